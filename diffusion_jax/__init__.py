@@ -1,0 +1,60 @@
+"""Pixel-space diffusion models in JAX and Flax.
+
+>>> import jax
+>>> import diffusion_jax as dj
+>>> schedule = dj.schedules.cosine(1000)
+>>> x0 = jax.numpy.zeros((4, 8, 8, 1))
+>>> eps = jax.random.normal(jax.random.key(0), x0.shape)
+>>> dj.q_sample(schedule, x0, jax.numpy.array([1, 10, 100, 1000]), eps).shape
+(4, 8, 8, 1)
+"""
+
+from diffusion_jax import (
+  checkpoint,
+  data,
+  images,
+  losses,
+  metrics,
+  models,
+  parallel,
+  process,
+  schedules,
+  state,
+  timesteps,
+  training,
+)
+from diffusion_jax.models import UNet
+from diffusion_jax.process import (
+  p_mean_variance,
+  q_posterior,
+  q_sample,
+  q_step,
+  snr,
+)
+from diffusion_jax.samplers import ancestral_step, ddim_step, sample
+from diffusion_jax.schedules import Schedule
+
+__all__ = [
+  "Schedule",
+  "UNet",
+  "ancestral_step",
+  "checkpoint",
+  "data",
+  "ddim_step",
+  "images",
+  "losses",
+  "metrics",
+  "models",
+  "p_mean_variance",
+  "parallel",
+  "process",
+  "q_posterior",
+  "q_sample",
+  "q_step",
+  "sample",
+  "schedules",
+  "snr",
+  "state",
+  "timesteps",
+  "training",
+]

@@ -1,0 +1,16 @@
+"""Data: pictures by index, and batches that are a function of (seed, step).
+
+  source = load("digits")
+  batch = batches(source, batch_size=128, seed=0)[step]
+
+A source is random access to uint8 pictures, see ``Source``; ``load`` makes
+one from a name. TensorFlow is never imported here, see
+``diffusion_jax.data.tfds``.
+"""
+
+from diffusion_jax.data.loading import load as load
+from diffusion_jax.data.pipeline import batches as batches
+from diffusion_jax.data.pipeline import iterate as iterate
+from diffusion_jax.data.sources import ArraySource as ArraySource
+from diffusion_jax.data.sources import LazySource as LazySource
+from diffusion_jax.data.sources import Source as Source

@@ -1,0 +1,175 @@
+"""Pictures in a folder, or in a .zip of one."""
+
+import concurrent.futures
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.data import pictures, sources
+from diffusion_jax.data.files import File, find, label
+
+
+def load(
+  path: Path,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  skip_broken: bool,
+  max_bytes: int,
+) -> sources.Source:
+  """See ``sources.load``.
+
+  Everything is decoded now if it fits ``max_bytes``. If not, and if both size
+  and channels are given, nothing is read now, so that a large folder opens at
+  once; but skip_broken still has to decode every picture once.
+  """
+  files, names = label(path, find(path))
+  listed = files
+  if size is not None and channels is not None:
+    shape = (*size, channels)
+  else:
+    headers = _each(lambda _, file: _header(file), files, skip_broken)
+    files = _kept(path, files, headers)
+    shape = _one_shape(files, [h for h in headers if h], size, channels)
+
+  images = None
+  if len(files) * np.prod(shape, dtype=float) <= max_bytes:
+    images = np.empty((len(files), *shape), np.uint8)
+  if images is not None or skip_broken:
+
+    def decode(index: int, file: File) -> bool:
+      image = _image(file, size, shape)
+      if images is not None:
+        images[index] = image
+      return True
+
+    done = _each(decode, files, skip_broken)
+    files = _kept(path, files, done)
+    if images is not None and len(files) < len(images):
+      images = images[np.array(done, bool)]
+
+  if len(files) < len(listed):
+    _warn(path, listed, files)
+  labels = np.array([file.label for file in files], np.int32)
+  if images is not None:
+    return sources.in_memory(path.name, images, labels, names)
+  return sources.LazySource(
+    name=path.name,
+    image_shape=shape,
+    class_names=names,
+    # Not of the contents: that would read everything.
+    fingerprint=sources.fingerprint(
+      shape, *((file.path, file.num_bytes) for file in files)
+    ),
+    read=lambda i: (_read(files[i], size, shape), files[i].label),
+    length=len(files),
+    max_bytes=max_bytes,
+  )
+
+
+def _header(file: File) -> tuple[tuple[int, int], int]:
+  with file.open() as opened:
+    return pictures.header(opened)
+
+
+def _image(
+  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+) -> np.ndarray:
+  with file.open() as opened:
+    picture = pictures.decode(opened)
+  image = pictures.to_array(picture, size, shape[2])
+  if image.shape != shape:
+    raise ValueError(f"it has become {image.shape}, was {shape}")
+  return image
+
+
+def _read(
+  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+) -> np.ndarray:
+  """``_image`` with an error that names the file."""
+  try:
+    return _image(file, size, shape)
+  except pictures.BROKEN as error:
+    raise _unreadable(file, error) from error
+
+
+def _each(
+  function: Callable[[int, File], Any], files: list[File], skip_broken: bool
+) -> list[Any]:
+  """``function(index, file)`` of each in threads; None where one is broken."""
+
+  def attempt(index: int) -> Any:
+    try:
+      return function(index, files[index])
+    except pictures.BROKEN as error:
+      if skip_broken:
+        return None
+      raise _unreadable(files[index], error) from error
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    futures = [pool.submit(attempt, index) for index in range(len(files))]
+    try:
+      return [future.result() for future in futures]
+    finally:
+      # After an error the others need not be read.
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _kept(
+  path: Path, files: list[File], results: Sequence[object]
+) -> list[File]:
+  """The files whose result is not None; an error if there are none."""
+  kept = [f for f, r in zip(files, results, strict=True) if r is not None]
+  if not kept:
+    raise ValueError(
+      f"none of the {len(files)} pictures in {path} can be read, such as"
+      f" {files[0].path}: they are damaged or of an unknown kind, replace them"
+    )
+  return kept
+
+
+def _one_shape(
+  files: list[File],
+  headers: list[tuple[tuple[int, int], int]],
+  size: tuple[int, int] | None,
+  channels: int | None,
+) -> tuple[int, int, int]:
+  """The shape of all; the sizes must agree unless one is asked for."""
+  if channels is None:
+    channels = max(header[1] for header in headers)
+  if size is not None:
+    return (*size, channels)
+  first = headers[0][0]
+  for file, (other, _) in zip(files, headers, strict=True):
+    if other != first:
+      raise ValueError(
+        f"pictures differ in size: {files[0].path} is {first[0]} x {first[1]},"
+        f" {file.path} is {other[0]} x {other[1]} (height x width); set size"
+      )
+  return (*first, channels)
+
+
+def _unreadable(file: File, error: BaseException) -> ValueError:
+  # Pillow names a file by the memory address of its handle.
+  unknown = "UnidentifiedImageError" in type(error).__name__
+  reason = (
+    "not a picture of a known kind" if unknown else sources.one_line(error)
+  )
+  return ValueError(
+    f"cannot read picture {file.path}: {reason}; repair or remove it, or set"
+    " skip_broken=True"
+  )
+
+
+def _warn(path: Path, listed: list[File], files: list[File]) -> None:
+  good = {file.path for file in files}
+  broken = [str(file.path) for file in listed if file.path not in good]
+  more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+  warnings.warn(
+    f"left out {len(broken)} of {len(listed)} pictures in {path} that cannot"
+    f" be read: {', '.join(broken[:5])}{more}",
+    stacklevel=4,
+  )

@@ -1,0 +1,84 @@
+"""``load``: from a name to a source."""
+
+import os
+from pathlib import Path
+
+from diffusion_jax.data import arrays, folders, sources, tfds
+
+
+def load(
+  name: str | os.PathLike[str],
+  *,
+  split: str = "train",
+  size: int | tuple[int, int] | None = None,
+  channels: int | None = None,
+  skip_broken: bool = False,
+  data_dir: str | os.PathLike[str] | None = None,
+  max_bytes: int = sources.MAX_BYTES,
+) -> sources.Source:
+  """A source by its name.
+
+  Args:
+    name: One of
+      "digits", scikit-learn's 1,797 pictures of 8 x 8 x 1, which need no
+      download; the path of a folder of pictures or of a .zip of one, with a
+      sub-folder for each class if there are any; the path of a .npz ("images",
+      "labels") or .npy of uint8 images [N, H, W, C] or [N, H, W]; the name of
+      a TFDS data set, such as "cifar10", "mnist:3.*.*" or, if a folder in the
+      working directory has the same name, "tfds:cifar10".
+    split: Part of a TFDS data set, such as "test" or "train[:90%]". All else
+      is one part, "train".
+    size: Side, or (H, W), to which pictures are resized and cut; None leaves
+      them as stored, and then all must have one size. See ``pictures.crop``.
+    channels: 1 or 3 to make all pictures grey or colour; None leaves them as
+      stored, with grey ones made colour where both kinds are mixed.
+    skip_broken: Leave out pictures that cannot be read, with a warning,
+      instead of failing at the first.
+    data_dir: Where TFDS keeps its data sets; None is its own default.
+    max_bytes: Pictures that need more memory than this when decoded are
+      decoded anew each time they are read.
+
+  Returns:
+    The source.
+
+  Raises:
+    ValueError: For any name, file or option that does not fit; in one line,
+      with what to do.
+  """
+  text = os.path.expanduser(os.fspath(name))
+  path = Path(text)
+  shape = _pair(size)
+  if channels not in (None, 1, 3):
+    raise ValueError(f"channels is {channels!r}: must be 1, 3 or None")
+  tfds_name = text.removeprefix("tfds:")
+  is_file = path.suffix.lower() in (".zip", ".npz", ".npy")
+  if tfds_name != text or not (
+    text == "digits" or is_file or path.is_dir() or path.is_file()
+  ):
+    return tfds.load(tfds_name, split, shape, channels, data_dir, max_bytes)
+
+  if split != "train":
+    raise ValueError(
+      f"split is {split!r}, but {text} is one part: use split='train'"
+    )
+  if text == "digits":
+    return arrays.digits(shape, channels)
+  if path.is_dir() or path.suffix.lower() == ".zip":
+    return folders.load(path, shape, channels, skip_broken, max_bytes)
+  if not is_file:
+    raise ValueError(
+      f"{text} is a file of a kind that cannot be read: {sources.ACCEPTED}"
+    )
+  return arrays.load(path, shape, channels)
+
+
+def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+  """``size`` as (H, W), checked."""
+  if size is None:
+    return None
+  pair = (size, size) if isinstance(size, int) else tuple(size)
+  if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    raise ValueError(
+      f"size is {size!r}: must be a positive side, or (height, width)"
+    )
+  return pair[0], pair[1]

@@ -1,0 +1,143 @@
+"""Pictures: from the bytes of a file to uint8 [H, W, C]."""
+
+import struct
+import zipfile
+import zlib
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset(
+  {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+
+# What Pillow (and zipfile under it) raise for damaged or unsupported files.
+BROKEN = (
+  OSError,
+  EOFError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  LookupError,
+  RuntimeError,
+  struct.error,
+  zlib.error,
+  zipfile.BadZipFile,
+  Image.DecompressionBombError,
+)
+
+_GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B"})
+_EXIF_ORIENTATION = 0x0112
+
+
+def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
+  """((height, width), channels) of a picture, upright, without decoding it.
+
+  Channels is 1 for grey and 3 for colour; a palette counts as colour. Raises
+  one of ``BROKEN`` if the file is no picture.
+  """
+  with Image.open(file) as picture:
+    width, height = picture.size
+    # Pillow turns a TIFF upright by itself, size included.
+    turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    sideways = turned and picture.format != "TIFF"
+    size = (width, height) if sideways else (height, width)
+    return size, 1 if picture.mode in _GREY else 3
+
+
+def decode(file: IO[bytes]) -> Image.Image:
+  """Decodes a picture (the first frame) to mode "L" or "RGB".
+
+  It is turned upright as its EXIF data say, 16-bit grey is rounded to 8 bits,
+  and what is transparent is laid over white. Raises one of ``BROKEN`` if the
+  file is damaged or has no 8-bit meaning (32-bit integers, floats).
+  """
+  with Image.open(file) as opened:
+    picture = ImageOps.exif_transpose(opened)
+  if picture.mode in ("I", "F"):
+    raise ValueError(f"its pixels are 32-bit (mode {picture.mode})")
+  mode = "L" if picture.mode in _GREY else "RGB"
+  if picture.mode.startswith("I;16"):
+    wide = np.asarray(picture).astype(np.float64)
+    # 65535 = 255 * 257, so this takes white to white; Pillow's own
+    # conversion clips at 255.
+    return Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+  if picture.has_transparency_data:
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture)
+  return picture.convert(mode)
+
+
+def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+  """Shrinks (or enlarges) a picture to cover ``size`` and cuts the centre.
+
+  Halving by BOX while both sides stay at least as large as asked, then one
+  BICUBIC resize, then the cut: for a square size these are the steps of the
+  Guided Diffusion training data, which its reference batches depend on.
+
+  Args:
+    picture: Any mode that Pillow can resize.
+    size: (height, width) wanted.
+
+  Returns:
+    A picture of that size; the same pixels if it had it already.
+  """
+  height, width = size
+  while picture.width >= 2 * width and picture.height >= 2 * height:
+    half = (picture.width // 2, picture.height // 2)
+    picture = picture.resize(half, Image.Resampling.BOX)
+  scale = max(width / picture.width, height / picture.height)
+  cover = (
+    max(width, round(picture.width * scale)),
+    max(height, round(picture.height * scale)),
+  )
+  picture = picture.resize(cover, Image.Resampling.BICUBIC)
+  left = (picture.width - width) // 2
+  top = (picture.height - height) // 2
+  return picture.crop((left, top, left + width, top + height))
+
+
+def to_array(
+  picture: Image.Image, size: tuple[int, int] | None, channels: int | None
+) -> np.ndarray:
+  """A decoded picture as uint8 [H, W, C].
+
+  Args:
+    picture: Mode "L" or "RGB", as from ``decode``.
+    size: (H, W) to ``crop`` to, or None to leave it.
+    channels: 1, 3, or None to leave them.
+  """
+  if channels is not None:
+    picture = picture.convert("L" if channels == 1 else "RGB")
+  if size is not None:
+    picture = crop(picture, size)
+  array = np.asarray(picture)
+  return array[..., None] if array.ndim == 2 else array
+
+
+def refit(
+  image: np.ndarray, size: tuple[int, int] | None, channels: int | None
+) -> np.ndarray:
+  """``to_array`` for an image that is an array already, uint8 [H, W, C].
+
+  Raises:
+    ValueError: If ``channels`` is given and the image has neither 1, 3 nor
+      that many.
+  """
+  have = image.shape[-1]
+  if have in (1, 3):
+    picture = Image.fromarray(image[..., 0] if have == 1 else image)
+    return to_array(picture, size, channels)
+  if channels not in (None, have):
+    raise ValueError(
+      f"channels is {channels}, but the images have {have}: only 1 and 3 can"
+      " be converted to each other, leave channels=None"
+    )
+  if size is None:
+    return image
+  bands = [
+    crop(Image.fromarray(band), size) for band in np.moveaxis(image, -1, 0)
+  ]
+  return np.stack([np.asarray(band) for band in bands], axis=-1)

@@ -1,0 +1,197 @@
+"""Sources: random access to uint8 pictures and labels."""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import functools
+import hashlib
+import operator
+import os
+from collections.abc import Callable, Iterator
+from typing import SupportsIndex
+
+import numpy as np
+
+MAX_BYTES = 2**31
+
+ACCEPTED = (
+  "give 'digits', a folder or .zip of pictures, a .npz or .npy of uint8"
+  " images, or a TFDS name such as 'cifar10'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+  """Random access to pictures, the one interface that ``batches`` needs.
+
+  ``source[i]`` is {"image": uint8 [H, W, C], "label": int32 scalar}, for i
+  in 0..len(source)-1; the label is 0 where there are none. All images have
+  one shape. To make a source of your own, use ``ArraySource`` or
+  ``LazySource``, or derive from this class and give ``__len__`` and
+  ``gather``.
+
+  Attributes:
+    name: What it is, for people.
+    image_shape: (H, W, C).
+    class_names: One name per label; empty if unlabelled.
+    fingerprint: Short hexadecimal digest of the contents, equal for equal
+      data; for data read lazily a digest of what identifies them.
+  """
+
+  name: str
+  image_shape: tuple[int, int, int]
+  class_names: tuple[str, ...] = ()
+  fingerprint: str = ""
+
+  @property
+  def num_classes(self) -> int:
+    """Number of classes; 0 if unlabelled."""
+    return len(self.class_names)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    raise NotImplementedError
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Many examples at once, in new arrays.
+
+    Args:
+      indices: Integers [B], each in 0..len(self)-1.
+
+    Returns:
+      {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+    """
+    raise NotImplementedError
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+    """Example ``index``; negative counts from the end, as in a list."""
+    index = operator.index(index)
+    if not -len(self) <= index < len(self):
+      raise IndexError(f"index {index} of a source with {len(self)} examples")
+    one = self.gather(np.array([index % len(self)]))
+    return {key: values[0] for key, values in one.items()}
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    """Every example in order."""
+    return (self[index] for index in range(len(self)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ArraySource(Source):
+  """A source in memory.
+
+  Attributes:
+    images: uint8 [N, H, W, C].
+    labels: int32 [N].
+  """
+
+  images: np.ndarray = dataclasses.field(repr=False)
+  labels: np.ndarray = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.images)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    # asarray: a memory-mapped file would otherwise give a np.memmap.
+    return {
+      "image": np.asarray(self.images[indices]),
+      "label": self.labels[indices],
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LazySource(Source):
+  """A source that decodes an example when it is first asked for.
+
+  Attributes:
+    read: Index -> (image, label); called from several threads at once.
+    length: Number of pictures.
+    max_bytes: Decoded pictures are kept for the next epoch if all of them
+      need no more memory than this.
+  """
+
+  read: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+  length: int
+  max_bytes: int = MAX_BYTES
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+  @functools.cached_property
+  def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Images, labels and which of them are there; None if too large."""
+    shape = (self.length, *self.image_shape)
+    if np.prod(shape, dtype=float) > self.max_bytes:
+      return None
+    # np.empty takes no memory until it is written to.
+    images = np.empty(shape, np.uint8)
+    labels = np.empty(self.length, np.int32)
+    return images, labels, np.zeros(self.length, bool)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return self.length
+
+  def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    read = self._pool.map(self.read, indices.tolist())
+    images, labels = zip(*read, strict=True)
+    return np.stack(images), np.asarray(labels, np.int32)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    if self._kept is None:
+      image, label = self._read(indices)
+      return {"image": image, "label": label}
+    images, labels, known = self._kept
+    missing = np.unique(indices[~known[indices]])
+    if missing.size:
+      images[missing], labels[missing] = self._read(missing)
+      # Only now: another thread may be looking.
+      known[missing] = True
+    return {"image": images[indices], "label": labels[indices]}
+
+
+def fingerprint(*parts: object) -> str:
+  """16 hexadecimal digits of SHA-256 over arrays (their bytes) and texts."""
+  digest = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, np.ndarray):
+      digest.update(str((part.shape, part.dtype.str)).encode())
+      digest.update(np.ascontiguousarray(part).data)
+    else:
+      digest.update(f"{part}\n".encode())
+  return digest.hexdigest()[:16]
+
+
+def in_memory(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  class_names: tuple[str, ...],
+) -> ArraySource:
+  """An ``ArraySource`` with its fingerprint."""
+  labels = labels.astype(np.int32)
+  return ArraySource(
+    name=name,
+    image_shape=images.shape[1:],
+    class_names=class_names,
+    fingerprint=fingerprint(images, labels, *class_names),
+    images=images,
+    labels=labels,
+  )
+
+
+def one_line(error: BaseException) -> str:
+  """The message of an error as one line of at most 400 characters."""
+  return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def unknown(name: str, known: list[str]) -> ValueError:
+  """The error for a name that stands for nothing."""
+  near = difflib.get_close_matches(name, ["digits", *known], n=3, cutoff=0.6)
+  names = " or ".join(repr(one) for one in near)
+  hint = f", did you mean {names}?" if near else ":"
+  return ValueError(f"no data set or path {name!r}{hint} {ACCEPTED}")

@@ -1,0 +1,96 @@
+"""Pictures out: quantised, tiled, enlarged, saved."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+
+def to_uint8(x: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
+  """[-1, 1] -> 0..255, rounded to the nearest (k <-> k / 127.5 - 1).
+
+  >>> to_uint8(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
+  [0, 0, 128, 255]
+  """
+  scaled = np.rint((np.asarray(x, np.float32) + 1) * 127.5)
+  return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def displayable(x: UInt8[np.ndarray, "B H W C"]) -> np.ndarray:
+  """[B, H, W, C] -> [B, H, W', 3]; grey or colour as it is.
+
+  Any other number of channels is shown as that many grey pictures side by
+  side.
+  """
+  b, h, w, c = x.shape
+  if c == 3:
+    return x
+  grey = x.transpose(0, 1, 3, 2).reshape(b, h, c * w, 1)
+  return np.broadcast_to(grey, (b, h, c * w, 3))
+
+
+def grid(
+  x: Float[np.ndarray, "B H W C"],
+  *,
+  columns: int | None = None,
+  min_pixels: int = 64,
+  gap: int = 4,
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+  """Tiles images into one picture.
+
+  Args:
+    x: Images in [-1, 1].
+    columns: Per row; by default about as many as rows.
+    min_pixels: Small images are enlarged by a whole factor, pixels staying
+      sharp, until their shorter side has at least this many.
+    gap: White pixels between images.
+
+  Returns:
+    The picture.
+  """
+  tiles = displayable(to_uint8(x))
+  b, h, w, _ = tiles.shape
+  factor = max(1, -(-min_pixels // min(h, x.shape[2])))
+  tiles = tiles.repeat(factor, axis=1).repeat(factor, axis=2)
+  h, w = h * factor, w * factor
+  columns = columns or int(np.ceil(np.sqrt(b * h / w)))
+  rows = -(-b // columns)
+  canvas = np.full(
+    (rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 255, np.uint8
+  )
+  for k, tile in enumerate(tiles):
+    top = gap + (k // columns) * (h + gap)
+    left = gap + (k % columns) * (w + gap)
+    canvas[top : top + h, left : left + w] = tile
+  return canvas
+
+
+def save_png(path: pathlib.Path, picture: UInt8[np.ndarray, "H W C"]) -> None:
+  """Writes one picture; one channel is grey, three are colour."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  array = picture[..., 0] if picture.shape[-1] == 1 else picture
+  Image.fromarray(array).save(path)
+
+
+def save_gif(
+  path: pathlib.Path,
+  frames: list[UInt8[np.ndarray, "H W 3"]],
+  *,
+  seconds: float = 0.1,
+  pause: float = 2.0,
+) -> None:
+  """Writes an animation that repeats for ever.
+
+  Args:
+    path: Of the .gif.
+    frames: The pictures, in order.
+    seconds: How long each is shown.
+    pause: How long the last is shown.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  first, *rest = [Image.fromarray(f) for f in frames]
+  durations = [int(1000 * seconds)] * len(rest) + [int(1000 * pause)]
+  first.save(
+    path, save_all=True, append_images=rest, duration=durations, loop=0
+  )

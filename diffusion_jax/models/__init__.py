@@ -1,0 +1,5 @@
+"""Networks. They know nothing of the process: (x_t, t) in, an image out."""
+
+from diffusion_jax.models.unet import UNet, check_size
+
+__all__ = ["UNet", "check_size"]

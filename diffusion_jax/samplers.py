@@ -1,0 +1,243 @@
+"""Samplers: a step is one equation, ``sample`` is the one loop.
+
+A step is ``step(denoise, schedule, x_t, t, s, eps) -> (x_s, x0_hat)``. It is
+deterministic: its Gaussian noise comes in as ``eps``. ``denoise(x_t, t)`` is
+any callable that returns what a network would: a U-Net with its parameters, a
+closed form, a guided model.
+
+Noise is named, not drawn from a stream: the noise that lands image k on step
+s comes from fold_in(fold_in(key, k), s), and x_T is the noise that lands on T.
+So image k is the same whatever the batch size or the number of devices, and a
+walk cut into pieces is the same walk.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax import timesteps
+from diffusion_jax.process import (
+  Batch,
+  Denoise,
+  Time,
+  fresh_noise,
+  p_mean_variance,
+  per_example,
+  posterior_var,
+  rates,
+)
+from diffusion_jax.schedules import Schedule
+
+Step = Callable[..., tuple[Batch, Batch]]
+
+
+class Trajectory(NamedTuple):
+  """What ``sample`` kept on its way, in the order of the steps asked for.
+
+  Attributes:
+    s: The steps.
+    x: The samples x_s.
+    x0_hat: What the network took the clean data to be when it moved to s.
+  """
+
+  s: Int[Array, " K"]
+  x: Float[Array, "K B *image"]
+  x0_hat: Float[Array, "K B *image"]
+
+
+def ancestral_step(
+  denoise: Denoise,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  eps: Batch,
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> tuple[Batch, Batch]:
+  """Draws x_s from p(x_s | x_t) (DDPM, algorithm 2, lines 3 and 4).
+
+  Args:
+    denoise: ``(x_t, t) -> output``; t comes as one step per example.
+    schedule: The noise schedule.
+    x_t: The sample at step t.
+    t: Where it stands, 1..T.
+    s: Where to go, 0..t-1. At s = 0 no noise is added.
+    eps: Standard Gaussian noise, the shape of x_t.
+    target: What the network predicts.
+    variance: Of p(x_s | x_t), see ``process.p_mean_variance``.
+    clip: Clip the predicted clean data to [-1, 1].
+
+  Returns:
+    x_s and the predicted clean data x0_hat.
+  """
+  output = denoise(x_t, _times(t, x_t))
+  p = p_mean_variance(
+    schedule, output, x_t, t, s, target=target, variance=variance, clip=clip
+  )
+  std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
+  return p.mean + std * eps, p.x0_hat
+
+
+def ddim_step(
+  denoise: Denoise,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  eps: Batch,
+  *,
+  eta: float | Float[Array, ""] = 0.0,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> tuple[Batch, Batch]:
+  """Moves to x_s along the predicted noise (DDIM, eqs. 12 and 16).
+
+  x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std eps, where std
+  is eta times that of the posterior. eps_hat belongs to the clipped x0_hat,
+  as in the published code, which makes eta = 1 the same step as
+  ``ancestral_step`` with fixed_small, clipping included.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x_t: The sample at step t.
+    t: Where it stands, 1..T.
+    s: Where to go, 0..t-1.
+    eps: Standard Gaussian noise; unused where eta is 0.
+    eta: 0 is deterministic, 1 is ancestral sampling.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip the predicted clean data to [-1, 1].
+
+  Returns:
+    x_s and the predicted clean data x0_hat.
+  """
+  output = denoise(x_t, _times(t, x_t))
+  p = p_mean_variance(
+    schedule, output, x_t, t, s, target=target, variance=variance, clip=clip
+  )
+  alpha_s, _ = rates(schedule, s, x_t)
+  var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
+  # sigma_s^2 - var, in a form that rounding cannot make negative.
+  rest = schedule.sigma[s] ** 2 * (1 - eta**2 * fresh_noise(schedule, t, s))
+  x_s = (
+    alpha_s * p.x0_hat
+    + per_example(jnp.sqrt(rest), x_t) * p.eps_hat
+    + jnp.sqrt(var) * eps
+  )
+  return x_s, p.x0_hat
+
+
+def _times(t: Time, x_t: Batch) -> Int[Array, " B"]:
+  """One step per example, which is what a network takes."""
+  return jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+
+
+def noise(
+  key: Key[Array, ""], s: Time, images: Int[Array, " B"], shape: Sequence[int]
+) -> Float[Array, "B *image"]:
+  """The standard Gaussian noise that lands these images on step s.
+
+  Args:
+    key: The root of all of a run's noise.
+    s: The step.
+    images: Numbers of the images, one key for each.
+    shape: Of one image.
+
+  Returns:
+    [B, *shape]; row k depends on key, s and images[k] alone.
+  """
+
+  def one(image):
+    return jax.random.normal(
+      jax.random.fold_in(jax.random.fold_in(key, image), s), shape
+    )
+
+  return jax.vmap(one)(images)
+
+
+def sample(
+  step: Step,
+  denoise: Denoise,
+  schedule: Schedule,
+  shape: Sequence[int],
+  key: Key[Array, ""],
+  *,
+  pairs: timesteps.Pairs | Int[Array, "S 2"] | None = None,
+  x_T: Batch | None = None,
+  first: int | Int[Array, ""] = 0,
+  keep: Sequence[int] = (),
+) -> tuple[Batch, Trajectory]:
+  """Walks from noise to data (DDPM, algorithm 2): one ``lax.scan``.
+
+  Args:
+    step: A step function, options bound with ``functools.partial``.
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    shape: Of the batch, (B, H, W, C).
+    key: The root of all noise, x_T's included.
+    pairs: The (t, s) to walk, see ``timesteps``; by default all T.
+    x_T: Where to start, instead of noise.
+    first: The number of the first image; a run of images 64..127 is
+      ``first=64`` with B = 64.
+    keep: Steps s at which to keep x_s and x0_hat, for previews. Only these
+      are held in memory.
+
+  Returns:
+    The samples, and the trajectory at the steps in ``keep``.
+
+  Raises:
+    ValueError: If a step to keep is not walked to.
+  """
+  pairs = timesteps.every(schedule.T) if pairs is None else pairs
+  _check_pairs(pairs, schedule.T, keep)
+  images = first + jnp.arange(shape[0])
+  if x_T is None:
+    x_T = noise(key, jnp.asarray(pairs)[0, 0], images, shape[1:])
+  empty = jnp.zeros((len(keep), *shape), x_T.dtype)
+  wanted = jnp.asarray(keep, jnp.int32)
+
+  def body(carry, pair):
+    x_t, kept = carry
+    t, s = pair
+    eps = noise(key, s, images, shape[1:])
+    x_s, x0_hat = step(denoise, schedule, x_t, t, s, eps)
+    if keep:
+      # A step nobody wants has slot len(keep), which mode="drop" ignores.
+      slot = jnp.cumprod(wanted != s).sum()
+      kept = jax.tree.map(
+        lambda buffer, new: buffer.at[slot].set(new, mode="drop"),
+        kept,
+        (x_s, x0_hat),
+      )
+    return (x_s, kept), None
+
+  (x, kept), _ = jax.lax.scan(body, (x_T, (empty, empty)), jnp.asarray(pairs))
+  return x, Trajectory(wanted, *kept)
+
+
+def _check_pairs(pairs, T: int, keep: Sequence[int]) -> None:
+  """Refuses impossible walks; traced pairs cannot be looked at."""
+  if isinstance(pairs, jax.core.Tracer):
+    return
+  pairs = np.asarray(pairs)
+  if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
+    raise ValueError(f"pairs have shape {pairs.shape}; pass rows (t, s)")
+  wrong = (pairs[:, 0] <= pairs[:, 1]) | (pairs[:, 1] < 0) | (pairs[:, 0] > T)
+  if wrong.any():
+    t, s = pairs[np.argmax(wrong)]
+    raise ValueError(f"pair (t={t}, s={s}) must have 0 <= s < t <= T = {T}")
+  missing = sorted(set(keep) - set(pairs[:, 1].tolist()))
+  if missing:
+    raise ValueError(
+      f"keep={missing[0]} is not a step that the walk reaches; "
+      f"choose among the s of pairs, {pairs[0, 1]} down to {pairs[-1, 1]}"
+    )

@@ -1,0 +1,200 @@
+"""One step of training, a pure function (DDPM, algorithm 1)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax import losses, timesteps
+from diffusion_jax.schedules import Schedule
+from diffusion_jax.state import TrainState, update_ema
+
+# (params, x_t, t, y, dropout_key) -> output
+Apply = Callable[..., Array]
+
+
+class Metrics(NamedTuple):
+  """What a step reports, on the device.
+
+  Attributes:
+    loss: Mean over the batch.
+    quartile_loss: Summed over the examples whose t is in each quarter of
+      1..T, the cleanest first.
+    quartile_count: How many those are.
+    grad_norm: Global norm of the gradient, before clipping.
+    param_norm: Global norm of the parameters, after the update.
+  """
+
+  loss: Float[Array, ""]
+  quartile_loss: Float[Array, "4"]
+  quartile_count: Float[Array, "4"]
+  grad_norm: Float[Array, ""]
+  param_norm: Float[Array, ""]
+
+
+def optimizer(
+  *,
+  lr: float,
+  warmup_steps: int = 0,
+  decay_steps: int | None = None,
+  clip: float | None = None,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+  """Adam as the papers use it.
+
+  Args:
+    lr: Learning rate.
+    warmup_steps: The rate grows linearly, lr * min(step / warmup_steps, 1);
+      the first update has rate 0, as in the DDPM code.
+    decay_steps: If set, the rate also falls to 0 at this step along a
+      cosine.
+    clip: Largest global norm of the gradient; None does not clip.
+    b1: Decay of Adam's first moment.
+    b2: Decay of Adam's second moment.
+    eps: Adam's epsilon.
+    weight_decay: Decoupled weight decay (AdamW).
+
+  Returns:
+    The gradient transformation.
+  """
+
+  def rate(step):
+    warm = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0
+    if decay_steps is None:
+      return lr * warm
+    done = jnp.minimum(step / decay_steps, 1)
+    return lr * warm * 0.5 * (1 + jnp.cos(jnp.pi * done))
+
+  adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  if clip is None:
+    return adam
+  return optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def train_step(
+  state: TrainState,
+  batch: Mapping[str, Any],
+  key: Key[Array, ""],
+  *,
+  apply: Apply,
+  schedule: Schedule,
+  tx: optax.GradientTransformation,
+  target: str = "eps",
+  weight: losses.Weight | None = None,
+  micro_batches: int = 1,
+  ema_warmup: bool = False,
+) -> tuple[TrainState, Metrics]:
+  """Takes one gradient step.
+
+  All randomness comes from fold_in(key, state.step), and t and eps are drawn
+  for the whole batch: how often the batch is cut changes nothing but memory
+  (and the draws of dropout).
+
+  Args:
+    state: The state so far.
+    batch: "image", [B, H, W, C] in [-1, 1], and "label", [B], or None for
+      an unconditional network.
+    key: The run's training key, the same at every step.
+    apply: ``(params, x_t, t, y, dropout_key) -> output``.
+    schedule: The noise schedule.
+    tx: The optimizer.
+    target: What the network predicts.
+    weight: Of the loss, see ``losses``.
+    micro_batches: Cut the batch into this many pieces, one at a time in
+      memory; the gradient is the exact mean over the whole batch.
+    ema_warmup: See ``state.update_ema``.
+
+  Returns:
+    The next state, and metrics.
+  """
+  x0, y = batch["image"], batch["label"]
+  key_t, key_eps, key_dropout = jax.random.split(
+    jax.random.fold_in(key, state.step), 3
+  )
+  t = timesteps.uniform(key_t, x0.shape[0], schedule.T)
+  eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+
+  def loss_fn(params, part):
+    number, x0, y, t, eps = part
+    dropout_key = jax.random.fold_in(key_dropout, number)
+    loss = losses.weighted_mse(
+      lambda x_t, t: apply(params, x_t, t, y, dropout_key),
+      schedule,
+      x0,
+      t,
+      eps,
+      target=target,
+      weight=weight,
+    )
+    return loss.mean(), loss
+
+  parts = jax.tree.map(lambda x: _cut(x, micro_batches), (x0, y, t, eps))
+  grads, loss = _mean_gradient(
+    loss_fn, state.params, (jnp.arange(micro_batches), *parts)
+  )
+  loss = _join(loss)
+
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = {
+    rate: update_ema(
+      average, params, float(rate), state.step, warmup=ema_warmup
+    )
+    for rate, average in state.ema.items()
+  }
+  quartile = jax.nn.one_hot((t - 1) * 4 // schedule.T, 4)
+  metrics = Metrics(
+    loss=loss.mean(),
+    quartile_loss=loss @ quartile,
+    quartile_count=quartile.sum(axis=0),
+    grad_norm=optax.global_norm(grads),
+    param_norm=optax.global_norm(params),
+  )
+  return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+
+def _mean_gradient(loss_fn, params, parts):
+  """Mean gradient, and all losses, over equal parts taken one at a time."""
+  gradient = jax.grad(loss_fn, has_aux=True)
+  count = len(parts[0])
+  if count == 1:  # No second copy of the gradient where none is needed.
+    grads, loss = gradient(params, jax.tree.map(lambda x: x[0], parts))
+    return grads, loss[None]
+
+  def body(total, part):
+    grads, loss = gradient(params, part)
+    return jax.tree.map(jnp.add, total, grads), loss
+
+  total, loss = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), parts)
+  return jax.tree.map(lambda g: g / count, total), loss
+
+
+def _cut(x: Array, parts: int) -> Array:
+  """[B, ...] -> [parts, B / parts, ...], taking every parts-th example.
+
+  So each device's share of the batch gives an equal share to every part, and
+  nothing moves between devices.
+  """
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join(x: Array) -> Array:
+  """The inverse of ``_cut``."""
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def quartiles(
+  loss: Float[Array, "4"], count: Float[Array, "4"]
+) -> dict[str, float]:
+  """Mean loss by quarter of t, for logs; quarters without examples drop."""
+  return {
+    f"loss_q{i}": float(total / n)
+    for i, (total, n) in enumerate(zip(loss, count, strict=True))
+    if n > 0
+  }

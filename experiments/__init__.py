@@ -1,0 +1,1 @@
+"""Scripts: thin programs around the library. Run with python -m."""

@@ -1,0 +1,150 @@
+"""From a configuration to the objects that it describes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+import diffusion_jax as dj
+
+SAMPLERS = {"ancestral": dj.ancestral_step, "ddim": dj.ddim_step}
+SCHEDULES = (
+  "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
+)  # fmt: skip
+WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
+
+
+def named(kind: str, name: str, choices):
+  """Checks a name that a configuration gives.
+
+  Raises:
+    ValueError: Naming the choices.
+  """
+  if name not in choices:
+    raise ValueError(f"{kind} {name!r} is not one of {', '.join(choices)}")
+  return name
+
+
+def _call(kind: str, function: Callable, options: dict):
+  """function(**options); a stray or missing option is a user's error."""
+  try:
+    return function(**options)
+  except TypeError as error:
+    raise ValueError(f"{kind}: {error}") from error
+
+
+def schedule(config: ml_collections.ConfigDict) -> dj.Schedule:
+  """The noise schedule of ``config.schedule``."""
+  options = config.schedule.to_dict()
+  name = named("schedule", options.pop("name"), SCHEDULES)
+  return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
+
+
+def weight(config: ml_collections.ConfigDict) -> dj.losses.Weight | None:
+  """The loss weight of ``config.loss``."""
+  options = config.loss.to_dict()
+  name = named("loss weight", options.pop("weight"), WEIGHTS)
+  if name == "none":
+    return None
+  return _call(f"weight {name!r}", getattr(dj.losses, name), options)
+
+
+def check(config: ml_collections.ConfigDict, noise: dj.Schedule) -> None:
+  """Refuses names and numbers that would only fail after compiling."""
+  named("target", config.target, dj.process.TARGETS)
+  named("variance", config.variance, dj.process.VARIANCES)
+  for sampling in (config.preview, config.sampling):
+    named("sampler", sampling.sampler, SAMPLERS)
+    dj.timesteps.spaced(noise.T, sampling.steps)
+  for key, least in {"num_steps": 1, "keep_checkpoints": 1}.items():
+    if config[key] < least:
+      raise ValueError(f"{key}={config[key]} must be at least {least}")
+  for what, interval in config.every.items():
+    if interval < 1:
+      raise ValueError(f"every.{what}={interval} must be at least 1 step")
+
+
+def model(
+  config: ml_collections.ConfigDict,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+) -> dj.UNet:
+  """The U-Net of ``config.model`` for images of this shape.
+
+  Raises:
+    ValueError: If the network does not fit the images or their classes.
+  """
+  net = _call("model", dj.UNet, config.model.to_dict())
+  if net.num_classes is not None and net.num_classes != num_classes:
+    raise ValueError(
+      f"model.num_classes={net.num_classes}, but the data have "
+      f"{num_classes} classes"
+    )
+  levels = len(net.multipliers)
+  dj.models.check_size(image_shape[:2], levels)
+  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
+  if wrong:
+    raise ValueError(
+      f"model.attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"
+    )
+  return net
+
+
+def optimizer(
+  config: ml_collections.ConfigDict,
+) -> optax.GradientTransformation:
+  """The optimizer of ``config.optim``."""
+  return _call("optim", dj.training.optimizer, config.optim.to_dict())
+
+
+def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
+  """The state before the first step; a pure function of the key."""
+  x = jnp.zeros((1, *image_shape))
+  one = jnp.ones((1,), jnp.int32)
+  y = None if net.num_classes is None else one - 1
+  params = net.init(key, x, one, y)["params"]
+  return dj.state.create(params, tx, config.ema.rates)
+
+
+def generator(
+  config,
+  net: dj.UNet,
+  noise: dj.Schedule,
+  *,
+  sampler: str,
+  batch: int,
+  image_shape: tuple[int, int, int],
+  keep: tuple[int, ...] = (),
+) -> Callable:
+  """The compiled walk of one batch.
+
+  Returns:
+    ``(params, x, key, pairs, first) -> (x, trajectory)``: walks the pairs
+    from x, the images numbered from ``first``. The pairs are data: walking
+    as many others does not compile again.
+  """
+  step = functools.partial(
+    SAMPLERS[named("sampler", sampler, SAMPLERS)],
+    target=config.target,
+    variance=config.variance,
+  )
+
+  def walk(params, x, key, pairs, first):
+    images = first + jnp.arange(batch)
+    y = None if net.num_classes is None else images % net.num_classes
+    return dj.sample(
+      step,
+      lambda x_t, t: net.apply({"params": params}, x_t, t, y),
+      noise,
+      (batch, *image_shape),
+      key,
+      pairs=pairs,
+      x_T=x,
+      first=first,
+      keep=keep,
+    )
+
+  return jax.jit(walk)

@@ -1,0 +1,129 @@
+"""The command line: flags, configuration files, and errors people can read.
+
+A user's mistake is one line on standard error and exit status 2.
+"""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+CONFIGS = pathlib.Path(__file__).parent
+
+
+def fail(message: object, *, status: int = 2) -> SystemExit:
+  """Prints one line on standard error; returns the exit to raise."""
+  line = " ".join(str(message).split())
+  print(f"error: {line}", file=sys.stderr)  # noqa: T201
+  return SystemExit(status)
+
+
+def say(*words: object) -> None:
+  """Prints a line for the person at the terminal, at once."""
+  print(*words, flush=True)  # noqa: T201
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Turns what a user got wrong into one line and status 2."""
+  try:
+    yield
+  except (ValueError, OSError) as error:
+    raise fail(error) from error
+
+
+def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
+  """Parses a command line into ``values``.
+
+  ``--config=PATH`` is looked up in the working directory, then beside this
+  file; ``PATH:variant`` passes a variant to its ``get_config``.
+
+  Args:
+    argv: The command line, the program's name first.
+    values: With the flags defined.
+
+  Returns:
+    ``values``, parsed.
+
+  Raises:
+    SystemExit: Status 2 after one line that names what is wrong and the
+      nearest that is right; status 0 after ``--help``.
+  """
+  if "--help" in argv or "-h" in argv:
+    say(_help(values))
+    raise SystemExit(0)
+  try:
+    rest = values([_find_config(arg) for arg in argv])
+    if len(rest) > 1:
+      raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
+    if "config" in values:
+      values["config"].value.keys()  # A broken file is reported when read.
+  except flags.Error as error:
+    raise fail(error) from error
+  except (AttributeError, KeyError) as error:
+    # ConfigDict's errors for unknown keys: "'lrr'\nDid you mean ...".
+    text = str(error).strip("\"'").replace("\\n", " ").replace("'", "")
+    raise fail(f"unknown configuration key {text}") from error
+  except (ValueError, TypeError, OSError) as error:
+    raise fail(error) from error
+  return values
+
+
+def _find_config(arg: str) -> str:
+  """Points --config at the file, in the working directory or beside us."""
+  if not arg.startswith(("--config=", "-config=")):
+    return arg
+  path, colon, variant = arg.split("=", 1)[1].partition(":")
+  for folder in (pathlib.Path(), CONFIGS):
+    if (folder / path).is_file():
+      return f"--config={folder / path}{colon}{variant}"
+  known = sorted(p.name for p in (CONFIGS / "configs").glob("[!_]*.py"))
+  raise fail(
+    f"no configuration file {path}; there are "
+    + ", ".join(f"configs/{name}" for name in known)
+  )
+
+
+def _help(values: flags.FlagValues) -> str:
+  module = sys.modules["__main__"]
+  lines = [(module.__doc__ or "").strip(), "", "flags:"]
+  for name in sorted(values):
+    lines.append(f"  --{name}: {values[name].help}")
+  return "\n".join(lines)
+
+
+def define_config(values: flags.FlagValues, default: str) -> None:
+  """Defines --config."""
+  config_flags.DEFINE_config_file(
+    "config",
+    _find_config(f"--config={default}").split("=", 1)[1],
+    "configuration file, PATH[:variant]; override a value with "
+    "--config.key.subkey=value",
+    lock_config=True,
+    flag_values=values,
+  )
+
+
+def config_name(argv: Sequence[str], default: str) -> str:
+  """A short name for a run: configs/digits.py:smoke -> digits-smoke."""
+  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  path, _, variant = (given[-1] if given else default).partition(":")
+  stem = pathlib.Path(path).stem
+  return f"{stem}-{variant}" if variant else stem
+
+
+def variant_of(variant: str, allowed: Sequence[str]) -> str:
+  """Checks the part of --config after the colon.
+
+  Raises:
+    ValueError: Naming what is allowed.
+  """
+  if variant not in ("", *allowed):
+    raise ValueError(
+      f"unknown variant {variant!r}; this configuration has "
+      f"{', '.join(allowed) or 'none'}"
+    )
+  return variant

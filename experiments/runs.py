@@ -1,0 +1,148 @@
+"""A run directory: everything about one training run, described by itself.
+
+config.json      the configuration, as it was run
+data.json        what it was trained on: name, shape, classes, fingerprint
+versions.json    the packages it was run with
+metrics.jsonl    one line per logged step;  tensorboard/ the same
+samples/         pictures made on the way
+checkpoints/     the training state
+"""
+
+import difflib
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import ml_collections
+
+# Keys that may change between one part of a run and the next: they steer how
+# long it goes on and what it shows, not what is learnt.
+MAY_CHANGE = ("num_steps", "every", "preview", "sampling", "keep_checkpoints")
+
+PACKAGES = (
+  "diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
+  "grain", "numpy",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+  """Python, the packages and the devices this process runs with."""
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    found[name] = importlib.metadata.version(name)
+  device = jax.devices()[0]
+  found["devices"] = f"{jax.device_count()} x {device.device_kind}"
+  return found
+
+
+def describe(source) -> dict[str, Any]:
+  """What later commands need to know of the data."""
+  return {
+    "name": source.name,
+    "examples": len(source),
+    "image_shape": list(source.image_shape),
+    "num_classes": source.num_classes,
+    "class_names": list(source.class_names),
+    "fingerprint": source.fingerprint,
+  }
+
+
+def start(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict, data: dict
+) -> None:
+  """Opens a run directory: a new one, or an old one of the same run.
+
+  Raises:
+    ValueError: If the directory holds something else, or a run whose
+      configuration or data differ; the message names the differences.
+  """
+  new = json.loads(config.to_json_best_effort())
+  if (workdir / "config.json").exists():
+    old, old_data = read_json(workdir, "config"), read_json(workdir, "data")
+    _check_same("configuration", workdir, old, new)
+    _check_same("data", workdir, old_data, data)
+  elif workdir.exists() and any(workdir.iterdir()):
+    raise ValueError(
+      f"{workdir} is not empty and not a run directory; choose another "
+      "--workdir"
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  for name, content in (
+    ("data", data),
+    ("versions", versions()),
+    ("config", new),  # Last: a directory with a config.json is complete.
+  ):
+    text = json.dumps(content, indent=2) + "\n"
+    (workdir / f"{name}.json").write_text(text)
+
+
+def load(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict]:
+  """Reads the configuration and the data description of a run.
+
+  Raises:
+    ValueError: If this is not a run directory; names the nearest that is.
+  """
+  if not workdir.is_dir():
+    raise ValueError(f"no run directory {workdir}{_nearest(workdir)}")
+  if not (workdir / "config.json").is_file():
+    raise ValueError(
+      f"{workdir} is not a run directory, it has no config.json"
+      f"{_nearest(workdir)}"
+    )
+  config = ml_collections.ConfigDict(read_json(workdir, "config"))
+  return config.lock(), read_json(workdir, "data")
+
+
+def read_json(workdir: pathlib.Path, name: str) -> dict:
+  """Reads one of the directory's .json files.
+
+  Raises:
+    ValueError: If it is missing or not JSON; names the file.
+  """
+  path = workdir / f"{name}.json"
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ValueError(f"{path} is missing from the run directory") from None
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def _nearest(workdir: pathlib.Path) -> str:
+  """The end of an error line: the runs of similar name in its folder."""
+  runs = [str(p.parent) for p in workdir.parent.glob("*/config.json")]
+  near = difflib.get_close_matches(str(workdir), runs, n=3, cutoff=0.3)
+  return f"; there is {', '.join(near)}" if near else ""
+
+
+def _check_same(kind: str, workdir: pathlib.Path, old: dict, new: dict):
+  """Names every key in which the two differ."""
+  old, new = flat(old), flat(new)
+  differing = [
+    f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and key.split(".")[0] not in MAY_CHANGE
+  ]
+  if differing:
+    raise ValueError(
+      f"{workdir} holds a run with another {kind}: {'; '.join(differing)}. "
+      "Change it back, or choose another --workdir"
+    )
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+  """Nested keys joined by dots.
+
+  >>> flat({"optim": {"lr": 0.1}, "seed": 0})
+  {'optim.lr': 0.1, 'seed': 0}
+  """
+  result = {}
+  for key, value in values.items():
+    if isinstance(value, dict):
+      result |= flat(value, f"{prefix}{key}.")
+    else:
+      result[prefix + key] = value
+  return result

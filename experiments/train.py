@@ -1,0 +1,297 @@
+"""Trains a diffusion model.
+
+  python -m experiments.train --config=configs/digits.py
+  python -m experiments.train --config=configs/cifar.py --config.optim.lr=1e-4
+
+The run is written to --workdir (runs/NAME by default). The same command
+again continues it from its last checkpoint.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import flags
+
+import diffusion_jax as dj
+from experiments import assemble, cli, runs
+from experiments.generate import generate
+from experiments.reporting import Log, denoising_gif, plot_loss
+
+DEFAULT_CONFIG = "configs/digits.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything that is settled before anything is compiled."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  source: dj.data.Source
+  schedule: dj.Schedule
+  net: dj.UNet
+  mesh: jax.sharding.Mesh
+  train_step: Callable
+  abstract_state: Any
+  init: Callable
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+  """Builds a run from its configuration and opens its directory.
+
+  Raises:
+    ValueError: For anything a user may have got wrong.
+  """
+  mesh = dj.parallel.data_mesh()
+  dj.parallel.check_batch(config.batch_size, mesh, config.micro_batches)
+  schedule = assemble.schedule(config)
+  weight = assemble.weight(config)
+  assemble.check(config, schedule)
+  tx = assemble.optimizer(config)
+  source = dj.data.load(**config.data.to_dict())
+  net = assemble.model(config, source.image_shape, source.num_classes)
+  init = functools.partial(assemble.init, config, net, source.image_shape, tx)
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  runs.start(workdir, config, runs.describe(source))
+
+  def apply(params, x_t, t, y, dropout_key):
+    return net.apply(
+      {"params": params}, x_t, t, y, train=True, rngs={"dropout": dropout_key}
+    )
+
+  step = functools.partial(
+    dj.training.train_step,
+    apply=apply,
+    schedule=schedule,
+    tx=tx,
+    target=config.target,
+    weight=weight,
+    micro_batches=config.micro_batches,
+    ema_warmup=config.ema.warmup,
+  )
+  replicated = dj.parallel.replicated(mesh)
+  return Run(
+    config=config,
+    workdir=workdir,
+    source=source,
+    schedule=schedule,
+    net=net,
+    mesh=mesh,
+    train_step=jax.jit(
+      step, donate_argnums=0, out_shardings=(replicated, replicated)
+    ),
+    abstract_state=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      abstract,
+    ),
+    init=jax.jit(init, out_shardings=replicated),
+  )
+
+
+def train(run: Run) -> None:
+  """Trains from the last checkpoint, or the start, to the last step."""
+  config, workdir = run.config, run.workdir
+  root = jax.random.key(config.seed)
+  key_init, key_train, key_preview = jax.random.split(root, 3)
+  checkpoints = dj.checkpoint.Checkpoints(
+    workdir / "checkpoints", keep=config.keep_checkpoints
+  )
+  with checkpoints:
+    start = checkpoints.latest_step()
+    if start is None:
+      start, state = 0, run.init(key_init)
+    else:
+      with cli.user_errors():
+        state = checkpoints.restore(run.abstract_state)
+    log = Log(
+      workdir,
+      first_step=start,
+      num_steps=config.num_steps,
+      batch_size=config.batch_size,
+      quiet=jax.process_index() > 0,
+    )
+    with log:
+      _announce(run, start, log)
+      state = _loop(run, state, start, key_train, key_preview, checkpoints, log)
+      _finish(run, state, key_preview, log)
+
+
+def _announce(run: Run, start: int, log: Log) -> None:
+  """The first lines: where everything goes, and what is about to happen."""
+  config = run.config
+  count = sum(
+    math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
+  )
+  verb = f"continues at step {start} of" if start else "begins: "
+  log.say(f"everything is written to {run.workdir}")
+  log.say(
+    f"{run.source.name}: {len(run.source)} images of "
+    f"{' x '.join(map(str, run.source.image_shape))}; {count:,} parameters; "
+    f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+  )
+  log.say(
+    f"the run {verb} {config.num_steps} steps of {config.batch_size} images"
+    "; the first step compiles"
+  )
+
+
+def _loop(run, state, start, key_train, key_preview, checkpoints, log):
+  """Every step from start + 1 to num_steps."""
+  config = run.config
+  batches = dj.data.batches(
+    run.source,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    flip=config.flip,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  window = []  # metrics since the last look, still on the device
+
+  def due(what: str) -> bool:
+    return step == config.num_steps or step % config.every[what] == 0
+
+  for step, batch in zip(
+    range(start + 1, config.num_steps + 1),
+    dj.data.iterate(batches, start=start),
+    strict=False,
+  ):
+    if run.net.num_classes is None:
+      batch = {**batch, "label": None}
+    batch = dj.parallel.put_batch(batch, run.mesh)
+    state, metrics = run.train_step(state, batch, key_train)
+    window.append(metrics)
+    if not any(due(what) for what in config.every):
+      continue
+    # The one place where the host waits for the device. Nothing is shown or
+    # saved before its steps are known to be good.
+    window = jax.device_get(window)
+    _check_finite(window, step, run.workdir, checkpoints)
+    if due("log"):
+      log.metrics(step, summary(window))
+      window = []
+    if due("checkpoint"):
+      checkpoints.save(state)
+    if due("preview"):
+      preview(run, state, key_preview, step, log)
+      log.pause()
+  return state
+
+
+def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
+  """What is logged of a few steps: means, and the loss by quarter of t."""
+  stacked = jax.tree.map(lambda *x: np.stack(x), *window)
+  return {
+    "loss": float(stacked.loss.mean()),
+    **dj.training.quartiles(
+      stacked.quartile_loss.sum(axis=0), stacked.quartile_count.sum(axis=0)
+    ),
+    "grad_norm": float(stacked.grad_norm.mean()),
+    "param_norm": float(stacked.param_norm[-1]),
+  }
+
+
+def _check_finite(window, step, workdir, checkpoints) -> None:
+  """Stops the run at the first step whose loss or gradient is not finite."""
+  for i, metrics in enumerate(window):
+    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
+      continue
+    bad = step - len(window) + 1 + i
+    good = checkpoints.latest_step()
+    kept = (
+      "there is no checkpoint yet"
+      if good is None
+      else f"the checkpoint of step {good} in {workdir} is good"
+    )
+    raise cli.fail(
+      f"step {bad}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; "
+      f"stopped, {kept}. Try a lower optim.lr or a longer optim.warmup_steps",
+      status=1,
+    )
+
+
+def preview(run: Run, state, key, step: int, log: Log) -> None:
+  """Sample grids of the raw and the averaged parameters, same noise."""
+  for name, params in {"raw": state.params, **state.ema}.items():
+    label = name if name == "raw" else f"ema{name}"
+    picture = dj.images.grid(draw(run, params, key, run.config.preview.num))
+    log.picture(f"samples/{label}", picture, step)
+    if jax.process_index() == 0:
+      path = run.workdir / "samples" / f"step{step:07}_{label}.png"
+      dj.images.save_png(path, picture)
+
+
+def draw(run: Run, params, key, num: int) -> np.ndarray:
+  """Samples for the eye, with the few steps of config.preview."""
+  batches = generate(
+    run.config,
+    run.net,
+    params,
+    run.schedule,
+    run.source.image_shape,
+    sampler=run.config.preview.sampler,
+    steps=run.config.preview.steps,
+    num=num,
+    key=key,
+  )
+  return np.concatenate([x for _, x in batches if x is not None])
+
+
+def _finish(run: Run, state, key, log: Log) -> None:
+  """Loss plot, denoising animation, and what to do next."""
+  config, workdir = run.config, run.workdir
+  best = list(state.ema.values())[-1] if state.ema else state.params
+  pairs = dj.timesteps.spaced(run.schedule.T, config.preview.steps)
+  shown = np.unique(np.linspace(0, len(pairs) - 1, 40).round().astype(int))
+  num, shape = min(config.preview.num, 32), tuple(run.source.image_shape)
+  walk = assemble.generator(
+    config,
+    run.net,
+    run.schedule,
+    sampler=config.preview.sampler,
+    batch=num,
+    image_shape=shape,
+    keep=tuple(pairs[shown, 1].tolist()),
+  )
+  x_T = dj.samplers.noise(key, pairs[0, 0], jnp.arange(num), shape)
+  _, trajectory = walk(best, x_T, key, pairs, 0)
+  if jax.process_index() == 0:
+    denoising_gif(
+      workdir / "samples" / "denoising.gif",
+      np.asarray(x_T),
+      np.asarray(trajectory.x),
+      columns=8,
+    )
+    plot_loss(workdir, workdir / "samples" / "loss.png")
+  log.say(f"pictures, loss.png and denoising.gif are in {workdir / 'samples'}")
+  log.say(f"next: python -m experiments.sample --workdir={workdir}")
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  values = flags.FlagValues()
+  cli.define_config(values, DEFAULT_CONFIG)
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "where the run is written; by default runs/NAME, NAME that of the config",
+    flag_values=values,
+  )
+  cli.parse(argv, values)
+  name = cli.config_name(argv, DEFAULT_CONFIG)
+  workdir = pathlib.Path(values.workdir or f"runs/{name}")
+  with cli.user_errors():
+    run = prepare(values.config, workdir)
+  train(run)
+
+
+if __name__ == "__main__":
+  main(sys.argv)

@@ -1,0 +1,77 @@
+"""Data whose exact denoiser is known in closed form.
+
+With x_t = alpha x_0 + sigma eps, the network that minimises every loss of
+this library returns conditional expectations given x_t. For Gaussian data and
+for mixtures they can be written down, which makes samplers and losses
+testable without training anything.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import process
+from diffusion_jax.schedules import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """x_0 = m_k + std N(0, I) with probability w_k, at every pixel alike.
+
+  One component makes it a Gaussian.
+  """
+
+  means: tuple[float, ...]
+  weights: tuple[float, ...]
+  std: float
+
+  @property
+  def mean(self) -> float:
+    return float(np.dot(self.weights, self.means))
+
+  @property
+  def var(self) -> float:
+    second = np.dot(self.weights, np.square(self.means)) + self.std**2
+    return float(second - self.mean**2)
+
+  def sample(self, key, shape):
+    key_component, key_noise = jax.random.split(key)
+    k = jax.random.choice(
+      key_component, len(self.means), shape, p=jnp.array(self.weights)
+    )
+    noise = jax.random.normal(key_noise, shape)
+    return jnp.array(self.means)[k] + self.std * noise
+
+  def x0_given(self, schedule: Schedule, x_t, t):
+    """E[x_0 | x_t], pixel by pixel."""
+    alpha, sigma = process.rates(schedule, t, x_t)
+    var = alpha**2 * self.std**2 + sigma**2  # of x_t given its component
+    gain = alpha * self.std**2 / var
+    logits, posterior_means = [], []
+    for w, m in zip(self.weights, self.means, strict=True):
+      logits.append(np.log(w) - (x_t - alpha * m) ** 2 / (2 * var))
+      posterior_means.append(m + gain * (x_t - alpha * m))
+    responsibility = jax.nn.softmax(jnp.stack(logits), axis=0)
+    return (responsibility * jnp.stack(posterior_means)).sum(axis=0)
+
+  def denoiser(self, schedule: Schedule, target: str = "eps"):
+    """The exact network for a prediction target."""
+
+    def denoise(x_t, t):
+      x0 = self.x0_given(schedule, x_t, t)
+      if target == "x0":
+        return x0
+      if target == "mean":
+        return process.mean_from_x0(schedule, x_t, t, x0)
+      eps = process.eps_from_x0(schedule, x_t, t, x0)
+      if target == "v":
+        return process.v_from_eps(schedule, x0, t, eps)
+      return eps
+
+    return denoise
+
+
+GAUSSIAN = Mixture(means=(0.3,), weights=(1.0,), std=0.5)
+TWO_PEAKS = Mixture(means=(-0.6, 0.5), weights=(0.3, 0.7), std=0.1)

@@ -1,0 +1,251 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import load, model
+
+from diffusion_jax import process, schedules
+
+NAMES = {"linear": schedules.linear, "cosine": schedules.cosine}
+
+
+@pytest.fixture(params=NAMES)
+def published(request):
+  """(numbers of one schedule, schedule, x0, eps, x_t, t, s) in float64."""
+  name, data = request.param, load("process")
+  with jax.enable_x64(True):
+    numbers = {
+      key.removeprefix(f"{name}_"): data[key]
+      for key in data.files
+      if key.startswith(f"{name}_")
+    }
+    t = jnp.asarray(numbers["t"] + 1)  # published steps count from 0
+    yield (
+      numbers,
+      data["coefs"],
+      NAMES[name](1000),
+      jnp.asarray(data["x0"]),
+      jnp.asarray(data["noise"]),
+      jnp.asarray(numbers["x_t"]),
+      t,
+      t - 1,
+    )
+
+
+def test_forward_process_is_the_published_one(published):
+  numbers, _, schedule, x0, eps, x_t, t, _ = published
+  got = process.q_sample(schedule, x0, t, eps)
+  np.testing.assert_allclose(got, x_t, rtol=1e-6)
+  alpha, sigma = process.rates(schedule, t, x0)
+  np.testing.assert_allclose(alpha * x0, numbers["q_mean"], rtol=1e-6)
+  log_var = jnp.broadcast_to(2 * jnp.log(sigma), x0.shape)
+  np.testing.assert_allclose(log_var, numbers["q_logvar"], rtol=1e-6)
+
+
+def test_posterior_is_the_published_one(published):
+  numbers, _, schedule, x0, _, x_t, t, s = published
+  mean, var = process.q_posterior(schedule, x0, x_t, t, s)
+  np.testing.assert_allclose(mean, numbers["posterior_mean"], rtol=1e-6)
+  var = jnp.broadcast_to(var, mean.shape)
+  np.testing.assert_allclose(
+    var, numbers["posterior_var"], rtol=1e-6, atol=1e-300
+  )
+  log_var = process.posterior_log_var(schedule, t, s)
+  log_var = jnp.broadcast_to(process.per_example(log_var, mean), mean.shape)
+  np.testing.assert_allclose(log_var, numbers["posterior_logvar"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "mean"])
+@pytest.mark.parametrize("variance", process.VARIANCES)
+@pytest.mark.parametrize("clip", [True, False])
+def test_reverse_gaussian_is_the_published_one(
+  published, target, variance, clip
+):
+  numbers, coefs, schedule, _, _, x_t, t, s = published
+  denoise = model(coefs, learned=variance.startswith("learned"))
+  p = process.p_mean_variance(
+    schedule,
+    denoise(x_t, t),
+    x_t,
+    t,
+    s,
+    target=target,
+    variance=variance,
+    clip=clip,
+  )
+  prefix = f"{target}_{variance}_{'clip' if clip else 'noclip'}"
+  for name, got in (("mean", p.mean), ("logvar", p.log_var), ("x0", p.x0_hat)):
+    np.testing.assert_allclose(
+      jnp.broadcast_to(got, x_t.shape),
+      numbers[f"{prefix}_{name}"],
+      rtol=1e-6,
+      atol=1e-9,
+      err_msg=name,
+    )
+
+
+def draws(shape=(6, 4, 5, 2), seed=0):
+  keys = jax.random.split(jax.random.key(seed), 2)
+  return (jax.random.normal(key, shape) for key in keys)
+
+
+def test_single_steps_compose_to_the_jump():
+  # q(x_t | x_s) q(x_s | x_0) = q(x_t | x_0), for any s in between: the
+  # coefficient of x_0 multiplies and the variances add.
+  schedule = schedules.cosine(300)
+  for s, t in [(0, 1), (1, 2), (17, 90), (150, 300), (299, 300)]:
+    s, t = jnp.asarray(s), jnp.asarray(t)
+    ratio = schedule.alpha[t] / schedule.alpha[s]
+    np.testing.assert_allclose(
+      ratio * schedule.alpha[s], schedule.alpha[t], rtol=1e-6
+    )
+    var = ratio**2 * schedule.sigma[s] ** 2 + process.beta(schedule, t, s)
+    np.testing.assert_allclose(var, schedule.sigma[t] ** 2, rtol=2e-4)
+
+
+def test_a_thousand_single_steps_have_the_moments_of_the_jump():
+  T, n = 1000, 20_000
+  schedule = schedules.linear(T)
+  x0 = jnp.full((n, 1), 0.7)
+
+  def step(x, t):
+    eps = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), x.shape)
+    x = process.q_step(schedule, x, t, eps)
+    return x, (x.mean(), x.var())
+
+  _, (mean, var) = jax.lax.scan(step, x0, jnp.arange(1, T + 1))
+  sigma = schedule.sigma[1:]
+  error = (mean - schedule.alpha[1:] * 0.7) / (sigma / np.sqrt(n))
+  assert jnp.abs(error).max() < 5
+  error = (var - sigma**2) / (sigma**2 * np.sqrt(2 / n))
+  assert jnp.abs(error).max() < 5
+
+
+def test_posterior_is_bayes_rule():
+  # q(x_s | x_t, x_0) = q(x_t | x_s) q(x_s | x_0) / q(x_t | x_0): a product
+  # of Gaussians in x_s, whose precisions add.
+  with jax.enable_x64(True):
+    schedule = schedules.linear(500)
+    x0, x_t = (x.astype(jnp.float64) for x in draws())
+    for s, t in [(1, 2), (3, 80), (100, 101), (250, 500)]:
+      s, t = jnp.asarray(s), jnp.asarray(t)
+      ratio = schedule.alpha[t] / schedule.alpha[s]
+      beta = process.beta(schedule, t, s)
+      precision = ratio**2 / beta + 1 / schedule.sigma[s] ** 2
+      mean = (
+        ratio * x_t / beta + schedule.alpha[s] * x0 / schedule.sigma[s] ** 2
+      ) / precision
+      got = process.q_posterior(schedule, x0, x_t, t, s)
+      np.testing.assert_allclose(got.mean, mean, rtol=1e-9)
+      np.testing.assert_allclose(got.var.ravel(), 1 / precision, rtol=1e-9)
+
+
+def test_the_last_posterior_is_a_point():
+  schedule = schedules.cosine(100)
+  x0, x_t = draws()
+  got = process.q_posterior(schedule, x0, x_t, 7, 0)
+  np.testing.assert_array_equal(got.mean, x0)
+  np.testing.assert_array_equal(got.var, 0)
+
+
+@pytest.mark.parametrize("t", [1, 30, 100])
+def test_conversions_are_inverses(t):
+  schedule = schedules.linear(100)
+  x0, eps = draws()
+  x_t = process.q_sample(schedule, x0, t, eps)
+  v = process.v_from_eps(schedule, x0, t, eps)
+  mean = process.mean_from_x0(schedule, x_t, t, x0)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
+  close(process.x0_from_eps(schedule, x_t, t, eps), x0)
+  close(process.x0_from_v(schedule, x_t, t, v), x0)
+  close(process.x0_from_mean(schedule, x_t, t, mean), x0)
+  close(process.eps_from_x0(schedule, x_t, t, x0), eps)
+  close(process.eps_from_v(schedule, x_t, t, v), eps)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize(("t", "s"), [(1, 0), (40, 39), (100, 20), (60, 0)])
+def test_all_targets_stand_for_the_same_gaussian(variance, t, s):
+  schedule = schedules.linear(100)
+  x0, eps = draws()
+  x0 = jnp.clip(x0, -1, 1)
+  x_t = process.q_sample(schedule, x0, t, eps)
+  outputs = {
+    "eps": eps,
+    "x0": x0,
+    "v": process.v_from_eps(schedule, x0, t, eps),
+    "mean": process.mean_from_x0(schedule, x_t, t, x0),
+  }
+  want = process.q_posterior(schedule, x0, x_t, t, s)
+  for target, output in outputs.items():
+    p = process.p_mean_variance(
+      schedule, output, x_t, t, s, target=target, variance=variance
+    )
+    chex.assert_equal_shape([p.mean, p.x0_hat, p.eps_hat, x_t])
+    np.testing.assert_allclose(p.mean, want.mean, atol=1e-3, err_msg=target)
+    np.testing.assert_allclose(p.x0_hat, x0, atol=1e-3, err_msg=target)
+    chex.assert_tree_all_finite(p)
+
+
+def test_fixed_large_is_wider_than_fixed_small():
+  schedule = schedules.cosine(100)
+  x = jnp.zeros((1, 2, 2, 1))
+  for t in range(2, 101):
+    small, large = (
+      process.p_mean_variance(schedule, x, x, t, t - 1, variance=v).log_var
+      for v in ("fixed_small", "fixed_large")
+    )
+    assert (large > small).all()
+
+
+def test_snr_is_the_ratio_of_powers():
+  schedule = schedules.linear(100)
+  t = jnp.arange(1, 101)
+  want = (schedule.alpha[t] / schedule.sigma[t]) ** 2
+  np.testing.assert_allclose(process.snr(schedule, t), want, rtol=1e-5)
+  assert jnp.isposinf(process.snr(schedule, jnp.asarray(0)))
+
+
+def test_the_reparameterised_draw_is_differentiable():
+  # d/dmean and d/dstd of E[(mean + std eps)^2] = mean^2 + std^2.
+  eps = jax.random.normal(jax.random.key(0), (200_000,))
+
+  def reparameterised(mean, std):
+    return ((mean + std * eps) ** 2).mean()
+
+  def direct(mean, std):
+    # Drawing from the law itself, by bisection on its distribution function:
+    # the numbers come out of comparisons, which have no derivative.
+    u = jax.random.uniform(jax.random.key(1), (1000,))
+    x = jnp.linspace(-20, 20, 4001)
+    cdf = jax.scipy.stats.norm.cdf(x, mean, std)
+    return (x[jnp.searchsorted(cdf, u)] ** 2).mean()
+
+  grad = jax.grad(reparameterised, argnums=(0, 1))(0.7, 1.3)
+  np.testing.assert_allclose(grad, (2 * 0.7, 2 * 1.3), rtol=0.02)
+  assert abs(direct(0.7, 1.3) - (0.7**2 + 1.3**2)) < 0.5
+  np.testing.assert_array_equal(jax.grad(direct, argnums=(0, 1))(0.7, 1.3), 0)
+
+
+def test_q_sample_is_linear_in_its_noise():
+  schedule = schedules.cosine(50)
+  x0, eps = draws()
+  _, tangent = jax.jvp(
+    lambda e: process.q_sample(schedule, x0, 20, e), (eps,), (eps,)
+  )
+  np.testing.assert_allclose(tangent, schedule.sigma[20] * eps, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"target": "epsilon"}, "target='epsilon' is not one of eps, x0, mean, v"),
+    ({"variance": "small"}, "variance='small' is not one of fixed_small"),
+    ({"variance": "learned"}, "needs 4 output channels, the network returned"),
+  ],
+)
+def test_bad_names_are_refused(change, message):
+  x = jnp.zeros((1, 2, 2, 2))
+  with pytest.raises(ValueError, match=message):
+    process.p_mean_variance(schedules.cosine(10), x, x, 2, 1, **change)

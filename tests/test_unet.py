@@ -1,0 +1,244 @@
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import UNet
+from diffusion_jax.models.layers import Attention, num_groups, sinusoid
+
+SMALL = {
+  "channels": 8,
+  "multipliers": (1, 2),
+  "num_blocks": 1,
+  "attention_levels": (1,),
+}
+PUBLISHED = {
+  "CIFAR-10": (UNet(dropout=0.1), (32, 32, 3), 35_746_307),
+  "256 x 256": (
+    UNet(multipliers=(1, 1, 2, 2, 4, 4), attention_levels=(4,)),
+    (256, 256, 3),
+    113_673_219,
+  ),
+}
+
+
+def inputs(shape, batch=2):
+  t = jnp.arange(1, batch + 1)
+  return jax.random.normal(jax.random.key(0), (batch, *shape)), t
+
+
+@functools.cache
+def make(shape=(8, 8, 1), **options):
+  """A small compiled U-Net whose zero layers are not zero, and its input.
+
+  Returns:
+    (call, params, x, t) with call(params, x, t, y=None, ...) jitted.
+  """
+  net = UNet(**{**SMALL, **options})
+  x, t = inputs(shape)
+  y = None if net.num_classes is None else jnp.array([0, 1])
+  shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, y)["params"]
+  # Drawn in NumPy: compiling an initialiser per shape would take longer.
+  rng = np.random.default_rng(2)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(
+      rng.normal(1.0 if len(leaf.shape) == 1 else 0.0, 0.15, leaf.shape),
+      jnp.float32,
+    ),
+    shapes,
+  )
+
+  @functools.partial(jax.jit, static_argnames="train")
+  def call(params, x, t, y=None, *, train=False, rngs=None):
+    return net.apply({"params": params}, x, t, y, train=train, rngs=rngs)
+
+  return call, params, x, t
+
+
+def abstract(net, shape):
+  x, t = (jnp.zeros((1, *shape)), jnp.ones((1,), jnp.int32))
+  return jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(name):
+  net, shape, count = PUBLISHED[name]
+  params = abstract(net, shape)
+  assert sum(x.size for x in jax.tree.leaves(params)) == count
+
+
+def test_attention_is_where_the_paper_has_it():
+  # 16 x 16 of CIFAR-10: 2 blocks down, 1 in the middle, 3 up.
+  names = abstract(*PUBLISHED["CIFAR-10"][:2])
+  assert sum(name.startswith("Attention") for name in names) == 6
+  widths = [
+    names[n]["qkv"]["kernel"].shape[0] for n in names if "Attention" in n
+  ]
+  assert widths == [256] * 6
+
+
+def test_the_traced_program_stays_small():
+  # Tracing and compiling take time in proportion. 35.7M parameters in 30
+  # residual blocks were 1,795 equations when this was written.
+  net, shape, _ = PUBLISHED["CIFAR-10"]
+  jaxpr = jax.make_jaxpr(lambda params, x, t: call(params, x, t))(
+    abstract(net, shape), jnp.zeros((8, *shape)), jnp.ones((8,), jnp.int32)
+  )
+  assert len(jaxpr.eqns) < 1900
+
+
+@pytest.mark.parametrize(
+  ("shape", "channels"), [((16, 8, 3), 8), ((6, 10, 2), 12), ((2, 32, 5), 8)]
+)
+def test_any_size_and_number_of_channels(shape, channels):
+  call, params, x, t = make(shape, channels=channels)
+  out = call(params, x, t)
+  chex.assert_shape(out, (2, *shape))
+  chex.assert_type(out, jnp.float32)
+  chex.assert_tree_all_finite(out)
+
+
+def test_starts_as_zero():
+  # The last layer is zero: the first prediction is zero noise, loss 1.
+  net = UNet(**SMALL)
+  x, t = inputs((8, 8, 3))
+  out = jax.jit(lambda key: net.init_with_output(key, x, t)[0])
+  np.testing.assert_array_equal(out(jax.random.key(0)), 0)
+
+
+def test_depends_on_every_input():
+  call, params, x, t = make(num_classes=2)
+  f = lambda x, t, y: call(params, x, t, y)
+  y = jnp.array([0, 1])
+  base = f(x, t, y)
+  for changed in (f(x + 1, t, y), f(x, t + 5, y), f(x, t, 1 - y)):
+    assert np.abs(changed - base).max() > 1e-3
+
+
+def test_examples_do_not_mix():
+  call, params, x, t = make()
+  f = lambda x: call(params, x, t)
+  np.testing.assert_allclose(
+    f(x.at[1].add(1.0))[0], f(x)[0], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_the_network_counts_steps_from_zero():
+  call, params, x, t = make(time_scale=0.5)
+  plain, *_ = make()
+  # (t - 1) / 2 at t = 5 is (t - 1) at t = 3.
+  np.testing.assert_allclose(
+    call(params, x, t * 0 + 5),
+    plain(params, x, t * 0 + 3),
+    rtol=1e-6,
+  )
+
+
+def test_dropout_sits_where_training_says():
+  call, params, x, t = make(dropout=0.5)
+  f = lambda key: call(params, x, t, train=True, rngs={"dropout": key})
+  key = jax.random.key(3)
+  np.testing.assert_array_equal(f(jax.random.clone(key)), f(key))
+  assert np.abs(f(jax.random.key(3)) - f(jax.random.key(4))).max() > 1e-3
+  still = call(params, x, t)
+  assert np.abs(f(jax.random.key(3)) - still).max() > 1e-3
+
+
+def test_jit_gives_the_same_output():
+  call, params, x, t = make()
+  eager = UNet(**SMALL).apply({"params": params}, x, t)
+  np.testing.assert_allclose(call(params, x, t), eager, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_activations_stay_close_and_parameters_float32():
+  call, params, x, t = make()
+  half, half_params, *_ = make(dtype="bfloat16")
+  chex.assert_trees_all_equal(half_params, params)
+  chex.assert_trees_all_equal_dtypes(
+    abstract(UNet(**SMALL, dtype="bfloat16"), (8, 8, 1)), params
+  )
+  out = half(params, x, t)
+  chex.assert_type(out, jnp.float32)
+  want = call(params, x, t)
+  assert np.abs(out - want).max() < 0.05 * np.abs(want).max()
+
+
+def test_sinusoids_are_ho_et_al_s():
+  # Row t: sin(t f_i), then cos(t f_i), f_i = 10000^(-i / (half - 1)).
+  t = np.array([0.0, 1.0, 500.0, 999.0])
+  f = 10000.0 ** (-np.arange(4) / 3)
+  want = np.concatenate([np.sin(np.outer(t, f)), np.cos(np.outer(t, f))], 1)
+  np.testing.assert_allclose(sinusoid(jnp.asarray(t), 8), want, atol=1e-4)
+  odd = sinusoid(jnp.asarray(t), 9)
+  chex.assert_shape(odd, (4, 9))
+  np.testing.assert_array_equal(odd[:, -1], 0)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 32, 48, 100, 128, 257, 512])
+def test_groups_divide_the_channels(channels):
+  groups = num_groups(channels)
+  assert channels % groups == 0
+  assert channels // groups >= min(4, channels)
+  if channels % 32 == 0 and channels >= 128:
+    assert groups == 32  # as published
+
+
+@pytest.mark.parametrize("channels", [4, 32])
+def test_narrow_networks_still_know_the_time(channels):
+  call, params, x, t = make(channels=channels)
+  f = lambda t: call(params, x, t)
+  assert np.abs(f(t + 400) - f(t)).max() > 1e-3
+
+
+def test_attention_is_softmax_of_scaled_products():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+  net = Attention(heads=2)
+  params = net.init(jax.random.key(1), x)["params"]
+  params["out"]["kernel"] = jax.random.normal(jax.random.key(2), (8, 8))
+  out = net.apply({"params": params}, x)
+
+  tokens = np.asarray(
+    nn.GroupNorm(num_groups(8), epsilon=1e-6).apply(
+      {"params": params["Norm_0"]["GroupNorm_0"]}, x
+    )
+  ).reshape(2, 12, 8)
+  params = jax.tree.map(np.asarray, params)
+  qkv = tokens @ params["qkv"]["kernel"] + params["qkv"]["bias"]
+  q, k, v = np.moveaxis(qkv.reshape(2, 12, 3, 2, 4), 2, 0)
+  want = np.zeros((2, 12, 8))
+  for b in range(2):
+    for h in range(2):
+      scores = q[b, :, h] @ k[b, :, h].T / np.sqrt(4)
+      weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+      weights /= weights.sum(axis=1, keepdims=True)
+      want[b, :, 4 * h : 4 * h + 4] = weights @ v[b, :, h]
+  want = want @ params["out"]["kernel"] + params["out"]["bias"]
+  np.testing.assert_allclose(
+    out, x + want.reshape(x.shape), rtol=1e-4, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize(
+  ("shape", "options", "message"),
+  [
+    ((7, 8, 1), {}, "7 x 8 must be multiples of 2: .* 6 x 8 or 8 x 8"),
+    ((28, 28, 1), {"multipliers": (1,) * 4}, "24 x 24 or 32 x 32"),
+    ((1, 1, 1), {}, "the nearest is 2 x 2"),
+  ],
+)
+def test_sizes_that_cannot_be_halved_are_refused(shape, options, message):
+  net = UNet(**{**SMALL, **options})
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(net.init, jax.random.key(0), *inputs(shape))
+
+
+def test_classes_missing_or_unexpected_are_refused():
+  x, t = inputs((8, 8, 1))
+  with pytest.raises(ValueError, match="num_classes=10 was called with no"):
+    UNet(**SMALL, num_classes=10).init(jax.random.key(0), x, t)
+  with pytest.raises(ValueError, match="num_classes=None was called with cl"):
+    UNet(**SMALL).init(jax.random.key(0), x, t, t)
