@@ -5,7 +5,7 @@ seed and the step, and so is the position in the data.
 """
 
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -29,6 +29,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True
       ),
+      item_handlers=ocp.StandardCheckpointHandler(),
     )
 
   def __enter__(self):
@@ -68,7 +69,8 @@ class Checkpoints:
       )
     saved = self._manager.item_metadata(step)
     _check_same(like, saved)
-    return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    return cast(TrainState, state)
 
 
 def _check_same(like: Any, saved: Any) -> None:

@@ -8,7 +8,7 @@ s = t - 1, so skipping steps needs no new tables.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -21,8 +21,9 @@ VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 Batch = Float[Array, "B *image"]
 Time = Int[Array, " B"] | Int[Array, ""] | int
 # Any callable that answers for (x_t, t) as a network would: a U-Net with its
-# parameters, a closed form, a guided model. t holds one step per example.
-Denoise = Callable[[Batch, Int[Array, " B"]], Array]
+# parameters, a closed form, a guided model. t holds one step per example. What
+# comes back is an array; Flax's apply has no such static type, hence Any.
+Denoise = Callable[[Batch, Int[Array, " B"]], Any]
 
 
 class Posterior(NamedTuple):
@@ -50,8 +51,8 @@ class Reverse(NamedTuple):
 
 
 def per_example(
-  values: Float[Array, "..."], like: Batch
-) -> Float[Array, "..."]:
+  values: Num[ArrayLike, "..."], like: Batch
+) -> Num[Array, "..."]:
   """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left."""
   values = jnp.asarray(values)
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

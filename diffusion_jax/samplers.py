@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import timesteps
@@ -226,7 +227,7 @@ def sample(
 
 def _check_pairs(pairs, T: int, keep: Sequence[int]) -> None:
   """Refuses impossible walks; traced pairs cannot be looked at."""
-  if isinstance(pairs, jax.core.Tracer):
+  if isinstance(pairs, Tracer):
     return
   pairs = np.asarray(pairs)
   if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):

@@ -63,6 +63,5 @@ def update_ema(
   Returns:
     The new average.
   """
-  if warmup:
-    rate = jnp.minimum(rate, (1 + step) / (10 + step))
-  return jax.tree.map(lambda e, p: e + (1 - rate) * (p - e), ema, params)
+  now = jnp.minimum(rate, (1 + step) / (10 + step)) if warmup else rate
+  return jax.tree.map(lambda e, p: e + (1 - now) * (p - e), ema, params)

@@ -13,7 +13,7 @@ from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import TrainState, update_ema
 
 # (params, x_t, t, y, dropout_key) -> output
-Apply = Callable[..., Array]
+Apply = Callable[..., Any]
 
 
 class Metrics(NamedTuple):
@@ -153,8 +153,8 @@ def train_step(
     loss=loss.mean(),
     quartile_loss=loss @ quartile,
     quartile_count=quartile.sum(axis=0),
-    grad_norm=optax.global_norm(grads),
-    param_norm=optax.global_norm(params),
+    grad_norm=optax.tree.norm(grads),
+    param_norm=optax.tree.norm(params),
   )
   return TrainState(state.step + 1, params, ema, opt_state), metrics
 

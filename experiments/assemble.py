@@ -1,14 +1,12 @@
 """From a configuration to the objects that it describes."""
 
-import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 import diffusion_jax as dj
+from experiments.cli import Config
 
 SAMPLERS = {"ancestral": dj.ancestral_step, "ddim": dj.ddim_step}
 SCHEDULES = (
@@ -36,14 +34,14 @@ def _call(kind: str, function: Callable, options: dict):
     raise ValueError(f"{kind}: {error}") from error
 
 
-def schedule(config: ml_collections.ConfigDict) -> dj.Schedule:
+def schedule(config: Config) -> dj.Schedule:
   """The noise schedule of ``config.schedule``."""
   options = config.schedule.to_dict()
   name = named("schedule", options.pop("name"), SCHEDULES)
   return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
 
 
-def weight(config: ml_collections.ConfigDict) -> dj.losses.Weight | None:
+def weight(config: Config) -> dj.losses.Weight | None:
   """The loss weight of ``config.loss``."""
   options = config.loss.to_dict()
   name = named("loss weight", options.pop("weight"), WEIGHTS)
@@ -52,7 +50,7 @@ def weight(config: ml_collections.ConfigDict) -> dj.losses.Weight | None:
   return _call(f"weight {name!r}", getattr(dj.losses, name), options)
 
 
-def check(config: ml_collections.ConfigDict, noise: dj.Schedule) -> None:
+def check(config: Config, noise: dj.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
   named("target", config.target, dj.process.TARGETS)
   named("variance", config.variance, dj.process.VARIANCES)
@@ -68,7 +66,7 @@ def check(config: ml_collections.ConfigDict, noise: dj.Schedule) -> None:
 
 
 def model(
-  config: ml_collections.ConfigDict,
+  config: Config,
   image_shape: tuple[int, int, int],
   num_classes: int,
 ) -> dj.UNet:
@@ -94,7 +92,7 @@ def model(
 
 
 def optimizer(
-  config: ml_collections.ConfigDict,
+  config: Config,
 ) -> optax.GradientTransformation:
   """The optimizer of ``config.optim``."""
   return _call("optim", dj.training.optimizer, config.optim.to_dict())
@@ -107,44 +105,3 @@ def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
   y = None if net.num_classes is None else one - 1
   params = net.init(key, x, one, y)["params"]
   return dj.state.create(params, tx, config.ema.rates)
-
-
-def generator(
-  config,
-  net: dj.UNet,
-  noise: dj.Schedule,
-  *,
-  sampler: str,
-  batch: int,
-  image_shape: tuple[int, int, int],
-  keep: tuple[int, ...] = (),
-) -> Callable:
-  """The compiled walk of one batch.
-
-  Returns:
-    ``(params, x, key, pairs, first) -> (x, trajectory)``: walks the pairs
-    from x, the images numbered from ``first``. The pairs are data: walking
-    as many others does not compile again.
-  """
-  step = functools.partial(
-    SAMPLERS[named("sampler", sampler, SAMPLERS)],
-    target=config.target,
-    variance=config.variance,
-  )
-
-  def walk(params, x, key, pairs, first):
-    images = first + jnp.arange(batch)
-    y = None if net.num_classes is None else images % net.num_classes
-    return dj.sample(
-      step,
-      lambda x_t, t: net.apply({"params": params}, x_t, t, y),
-      noise,
-      (batch, *image_shape),
-      key,
-      pairs=pairs,
-      x_T=x,
-      first=first,
-      keep=keep,
-    )
-
-  return jax.jit(walk)

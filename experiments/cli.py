@@ -7,9 +7,14 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
+
+# A locked ml_collections.ConfigDict. Any, because what its keys hold has no
+# static type.
+Config = Any
 
 CONFIGS = pathlib.Path(__file__).parent
 
@@ -60,7 +65,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
     if "config" in values:
-      values["config"].value.keys()  # A broken file is reported when read.
+      dict(values.config)  # A broken file is only reported when it is read.
   except flags.Error as error:
     raise fail(error) from error
   except (AttributeError, KeyError) as error:

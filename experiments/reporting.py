@@ -4,13 +4,10 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import tensorboardX
 import tqdm
-
-from diffusion_jax import images
 
 
 class Log:
@@ -163,18 +160,3 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   axes.legend(fontsize="small")
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
-
-
-def denoising_gif(
-  path: pathlib.Path, x_T: np.ndarray, xs: np.ndarray, *, columns: int
-) -> None:
-  """Animates a walk.
-
-  Args:
-    path: Of the .gif.
-    x_T: [B, H, W, C], the noise it began with.
-    xs: [K, B, H, W, C], what it became, the last being the sample.
-    columns: Images per row.
-  """
-  frames: Sequence[np.ndarray] = [x_T, *xs]
-  images.save_gif(path, [images.grid(x, columns=columns) for x in frames])

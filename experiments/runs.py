@@ -18,6 +18,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from experiments.cli import Config
+
 # Keys that may change between one part of a run and the next: they steer how
 # long it goes on and what it shows, not what is learnt.
 MAY_CHANGE = ("num_steps", "every", "preview", "sampling", "keep_checkpoints")
@@ -50,9 +52,7 @@ def describe(source) -> dict[str, Any]:
   }
 
 
-def start(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict, data: dict
-) -> None:
+def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
   """Opens a run directory: a new one, or an old one of the same run.
 
   Raises:
@@ -79,7 +79,7 @@ def start(
     (workdir / f"{name}.json").write_text(text)
 
 
-def load(workdir: pathlib.Path) -> tuple[ml_collections.ConfigDict, dict]:
+def load(workdir: pathlib.Path) -> tuple[Config, dict]:
   """Reads the configuration and the data description of a run.
 
   Raises:

@@ -14,7 +14,7 @@ from absl import flags
 
 import diffusion_jax as dj
 from experiments import assemble, cli, runs
-from experiments.generate import generate
+from experiments.generate import Generator
 
 
 def restore(workdir: pathlib.Path, ema: str | None):
@@ -25,7 +25,7 @@ def restore(workdir: pathlib.Path, ema: str | None):
     ema: Which average: its rate, "raw" for none, None for the run's slowest.
 
   Returns:
-    (config, data description, schedule, network, parameters, step).
+    (config, data description, network, parameters, step).
 
   Raises:
     ValueError: If there is no such run, checkpoint or average.
@@ -50,8 +50,7 @@ def restore(workdir: pathlib.Path, ema: str | None):
   with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
     state = checkpoints.restore(like)
   params = state.params if ema == "raw" else state.ema[ema]
-  schedule = assemble.schedule(config)
-  return config, data, schedule, net, params, int(state.step)
+  return config, data, net, params, int(state.step)
 
 
 def save(out: pathlib.Path, samples: np.ndarray) -> None:
@@ -115,13 +114,13 @@ def main(argv: list[str]) -> None:
     if values.workdir is None:
       raise ValueError("--workdir is missing: the directory of a run")
     workdir = pathlib.Path(values.workdir)
-    config, data, schedule, net, params, step = restore(workdir, values.ema)
+    config, data, net, params, step = restore(workdir, values.ema)
     shape = tuple(data["image_shape"])
     sampler = assemble.named(
       "sampler", values.sampler or config.sampling.sampler, assemble.SAMPLERS
     )
     steps = values.steps or config.sampling.steps
-    dj.timesteps.spaced(schedule.T, steps)
+    dj.timesteps.spaced(config.schedule.T, steps)
     default = workdir / "samples" / f"sample_{values.seed}.png"
     out = pathlib.Path(values.out or default)
     check_out(out, shape[-1])
@@ -129,25 +128,22 @@ def main(argv: list[str]) -> None:
     f"{values.num} images from step {step}, {sampler} with {steps} network "
     "calls each"
   )
-  batches = generate(
+  generator = Generator(
     config,
     net,
-    params,
-    schedule,
     shape,
     sampler=sampler,
     steps=steps,
-    num=values.num,
-    key=jax.random.key(values.seed),
-    batch=values.batch,
+    batch=min(values.batch, values.num),
   )
-  samples = []
   with tqdm.tqdm(total=100, unit="%", disable=not sys.stderr.isatty()) as bar:
-    for done, x in batches:
-      bar.update(round(100 * done) - bar.n)
-      if x is not None:
-        samples.append(x)
-  save(out, np.concatenate(samples))
+    samples = generator(
+      params,
+      jax.random.key(values.seed),
+      values.num,
+      progress=lambda done: bar.update(int(100 * done) - bar.n),
+    )
+  save(out, samples)
   cli.say(f"written to {out}")
 
 

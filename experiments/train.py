@@ -16,15 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
 from experiments import assemble, cli, runs
-from experiments.generate import generate
-from experiments.reporting import Log, denoising_gif, plot_loss
+from experiments.cli import Config
+from experiments.generate import Generator
+from experiments.reporting import Log, plot_loss
 
 DEFAULT_CONFIG = "configs/digits.py"
 
@@ -33,18 +32,18 @@ DEFAULT_CONFIG = "configs/digits.py"
 class Run:
   """Everything that is settled before anything is compiled."""
 
-  config: ml_collections.ConfigDict
+  config: Config
   workdir: pathlib.Path
   source: dj.data.Source
-  schedule: dj.Schedule
   net: dj.UNet
   mesh: jax.sharding.Mesh
+  generator: Generator
   train_step: Callable
   abstract_state: Any
   init: Callable
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+def prepare(config: Config, workdir: pathlib.Path) -> Run:
   """Builds a run from its configuration and opens its directory.
 
   Raises:
@@ -82,9 +81,16 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     config=config,
     workdir=workdir,
     source=source,
-    schedule=schedule,
     net=net,
     mesh=mesh,
+    generator=Generator(
+      config,
+      net,
+      source.image_shape,
+      sampler=config.preview.sampler,
+      steps=config.preview.steps,
+      batch=config.preview.num,
+    ),
     train_step=jax.jit(
       step, donate_argnums=0, out_shardings=(replicated, replicated)
     ),
@@ -130,7 +136,7 @@ def _announce(run: Run, start: int, log: Log) -> None:
   count = sum(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
-  verb = f"continues at step {start} of" if start else "begins: "
+  verb = f"continues after step {start} of" if start else "has"
   log.say(f"everything is written to {run.workdir}")
   log.say(
     f"{run.source.name}: {len(run.source)} images of "
@@ -220,59 +226,27 @@ def _check_finite(window, step, workdir, checkpoints) -> None:
 
 def preview(run: Run, state, key, step: int, log: Log) -> None:
   """Sample grids of the raw and the averaged parameters, same noise."""
+  num = run.config.preview.num
   for name, params in {"raw": state.params, **state.ema}.items():
     label = name if name == "raw" else f"ema{name}"
-    picture = dj.images.grid(draw(run, params, key, run.config.preview.num))
+    picture = dj.images.grid(run.generator(params, key, num))
     log.picture(f"samples/{label}", picture, step)
     if jax.process_index() == 0:
       path = run.workdir / "samples" / f"step{step:07}_{label}.png"
       dj.images.save_png(path, picture)
 
 
-def draw(run: Run, params, key, num: int) -> np.ndarray:
-  """Samples for the eye, with the few steps of config.preview."""
-  batches = generate(
-    run.config,
-    run.net,
-    params,
-    run.schedule,
-    run.source.image_shape,
-    sampler=run.config.preview.sampler,
-    steps=run.config.preview.steps,
-    num=num,
-    key=key,
-  )
-  return np.concatenate([x for _, x in batches if x is not None])
-
-
 def _finish(run: Run, state, key, log: Log) -> None:
   """Loss plot, denoising animation, and what to do next."""
-  config, workdir = run.config, run.workdir
+  folder = run.workdir / "samples"
   best = list(state.ema.values())[-1] if state.ema else state.params
-  pairs = dj.timesteps.spaced(run.schedule.T, config.preview.steps)
-  shown = np.unique(np.linspace(0, len(pairs) - 1, 40).round().astype(int))
-  num, shape = min(config.preview.num, 32), tuple(run.source.image_shape)
-  walk = assemble.generator(
-    config,
-    run.net,
-    run.schedule,
-    sampler=config.preview.sampler,
-    batch=num,
-    image_shape=shape,
-    keep=tuple(pairs[shown, 1].tolist()),
-  )
-  x_T = dj.samplers.noise(key, pairs[0, 0], jnp.arange(num), shape)
-  _, trajectory = walk(best, x_T, key, pairs, 0)
+  film = [np.asarray(x)[:32] for x in run.generator.walk(best, key, 0)]
   if jax.process_index() == 0:
-    denoising_gif(
-      workdir / "samples" / "denoising.gif",
-      np.asarray(x_T),
-      np.asarray(trajectory.x),
-      columns=8,
-    )
-    plot_loss(workdir, workdir / "samples" / "loss.png")
-  log.say(f"pictures, loss.png and denoising.gif are in {workdir / 'samples'}")
-  log.say(f"next: python -m experiments.sample --workdir={workdir}")
+    frames = [dj.images.grid(x, columns=8) for x in film]
+    dj.images.save_gif(folder / "denoising.gif", frames)
+    plot_loss(run.workdir, folder / "loss.png")
+  log.say(f"samples, denoising.gif and loss.png are in {folder}")
+  log.say(f"next: python -m experiments.sample --workdir={run.workdir}")
 
 
 def main(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(
     {
       "seed": 0,
-      "num_steps": 1200,
+      "num_steps": 1800,
       "batch_size": 128,
       "micro_batches": 1,
       "data": {"name": "digits"},
@@ -26,30 +26,34 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "variance": "fixed_small",
       "loss": {"weight": "none"},
       "model": {
-        "channels": 64,
+        "channels": 32,
         "multipliers": (1, 2),
         "num_blocks": 1,
         "attention_levels": (1,),  # 4 x 4
       },
       "optim": {
-        "lr": 1e-3,
+        "lr": 2e-3,
         "warmup_steps": 100,
-        "decay_steps": 1200,
+        "decay_steps": 1800,
         "clip": 1.0,
       },
       "ema": {"rates": (0.995,), "warmup": True},
-      "every": {"log": 50, "preview": 400, "checkpoint": 400},
+      "every": {"log": 50, "preview": 600, "checkpoint": 600},
       "preview": {"num": 64, "sampler": "ddim", "steps": 50},
       "sampling": {"sampler": "ancestral", "steps": 250},
       "keep_checkpoints": 3,
     }
   )
   if variant == "smoke":
-    config.num_steps = 20
-    config.batch_size = 32
-    config.model.channels = 16
-    config.optim.decay_steps = 20
-    config.every = {"log": 5, "preview": 10, "checkpoint": 10}
-    config.preview = {"num": 16, "sampler": "ddim", "steps": 10}
-    config.sampling.steps = 20
+    config.update(
+      {
+        "num_steps": 20,
+        "batch_size": 32,
+        "model": {"channels": 16},
+        "optim": {"decay_steps": 20},
+        "every": {"log": 5, "preview": 10, "checkpoint": 10},
+        "preview": {"num": 16, "steps": 10},
+        "sampling": {"steps": 20},
+      }
+    )
   return config

@@ -1,0 +1,235 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffusion_jax as dj
+from diffusion_jax import state as state_lib
+from diffusion_jax.training import optimizer, quartiles, train_step
+
+SCHEDULE = dj.schedules.cosine(40)
+
+
+def apply(params, x_t, t, y, dropout_key):
+  """A linear 'network' whose gradients are easy to follow."""
+  del dropout_key
+  scale = params["scale"] + params["time"] * (t / 40)
+  out = scale.reshape(-1, 1, 1, 1) * x_t
+  return out if y is None else out + params["class"][y].reshape(-1, 1, 1, 1)
+
+
+def make(tx=None, rates=(0.9, 0.99)):
+  params = {
+    "scale": jnp.array(0.1),
+    "time": jnp.array(-0.2),
+    "class": jnp.zeros(3),
+  }
+  tx = tx or optax.sgd(0.1)
+  batch = {
+    "image": jax.random.normal(jax.random.key(0), (16, 4, 4, 1)),
+    "label": jnp.arange(16) % 3,
+  }
+  return state_lib.create(params, tx, rates), batch, tx
+
+
+def step(state, batch, tx, **options):
+  return train_step(
+    state,
+    batch,
+    jax.random.key(7),
+    apply=apply,
+    schedule=SCHEDULE,
+    tx=tx,
+    **options,
+  )
+
+
+def test_a_step_is_algorithm_1():
+  # One SGD step on the simple loss at the t and eps the step drew.
+  state, batch, tx = make()
+  key_t, key_eps, _ = jax.random.split(
+    jax.random.fold_in(jax.random.key(7), 0), 3
+  )
+  t = jax.random.randint(key_t, (16,), 1, 41)
+  eps = jax.random.normal(key_eps, (16, 4, 4, 1))
+
+  def loss(params):
+    alpha, sigma = SCHEDULE.alpha[t], SCHEDULE.sigma[t]
+    x_t = (
+      alpha.reshape(-1, 1, 1, 1) * batch["image"]
+      + sigma.reshape(-1, 1, 1, 1) * eps
+    )
+    return ((apply(params, x_t, t, batch["label"], None) - eps) ** 2).mean()
+
+  want, grads = jax.value_and_grad(loss)(state.params)
+  params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+  new, metrics = step(state, batch, tx)
+  chex.assert_trees_all_close(new.params, params, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(metrics.loss, want, rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics.grad_norm, optax.tree.norm(grads), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    metrics.param_norm, optax.tree.norm(params), rtol=1e-5
+  )
+  assert new.step == 1
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 16])
+def test_micro_batches_give_the_same_step(micro_batches):
+  state, batch, tx = make()
+  whole, one = step(state, batch, tx)
+  cut, many = step(state, batch, tx, micro_batches=micro_batches)
+  chex.assert_trees_all_close(cut, whole, rtol=1e-5, atol=1e-7)
+  chex.assert_trees_all_close(many, one, rtol=1e-5, atol=1e-7)
+
+
+def test_every_step_draws_anew_and_the_same_step_the_same():
+  state, batch, tx = make(optax.sgd(0.0))
+  first, a = step(state, batch, tx)
+  _, again = step(state, batch, tx)
+  _, b = step(first, batch, tx)
+  chex.assert_trees_all_equal(a, again)
+  assert a.loss != b.loss
+
+
+def test_loss_by_quarter_of_t_adds_up():
+  state, batch, tx = make()
+  _, metrics = step(state, batch, tx)
+  chex.assert_shape([metrics.quartile_loss, metrics.quartile_count], (4,))
+  assert metrics.quartile_count.sum() == 16
+  np.testing.assert_allclose(
+    metrics.quartile_loss.sum() / 16, metrics.loss, rtol=1e-5
+  )
+  named = quartiles(np.array([2.0, 0, 3, 1]), np.array([4.0, 0, 3, 2]))
+  assert named == {"loss_q0": 0.5, "loss_q2": 1.0, "loss_q3": 0.5}
+
+
+def test_quarters_of_t_are_equal():
+  # t = 1..T, four at a time.
+  for T in (4, 40, 1000):
+    quarter = (np.arange(1, T + 1) - 1) * 4 // T
+    np.testing.assert_array_equal(np.bincount(quarter), [T // 4] * 4)
+
+
+def test_training_lowers_the_loss():
+  state, batch, tx = make(optax.adam(0.05))
+  run = jax.jit(functools.partial(step, tx=tx))
+  losses = []
+  for _ in range(200):
+    state, metrics = run(state, batch)
+    losses.append(float(metrics.loss))
+  # x_t = sigma eps + ...: the best scale at each t is known to be near
+  # sigma_t, and knowing nothing costs 1.
+  assert np.mean(losses[-50:]) < 0.6
+
+
+def test_ema_follows_its_recursion():
+  state, batch, tx = make()
+  averages = dict.fromkeys(("0.9", "0.99"), float(state.params["scale"]))
+  for _ in range(5):
+    state, _ = step(state, batch, tx)
+    for rate in averages:
+      decay = float(rate)
+      averages[rate] *= decay
+      averages[rate] += (1 - decay) * float(state.params["scale"])
+  for rate, want in averages.items():
+    np.testing.assert_allclose(state.ema[rate]["scale"], want, rtol=1e-5)
+
+
+def test_ema_starts_at_the_parameters_and_warms_up():
+  state, batch, tx = make(rates=(0.9999,))
+  chex.assert_trees_all_equal(state.ema["0.9999"], state.params)
+  new, _ = step(state, batch, tx, ema_warmup=True)
+  # At step 0 the rate is 1/10.
+  want = jax.tree.map(
+    lambda old, p: 0.1 * old + 0.9 * p, state.params, new.params
+  )
+  chex.assert_trees_all_close(new.ema["0.9999"], want, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_from_zero_and_decays_to_zero():
+  def updates(**options):
+    tx = optimizer(lr=1.0, **options)
+    params, sizes = {"x": jnp.zeros(())}, []
+    state = tx.init(params)
+    for _ in range(9):
+      # A constant gradient: Adam moves by the learning rate.
+      update, state = tx.update({"x": jnp.ones(())}, state, params)
+      sizes.append(-float(update["x"]))
+    return sizes
+
+  ramp = np.minimum(np.arange(9) / 4, 1)
+  np.testing.assert_allclose(updates(warmup_steps=4), ramp, rtol=1e-4)
+  np.testing.assert_allclose(updates(), np.ones(9), rtol=1e-4)
+  cosine = 0.5 * (1 + np.cos(np.pi * np.arange(9) / 8))
+  np.testing.assert_allclose(
+    updates(warmup_steps=4, decay_steps=8), ramp * cosine, atol=1e-4
+  )
+
+
+def test_clipping_bounds_the_gradient():
+  tx = optimizer(lr=1.0, clip=1.0)
+  params = {"x": jnp.zeros(2)}
+  state = tx.init(params)
+  _, state = tx.update({"x": jnp.array([3.0, 4.0])}, state, params)
+  # Adam's first moment is (1 - b1) times the clipped gradient.
+  mu = optax.tree.get(state, "mu")["x"]
+  np.testing.assert_allclose(mu, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def test_a_step_is_traced_once():
+  state, batch, tx = make()
+
+  @jax.jit
+  @chex.assert_max_traces(n=1)
+  def run(state, batch):
+    return step(state, batch, tx)
+
+  for _ in range(3):
+    state, _ = run(state, batch)
+
+
+def test_unconditional_batches_have_no_label():
+  state, batch, tx = make()
+  new, _ = step(state, {**batch, "label": None}, tx, micro_batches=2)
+  np.testing.assert_array_equal(new.params["class"], 0)
+
+
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+def test_bad_ema_rates_are_refused(rate):
+  with pytest.raises(ValueError, match=rf"EMA rate {rate} must be in \[0, 1\)"):
+    make(rates=(rate,))
+
+
+@pytest.mark.parametrize(("size", "micro"), [(7, 1), (12, 8), (0, 1)])
+def test_batches_that_cannot_be_cut_are_refused(size, micro):
+  mesh = dj.parallel.data_mesh(jax.devices() * 2)  # as on two devices
+  with pytest.raises(ValueError, match=f"batch_size={size} must be a multip"):
+    dj.parallel.check_batch(size, mesh, micro)
+
+
+def test_checkpoints_give_back_every_bit(tmp_path):
+  state, batch, tx = make(optimizer(lr=1e-3))
+  state, _ = step(state, batch, tx)
+  with dj.checkpoint.Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+    assert checkpoints.latest_step() is None
+    for _ in range(4):
+      checkpoints.save(state)
+      state, _ = step(state, batch, tx)
+  like = jax.eval_shape(lambda: state)
+  with dj.checkpoint.Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+    assert checkpoints.latest_step() == 4
+    saved = checkpoints.restore(like)
+    again, _ = step(saved, batch, tx)
+    chex.assert_trees_all_equal(again, state)
+    other = like.replace(params={**like.params, "scale": like.params["class"]})
+    with pytest.raises(
+      ValueError, match=r"params/scale is \(\) in the checkpoint and \(3,\) in"
+    ):
+      checkpoints.restore(other)
+  assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["3", "4"]
