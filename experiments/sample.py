@@ -4,8 +4,10 @@ python -m experiments.sample --workdir=runs/digits
 python -m experiments.sample --workdir=runs/digits --num=1797 --out=out.npz
 """
 
+import dataclasses
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,29 +19,87 @@ from experiments import assemble, cli, runs
 from experiments.generate import Generator
 
 
-def restore(workdir: pathlib.Path, ema: str | None):
-  """Reads a run's network and parameters.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a command line asks to be drawn, and the network that draws it."""
 
-  Args:
-    workdir: The run directory.
-    ema: Which average: its rate, "raw" for none, None for the run's slowest.
+  workdir: pathlib.Path
+  config: cli.Config
+  image_shape: tuple[int, int, int]
+  net: dj.UNet
+  params: Any
+  step: int
+  ema: str
+  sampler: str
+  steps: int
+  num: int
+  seed: int
+  batch: int
 
-  Returns:
-    (config, data description, network, parameters, step).
+
+def define_flags(values: flags.FlagValues, *, num: int) -> flags.FlagValues:
+  """Defines the flags that say what to draw."""
+
+  def define(kind, name, text, default=None, **options):
+    kind(name, default, text, flag_values=values, **options)
+
+  text, whole = flags.DEFINE_string, flags.DEFINE_integer
+  define(text, "workdir", "run directory")
+  define(whole, "num", "how many images", num, lower_bound=1)
+  define(
+    whole,
+    "steps",
+    "network calls per image; by default the configuration's",
+    lower_bound=1,
+  )
+  define(text, "sampler", f"one of {', '.join(assemble.SAMPLERS)}")
+  define(whole, "seed", "of all noise", 0)
+  define(text, "ema", "rate of the average, or raw; by default the slowest")
+  define(whole, "batch", "images at a time", 64, lower_bound=1)
+  return values
+
+
+def plan(values: flags.FlagValues) -> Plan:
+  """Reads the run directory and checks what is asked of it.
 
   Raises:
-    ValueError: If there is no such run, checkpoint or average.
+    ValueError: If there is no such run, checkpoint, average or sampler.
   """
+  if values.workdir is None:
+    raise ValueError("--workdir is missing: the directory of a run")
+  workdir = pathlib.Path(values.workdir)
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
   net = assemble.model(config, shape, data["num_classes"])
-  tx = assemble.optimizer(config)
   rates = [str(rate) for rate in sorted(config.ema.rates)]
-  ema = ema or (rates[-1] if rates else "raw")
-  if ema not in ("raw", *rates):
-    raise ValueError(f"--ema={ema} is not one of raw, {', '.join(rates)}")
+  ema = values.ema or (rates[-1] if rates else "raw")
+  assemble.named("--ema", ema, ("raw", *rates))
+  sampler = values.sampler or config.sampling.sampler
+  assemble.named("--sampler", sampler, assemble.SAMPLERS)
+  steps = values.steps or config.sampling.steps
+  dj.timesteps.spaced(config.schedule.T, steps)
+  state = _restore(workdir, config, net, shape)
+  return Plan(
+    workdir=workdir,
+    config=config,
+    image_shape=shape,
+    net=net,
+    params=state.params if ema == "raw" else state.ema[ema],
+    step=int(state.step),
+    ema=ema,
+    sampler=sampler,
+    steps=steps,
+    num=values.num,
+    seed=values.seed,
+    batch=min(values.batch, values.num),
+  )
+
+
+def _restore(workdir, config, net, shape) -> dj.state.TrainState:
+  """Reads the newest checkpoint onto one device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")
+  tx = assemble.optimizer(config)
   abstract = jax.eval_shape(
     lambda key: assemble.init(config, net, shape, tx, key), jax.random.key(0)
   )
@@ -48,9 +108,32 @@ def restore(workdir: pathlib.Path, ema: str | None):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract
   )
   with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
-    state = checkpoints.restore(like)
-  params = state.params if ema == "raw" else state.ema[ema]
-  return config, data, net, params, int(state.step)
+    return checkpoints.restore(like)
+
+
+def draw(plan: Plan) -> np.ndarray:
+  """Draws the planned images under a progress bar: [num, H, W, C]."""
+  cli.say(
+    f"{plan.num} images from step {plan.step}, {plan.sampler} with "
+    f"{plan.steps} network calls each"
+  )
+  generator = Generator(
+    plan.config,
+    plan.net,
+    plan.image_shape,
+    sampler=plan.sampler,
+    steps=plan.steps,
+    batch=plan.batch,
+  )
+  with tqdm.tqdm(
+    total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
+  ) as bar:
+    return generator(
+      plan.params,
+      jax.random.key(plan.seed),
+      plan.num,
+      progress=lambda done: bar.update(int(100 * done) - bar.n),
+    )
 
 
 def save(out: pathlib.Path, samples: np.ndarray) -> None:
@@ -66,84 +149,43 @@ def save(out: pathlib.Path, samples: np.ndarray) -> None:
 
 
 def check_out(out: pathlib.Path, channels: int) -> None:
-  """Refuses, before any work, an --out that could not be written."""
+  """Refuses, before any work, an --out that could not be written.
+
+  Raises:
+    ValueError: Saying what can be.
+  """
   if out.suffix not in ("", ".png", ".npz"):
     raise ValueError(
       f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
       "suffix (a folder of pictures)"
     )
-  if out.suffix == "" and channels not in (1, 3):
+  if out.suffix:
+    return
+  if channels not in (1, 3):
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
     )
-  if out.suffix == "" and out.is_dir() and any(out.iterdir()):
-    raise ValueError(
-      f"--out={out} is a folder with files in it; name a new one"
-    )
+  if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    raise ValueError(f"--out={out} is there already; name a new folder")
 
 
 def main(argv: list[str]) -> None:
   """The command."""
-  values = flags.FlagValues()
-
-  def define(kind, name, text, default=None, **options):
-    kind(name, default, text, flag_values=values, **options)
-
-  define(flags.DEFINE_string, "workdir", "run directory")
-  define(flags.DEFINE_integer, "num", "how many images", 64, lower_bound=1)
-  define(
-    flags.DEFINE_integer,
-    "steps",
-    "network calls per image; by default the configuration's",
-    lower_bound=1,
-  )
-  define(
-    flags.DEFINE_string, "sampler", f"one of {', '.join(assemble.SAMPLERS)}"
-  )
-  define(flags.DEFINE_integer, "seed", "of all noise", 0)
-  define(flags.DEFINE_string, "ema", "rate of the average, or raw")
-  define(
-    flags.DEFINE_string,
+  values = define_flags(flags.FlagValues(), num=64)
+  flags.DEFINE_string(
     "out",
+    None,
     "NAME.png (a grid), NAME.npz (uint8 array) or a folder of PNGs; by "
     "default samples/sample_SEED.png in the run directory",
+    flag_values=values,
   )
-  define(flags.DEFINE_integer, "batch", "images at a time", 64, lower_bound=1)
   cli.parse(argv, values)
   with cli.user_errors():
-    if values.workdir is None:
-      raise ValueError("--workdir is missing: the directory of a run")
-    workdir = pathlib.Path(values.workdir)
-    config, data, net, params, step = restore(workdir, values.ema)
-    shape = tuple(data["image_shape"])
-    sampler = assemble.named(
-      "sampler", values.sampler or config.sampling.sampler, assemble.SAMPLERS
-    )
-    steps = values.steps or config.sampling.steps
-    dj.timesteps.spaced(config.schedule.T, steps)
-    default = workdir / "samples" / f"sample_{values.seed}.png"
+    planned = plan(values)
+    default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
-    check_out(out, shape[-1])
-  cli.say(
-    f"{values.num} images from step {step}, {sampler} with {steps} network "
-    "calls each"
-  )
-  generator = Generator(
-    config,
-    net,
-    shape,
-    sampler=sampler,
-    steps=steps,
-    batch=min(values.batch, values.num),
-  )
-  with tqdm.tqdm(total=100, unit="%", disable=not sys.stderr.isatty()) as bar:
-    samples = generator(
-      params,
-      jax.random.key(values.seed),
-      values.num,
-      progress=lambda done: bar.update(int(100 * done) - bar.n),
-    )
-  save(out, samples)
+    check_out(out, planned.image_shape[-1])
+  save(out, draw(planned))
   cli.say(f"written to {out}")
 
 

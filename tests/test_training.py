@@ -24,8 +24,8 @@ def apply(params, x_t, t, y, dropout_key):
 
 def make(tx=None, rates=(0.9, 0.99)):
   params = {
-    "scale": jnp.array(0.1),
-    "time": jnp.array(-0.2),
+    "scale": jnp.float32(0.1),
+    "time": jnp.float32(-0.2),
     "class": jnp.zeros(3),
   }
   tx = tx or optax.sgd(0.1)
