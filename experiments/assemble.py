@@ -41,6 +41,15 @@ def schedule(config: Config) -> dj.Schedule:
   return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
 
 
+def source(config: Config) -> dj.data.Source:
+  """The data of ``config.data``."""
+  options = config.data.to_dict()
+  size = tuple(options.pop("size"))
+  # (), (n,), (h, w): as stored, square, any.
+  size = None if not size else size[0] if len(size) == 1 else size
+  return _call("data", dj.data.load, {**options, "size": size})
+
+
 def weight(config: Config) -> dj.losses.Weight | None:
   """The loss weight of ``config.loss``."""
   options = config.loss.to_dict()

@@ -61,7 +61,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     say(_help(values))
     raise SystemExit(0)
   try:
-    rest = values([_find_config(arg) for arg in argv])
+    rest = values(_canonical(argv))
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
     if "config" in values:
@@ -69,12 +69,23 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
   except flags.Error as error:
     raise fail(error) from error
   except (AttributeError, KeyError) as error:
-    # ConfigDict's errors for unknown keys: "'lrr'\nDid you mean ...".
-    text = str(error).strip("\"'").replace("\\n", " ").replace("'", "")
+    # ConfigDict's own words, "'lrr'\nDid you mean "lr" instead of "lrr"?",
+    # arrive quoted once or twice.
+    text = str(error).replace("\\n", " ").replace("\\", "").replace("'", "")
     raise fail(f"unknown configuration key {text}") from error
   except (ValueError, TypeError, OSError) as error:
     raise fail(error) from error
   return values
+
+
+def _canonical(argv: Sequence[str]) -> list[str]:
+  """Finds the configuration file; of a flag given twice the last counts.
+
+  Without the second rule config_flags joins the tuples of two overrides.
+  """
+  last = {arg.split("=", 1)[0]: arg for arg in argv if "=" in arg}
+  kept = [a for a in argv if "=" not in a or last[a.split("=", 1)[0]] is a]
+  return [_find_config(arg) for arg in kept]
 
 
 def _find_config(arg: str) -> str:
@@ -85,7 +96,11 @@ def _find_config(arg: str) -> str:
   for folder in (pathlib.Path(), CONFIGS):
     if (folder / path).is_file():
       return f"--config={folder / path}{colon}{variant}"
-  known = sorted(p.name for p in (CONFIGS / "configs").glob("[!_]*.py"))
+  known = sorted(
+    p.name
+    for p in (CONFIGS / "configs").glob("*.py")
+    if p.stem not in ("__init__", "common")
+  )
   raise fail(
     f"no configuration file {path}; there are "
     + ", ".join(f"configs/{name}" for name in known)
@@ -100,8 +115,10 @@ def _help(values: flags.FlagValues) -> str:
   return "\n".join(lines)
 
 
-def define_config(values: flags.FlagValues, default: str) -> None:
-  """Defines --config."""
+def define_config(
+  values: flags.FlagValues, argv: Sequence[str], default: str
+) -> None:
+  """Defines --config; its overrides are looked for in ``argv``."""
   config_flags.DEFINE_config_file(
     "config",
     _find_config(f"--config={default}").split("=", 1)[1],
@@ -109,6 +126,7 @@ def define_config(values: flags.FlagValues, default: str) -> None:
     "--config.key.subkey=value",
     lock_config=True,
     flag_values=values,
+    sys_argv=_canonical(argv),
   )
 
 
@@ -118,17 +136,3 @@ def config_name(argv: Sequence[str], default: str) -> str:
   path, _, variant = (given[-1] if given else default).partition(":")
   stem = pathlib.Path(path).stem
   return f"{stem}-{variant}" if variant else stem
-
-
-def variant_of(variant: str, allowed: Sequence[str]) -> str:
-  """Checks the part of --config after the colon.
-
-  Raises:
-    ValueError: Naming what is allowed.
-  """
-  if variant not in ("", *allowed):
-    raise ValueError(
-      f"unknown variant {variant!r}; this configuration has "
-      f"{', '.join(allowed) or 'none'}"
-    )
-  return variant

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import cli, sample
+from experiments import assemble, cli, sample
 
 MAX_DIMENSIONS = 3072  # of a covariance of pixels: a 32 x 32 colour image
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   cli.parse(argv, values)
   with cli.user_errors():
     plan = sample.plan(values)
-    source = dj.data.load(**plan.config.data.to_dict())
+    source = assemble.source(plan.config)
     if np.prod(source.image_shape) > MAX_DIMENSIONS:
       raise ValueError(
         f"images of {source.image_shape} have too many pixels for a "

@@ -142,7 +142,7 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   rows = read_metrics(workdir / "metrics.jsonl")
   figure = Figure(figsize=(8, 4.5), layout="constrained")
   axes = figure.subplots()
-  names = ("t in the first (cleanest) quarter", "second", "third", "last")
+  names = ("first quarter of t (cleanest)", "second", "third", "last")
   # Blues from dark to light, told apart without colour vision too.
   shades = ("#08306b", "#2171b5", "#6baed6", "#b3cde3")
   for i, (name, shade) in enumerate(zip(names, shades, strict=True)):
@@ -157,6 +157,7 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   )
   axes.set(xlabel="step", ylabel="loss", yscale="log", title=workdir.name)
   axes.grid(alpha=0.3, which="both")
-  axes.legend(fontsize="small")
+  # Outside the axes, where it hides no curve.
+  figure.legend(loc="outside lower center", ncols=5, fontsize="small")
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)

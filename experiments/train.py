@@ -55,7 +55,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
   weight = assemble.weight(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
-  source = dj.data.load(**config.data.to_dict())
+  source = assemble.source(config)
   net = assemble.model(config, source.image_shape, source.num_classes)
   init = functools.partial(assemble.init, config, net, source.image_shape, tx)
   abstract = jax.eval_shape(init, jax.random.key(0))
@@ -136,16 +136,22 @@ def _announce(run: Run, start: int, log: Log) -> None:
   count = sum(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
-  verb = f"continues after step {start} of" if start else "has"
+  size = " x ".join(map(str, run.source.image_shape))
   log.say(f"everything is written to {run.workdir}")
   log.say(
-    f"{run.source.name}: {len(run.source)} images of "
-    f"{' x '.join(map(str, run.source.image_shape))}; {count:,} parameters; "
-    f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    f"{run.source.name}: {len(run.source)} images of {size}; {count:,} "
+    f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
+  if start >= config.num_steps:
+    log.say(
+      f"the run is complete after {start} steps; a larger --config.num_steps "
+      "goes on"
+    )
+    return
+  begin = f"continues after step {start} of" if start else "has"
   log.say(
-    f"the run {verb} {config.num_steps} steps of {config.batch_size} images"
-    "; the first step compiles"
+    f"the run {begin} {config.num_steps} steps of {config.batch_size} images; "
+    "the first step compiles"
   )
 
 
@@ -206,9 +212,10 @@ def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
 
 
 def _check_finite(window, step, workdir, checkpoints) -> None:
-  """Stops the run at the first step whose loss or gradient is not finite."""
+  """Stops the run at the first step that is not finite."""
   for i, metrics in enumerate(window):
-    if np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm):
+    watched = (metrics.loss, metrics.grad_norm, metrics.param_norm)
+    if np.isfinite(watched).all():
       continue
     bad = step - len(window) + 1 + i
     good = checkpoints.latest_step()
@@ -218,8 +225,9 @@ def _check_finite(window, step, workdir, checkpoints) -> None:
       else f"the checkpoint of step {good} in {workdir} is good"
     )
     raise cli.fail(
-      f"step {bad}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; "
-      f"stopped, {kept}. Try a lower optim.lr or a longer optim.warmup_steps",
+      f"step {bad} is not finite: loss {metrics.loss}, gradient norm "
+      f"{metrics.grad_norm}, parameter norm {metrics.param_norm}; stopped, "
+      f"{kept}. Try a lower optim.lr or a longer optim.warmup_steps",
       status=1,
     )
 
@@ -252,7 +260,7 @@ def _finish(run: Run, state, key, log: Log) -> None:
 def main(argv: list[str]) -> None:
   """The command."""
   values = flags.FlagValues()
-  cli.define_config(values, DEFAULT_CONFIG)
+  cli.define_config(values, argv, DEFAULT_CONFIG)
   flags.DEFINE_string(
     "workdir",
     None,

@@ -1,0 +1,398 @@
+"""The commands, run as a user runs them, in this process to save start-up."""
+
+import json
+import pathlib
+
+import chex
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_tfds import write_cifar
+
+import diffusion_jax as dj
+from experiments import evaluate, runs, sample, train
+from experiments.configs import common
+
+# The smallest network that still is one.
+TINY = (
+  "--config=configs/digits.py:smoke",
+  "--config.model.channels=8",
+  "--config.model.multipliers=(1,)",
+  "--config.model.attention_levels=()",
+  "--config.preview.num=4",
+  "--config.preview.steps=2",
+  "--config.sampling.steps=4",
+  "--config.every.log=2",
+  "--config.every.preview=4",
+  "--config.every.checkpoint=4",
+)
+
+
+def command(module, *flags):
+  module.main([module.__name__, *map(str, flags)])
+
+
+def params_of(workdir):
+  values = sample.define_flags(sample.flags.FlagValues(), num=1)
+  values(["", f"--workdir={workdir}", "--ema=raw"])
+  return sample.plan(values).params
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A run of 8 steps, uninterrupted."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
+  return workdir
+
+
+def test_a_run_leaves_what_it_promises(trained):
+  samples = {p.name for p in (trained / "samples").iterdir()}
+  assert samples >= {
+    "denoising.gif",
+    "loss.png",
+    "step0000004_raw.png",
+    "step0000008_ema0.995.png",
+  }
+  rows = [
+    json.loads(line)
+    for line in (trained / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert [row["step"] for row in rows] == [2, 4, 6, 8]
+  assert rows[-1]["images"] == 8 * 32
+  for row in rows:
+    chex.assert_tree_all_finite(row)
+    assert {"loss", "grad_norm", "param_norm", "images_per_s"} <= row.keys()
+    assert any(key.startswith("loss_q") for key in row)
+  assert runs.read_json(trained, "config")["model"]["channels"] == 8
+  data = runs.read_json(trained, "data")
+  assert data["image_shape"] == [8, 8, 1] and data["examples"] == 1797
+  assert "jax" in runs.read_json(trained, "versions")
+  assert list((trained / "tensorboard").glob("events.*"))
+  with Image.open(trained / "samples" / "denoising.gif") as gif:
+    assert 2 <= gif.n_frames <= 3  # equal frames are stored once
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(trained, tmp_path, capsys):
+  workdir = tmp_path / "cut"
+  flags = (*TINY, f"--workdir={workdir}")
+  command(train, *flags, "--config.num_steps=4")
+  # As if the first part had been killed after logging beyond its checkpoint.
+  with (workdir / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 6, "loss": 123}\n{"step": 7, "lo')
+  command(train, *flags, "--config.num_steps=8")
+  assert "the run continues after step 4 of 8 steps" in capsys.readouterr().out
+  chex.assert_trees_all_equal(params_of(workdir), params_of(trained))
+  rows = [
+    [json.loads(line)[key] for key in ("step", "loss")]
+    for folder in (workdir, trained)
+    for line in (folder / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert rows[:4] == rows[4:]
+
+
+def test_a_complete_run_says_so(trained, capsys):
+  command(train, *TINY, f"--workdir={trained}", "--config.num_steps=8")
+  out = capsys.readouterr().out
+  assert "complete after 8 steps" in out
+  assert out.splitlines()[0] == f"everything is written to {trained}"
+  assert out.splitlines()[-1].endswith(
+    f"experiments.sample --workdir={trained}"
+  )
+
+
+def test_samples_as_grid_array_and_folder(trained, tmp_path):
+  command(sample, f"--workdir={trained}", "--num=5", "--seed=3")
+  assert (trained / "samples" / "sample_3.png").exists()
+
+  array = tmp_path / "a.npz"
+  command(
+    sample, f"--workdir={trained}", "--num=5", "--seed=3", f"--out={array}"
+  )
+  images = np.load(array)["images"]
+  chex.assert_shape(images, (5, 8, 8, 1))
+  assert images.dtype == np.uint8
+
+  folder = tmp_path / "pictures"
+  command(
+    sample,
+    f"--workdir={trained}",
+    "--num=5",
+    "--seed=3",
+    "--batch=2",  # an image does not depend on its batch
+    f"--out={folder}",
+  )
+  assert len(list(folder.iterdir())) == 5
+  for k in range(5):
+    with Image.open(folder / f"{k:06}.png") as picture:
+      difference = np.asarray(picture, int) - images[k, ..., 0]
+    assert np.abs(difference).max() <= 1
+
+  command(sample, f"--workdir={trained}", "--num=5", f"--out={tmp_path}/b.npz")
+  assert (np.load(tmp_path / "b.npz")["images"] != images).any()
+
+
+def test_evaluate_reports_and_stores_its_figure(trained, capsys):
+  command(evaluate, f"--workdir={trained}", "--num=32", "--steps=2")
+  out = capsys.readouterr().out
+  assert "Frechet distance in pixel space, 32 samples to 1797" in out
+  row = json.loads((trained / "evaluation.jsonl").read_text())
+  # Two halves of the data are far closer than an untrained network's samples.
+  assert 0.2 < row["frechet_halves"] < 0.4 < row["frechet"]
+  assert sum(row["classes"].values()) == 32
+
+
+def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
+  rng = np.random.default_rng(0)
+  for name in ("cats", "dogs"):
+    (tmp_path / "data" / name).mkdir(parents=True)
+    for k in range(8):
+      picture = rng.integers(0, 256, (14, 10, 3), np.uint8)
+      Image.fromarray(picture).save(tmp_path / "data" / name / f"{k}.png")
+  workdir = tmp_path / "run"
+  command(
+    train,
+    *TINY,
+    f"--workdir={workdir}",
+    f"--config.data.name={tmp_path / 'data'}",
+    "--config.data.size=(12, 8)",
+    "--config.model.num_classes=2",
+    "--config.flip=True",
+    "--config.batch_size=4",
+    "--config.micro_batches=2",
+    "--config.num_steps=2",
+  )
+  data = runs.read_json(workdir, "data")
+  assert data["image_shape"] == [12, 8, 3]
+  assert data["class_names"] == ["cats", "dogs"]
+  command(sample, f"--workdir={workdir}", "--num=2", f"--out={tmp_path}/a.npz")
+  chex.assert_shape(np.load(tmp_path / "a.npz")["images"], (2, 12, 8, 3))
+
+
+def test_cifar_trains_from_prepared_tfds_data(tmp_path):
+  write_cifar(tmp_path / "tfds", "array_record")
+  workdir = tmp_path / "cifar"
+  command(
+    train,
+    "--config=configs/cifar.py",
+    f"--workdir={workdir}",
+    f"--config.data.data_dir={tmp_path / 'tfds'}",
+    # The published network is too large for a test; its size is asserted
+    # in test_unet.py.
+    "--config.model.channels=8",
+    "--config.model.num_blocks=1",
+    "--config.batch_size=8",
+    "--config.num_steps=1",
+    "--config.preview.num=2",
+    "--config.preview.steps=2",
+  )
+  assert (workdir / "checkpoints" / "1").is_dir()
+  assert runs.read_json(workdir, "data")["name"] == "cifar10/3.0.2 train"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+  workdir = tmp_path / "run"
+  flags = (
+    *TINY,
+    f"--workdir={workdir}",
+    "--config.optim.lr=1e30",
+    "--config.optim.warmup_steps=1",  # the first update has rate 0
+    "--config.every.checkpoint=1",
+    "--config.num_steps=6",
+  )
+  with pytest.raises(SystemExit) as stop:
+    command(train, *flags)
+  assert stop.value.code == 1
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith("error: step 2 is not finite")
+  assert "the checkpoint of step 1" in error
+  assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["1"]
+  chex.assert_tree_all_finite(params_of(workdir))
+
+
+def broken_picture(tmp_path):
+  (tmp_path / "data").mkdir()
+  (tmp_path / "data" / "good.png").write_bytes(b"")
+  Image.new("L", (8, 8)).save(tmp_path / "data" / "good.png")
+  (tmp_path / "data" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+  return tmp_path / "data"
+
+
+def empty_folder(tmp_path):
+  (tmp_path / "empty").mkdir()
+  return tmp_path / "empty"
+
+
+BAD_TRAINING = {
+  "unknown key": (
+    ["--config.optim.lrr=1"],
+    'unknown configuration key lrr Did you mean "lr"',
+  ),
+  "unknown section": (["--config.optin.lr=1"], 'Did you mean "optim"'),
+  "bad value": (["--config.optim.lr=fast"], "could not convert .* 'fast'"),
+  "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+  "stray word": (["digits"], "'digits' is not a flag"),
+  "unknown config": (["--config=configs/no.py"], "no configuration file .*dig"),
+  "unknown variant": (["--config=configs/digits.py:big"], "variant 'big'; .*s"),
+  "unknown data": (["--config.data.name=digit"], "digit.*digits"),
+  "unknown schedule": (["--config.schedule.name=cos"], "'cos' is not one of l"),
+  "bad schedule": (["--config.schedule.T=0"], "T=0 must be a whole number"),
+  "unknown target": (["--config.target=noise"], "'noise' is not one of eps"),
+  "unknown variance": (["--config.variance=big"], "'big' is not one of fixed"),
+  "unknown weight": (["--config.loss.weight=snr"], "'snr' is not one of none"),
+  "unknown sampler": (
+    ["--config.preview.sampler=dpm"],
+    "'dpm' is not one of ancestral",
+  ),
+  "too many sampling steps": (
+    ["--config.sampling.steps=1001"],
+    "num=1001 sampling steps must be in 1..T=1000",
+  ),
+  "size": (
+    ["--config.model.multipliers=(1, 1, 1, 1, 1)"],
+    "8 x 8 must be multiples of 16: the nearest is 16 x 16",
+  ),
+  "attention level": (
+    ["--config.model.attention_levels=(4,)"],
+    "attention_levels has 4; the levels are 0..0",
+  ),
+  "classes": (
+    ["--config.model.num_classes=7"],
+    "num_classes=7, but the data have 10 classes",
+  ),
+  "batch": (
+    ["--config.batch_size=30", "--config.micro_batches=4"],
+    "batch_size=30 must be a multiple of 4 .* the nearest are 28 and 32",
+  ),
+  "no steps": (["--config.num_steps=0"], "num_steps=0 must be at least 1"),
+  "no interval": (["--config.every.log=0"], "every.log=0 must be at least 1"),
+  "ema": (["--config.ema.rates=(1.5,)"], "EMA rate 1.5 must be in"),
+  "broken picture": (
+    ["--config.data.name={broken_picture}"],
+    r"bad\.png.*skip_broken",
+  ),
+  "empty folder": (
+    ["--config.data.name={empty_folder}"],
+    "no pictures in .*empty",
+  ),
+  "not a run": (["--workdir={empty_folder}/.."], "not empty and not a run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAINING)
+def test_bad_training_input_is_one_line_and_status_2(
+  name, tmp_path, capsys, monkeypatch
+):
+  flags, message = BAD_TRAINING[name]
+  flags = [
+    flag.replace("{empty_folder}", str(empty_folder(tmp_path)))
+    if "{empty_folder}" in flag
+    else flag.replace("{broken_picture}", str(broken_picture(tmp_path)))
+    if "{broken_picture}" in flag
+    else flag
+    for flag in flags
+  ]
+
+  def compiled(*_, **__):
+    raise AssertionError("something was compiled before the error")
+
+  monkeypatch.setattr(train, "train", compiled)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as stop:
+    command(train, *TINY, *flags)
+  assert_one_error(stop, capsys, message)
+
+
+def assert_one_error(stop, capsys, message):
+  assert stop.value.code == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1, lines
+  assert lines[0].startswith("error: ")
+  with pytest.raises(ValueError, match=message):
+    raise ValueError(lines[0])
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.optim.lr=0.5", "optim.lr is 0.001 there and 0.5 here"),
+    ("--config.model.channels=16", "model.channels is 8 there and 16 here"),
+    ("--config.seed=1", "seed is 0 there and 1 here"),
+  ],
+)
+def test_a_config_that_does_not_fit_the_run_is_refused(
+  trained, capsys, flag, message
+):
+  lr = runs.read_json(trained, "config")["optim"]["lr"]
+  message = message.replace("0.001", str(lr))
+  with pytest.raises(SystemExit) as stop:
+    command(train, *TINY, f"--workdir={trained}", flag)
+  assert_one_error(stop, capsys, message)
+
+
+BAD_SAMPLING = {
+  "no workdir": ([], "--workdir is missing"),
+  "missing run": (["--workdir={run}x"], "no run directory .*; there is .*tiny"),
+  "foreign folder": (["--workdir={run}/samples"], "has no config.json"),
+  "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
+  "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
+  "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
+  "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
+  "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
+  "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),
+  "torn config": (["--workdir={torn}"], "config.json is not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLING)
+def test_bad_sampling_input_is_one_line_and_status_2(
+  name, trained, tmp_path, capsys
+):
+  flags, message = BAD_SAMPLING[name]
+  (tmp_path / "config.json").write_text('{"seed": ')
+  flags = [
+    f.replace("{run}", str(trained)).replace("{torn}", str(tmp_path))
+    for f in flags
+  ]
+  with pytest.raises(SystemExit) as stop:
+    command(sample, *flags)
+  assert_one_error(stop, capsys, message)
+
+
+def test_help_names_every_flag(capsys):
+  with pytest.raises(SystemExit) as stop:
+    command(train, "--help")
+  assert stop.value.code == 0
+  out = capsys.readouterr().out
+  assert "--config" in out and "--workdir" in out
+
+
+@pytest.mark.parametrize(
+  "path",
+  [
+    path
+    for path in sorted(pathlib.Path(common.__file__).parent.glob("*.py"))
+    if path.stem not in ("__init__", "common")
+  ],
+  ids=lambda path: path.stem,
+)
+def test_every_config_assembles(path, tmp_path):
+  values = train.flags.FlagValues()
+  argv = ["", f"--config={path}"]
+  train.cli.define_config(values, argv, train.DEFAULT_CONFIG)
+  train.cli.parse(argv, values)
+  config = values.config
+  schedule = train.assemble.schedule(config)
+  train.assemble.check(config, schedule)
+  net = train.assemble.model(config, (32, 32, 3), 10)
+  shapes = jax.eval_shape(
+    lambda key: train.assemble.init(
+      config, net, (32, 32, 3), train.assemble.optimizer(config), key
+    ),
+    jax.random.key(0),
+  )
+  if path.stem == "cifar":
+    count = sum(x.size for x in jax.tree.leaves(shapes.params))
+    assert count == 35_746_307
+  assert isinstance(net, dj.UNet)
