@@ -85,9 +85,9 @@ def test_the_traced_program_stays_small():
   # Tracing and compiling take time in proportion. 35.7M parameters in 30
   # residual blocks were 1,795 equations when this was written.
   net, shape, _ = PUBLISHED["CIFAR-10"]
-  jaxpr = jax.make_jaxpr(lambda params, x, t: call(params, x, t))(
-    abstract(net, shape), jnp.zeros((8, *shape)), jnp.ones((8,), jnp.int32)
-  )
+  jaxpr = jax.make_jaxpr(
+    lambda params, x, t: net.apply({"params": params}, x, t)
+  )(abstract(net, shape), jnp.zeros((8, *shape)), jnp.ones((8,), jnp.int32))
   assert len(jaxpr.eqns) < 1900
 
 
