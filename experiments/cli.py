@@ -4,6 +4,8 @@ A user's mistake is one line on standard error and exit status 2.
 """
 
 import contextlib
+import importlib.metadata
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,19 @@ def fail(message: object, *, status: int = 2) -> SystemExit:
 def say(*words: object) -> None:
   """Prints a line for the person at the terminal, at once."""
   print(*words, flush=True)  # noqa: T201
+
+
+def tune_cpu() -> None:
+  """Picks XLA's faster convolutions on a CPU, before JAX starts.
+
+  With jaxlib 0.10 a training step on digits takes 0.63 of the time (0.167 s
+  against 0.265 s on 2 cores, gradients equal to 2e-7); jaxlib 0.12 is as fast
+  by itself. Does nothing where the user has set XLA_FLAGS.
+  """
+  if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault(
+      "XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot"
+    )
 
 
 @contextlib.contextmanager

@@ -51,6 +51,7 @@ def nearest(x: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def main(argv: list[str]) -> None:
   """The command."""
+  cli.tune_cpu()
   values = sample.define_flags(flags.FlagValues(), num=1797)
   cli.parse(argv, values)
   with cli.user_errors():

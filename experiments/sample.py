@@ -171,6 +171,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
+  cli.tune_cpu()
   values = define_flags(flags.FlagValues(), num=64)
   flags.DEFINE_string(
     "out",

@@ -259,6 +259,7 @@ def _finish(run: Run, state, key, log: Log) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
+  cli.tune_cpu()
   values = flags.FlagValues()
   cli.define_config(values, argv, DEFAULT_CONFIG)
   flags.DEFINE_string(
