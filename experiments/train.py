@@ -12,7 +12,7 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ class Run:
   config: Config
   workdir: pathlib.Path
   source: dj.data.Source
+  batches: Sequence
   net: dj.UNet
   mesh: jax.sharding.Mesh
   generator: Generator
@@ -56,6 +57,14 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source = assemble.source(config)
+  batches = dj.data.batches(
+    source,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    flip=config.flip,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
   net = assemble.model(config, source.image_shape, source.num_classes)
   init = functools.partial(assemble.init, config, net, source.image_shape, tx)
   abstract = jax.eval_shape(init, jax.random.key(0))
@@ -81,6 +90,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     config=config,
     workdir=workdir,
     source=source,
+    batches=batches,
     net=net,
     mesh=mesh,
     generator=Generator(
@@ -158,14 +168,6 @@ def _announce(run: Run, start: int, log: Log) -> None:
 def _loop(run, state, start, key_train, key_preview, checkpoints, log):
   """Every step from start + 1 to num_steps."""
   config = run.config
-  batches = dj.data.batches(
-    run.source,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    flip=config.flip,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
   window = []  # metrics since the last look, still on the device
 
   def due(what: str) -> bool:
@@ -173,7 +175,7 @@ def _loop(run, state, start, key_train, key_preview, checkpoints, log):
 
   for step, batch in zip(
     range(start + 1, config.num_steps + 1),
-    dj.data.iterate(batches, start=start),
+    dj.data.iterate(run.batches, start=start),
     strict=False,
   ):
     if run.net.num_classes is None:

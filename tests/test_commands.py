@@ -267,6 +267,7 @@ BAD_TRAINING = {
   ),
   "no steps": (["--config.num_steps=0"], "num_steps=0 must be at least 1"),
   "no interval": (["--config.every.log=0"], "every.log=0 must be at least 1"),
+  "seed": (["--config.seed=-1"], "seed is -1: must be at least 0"),
   "ema": (["--config.ema.rates=(1.5,)"], "EMA rate 1.5 must be in"),
   "broken picture": (
     ["--config.data.name={broken_picture}"],

@@ -13,7 +13,7 @@ def get_config(variant: str = ""):
   """The configuration; ``variant`` is "" or "smoke"."""
   common.check_variant(variant, ("smoke",))
   config = common.make(
-    num_steps=1800,
+    num_steps=1500,
     batch_size=128,
     data={"name": "digits"},
     flip=False,  # a mirrored 3 is no digit
@@ -27,9 +27,9 @@ def get_config(variant: str = ""):
       "num_blocks": 1,
       "attention_levels": (1,),
     },
-    optim={"lr": 2e-3, "warmup_steps": 100, "decay_steps": 1800},
+    optim={"lr": 2e-3, "warmup_steps": 100, "decay_steps": 1500},
     ema={"rates": (0.995,), "warmup": True},
-    every={"log": 50, "preview": 600, "checkpoint": 600},
+    every={"log": 50, "preview": 500, "checkpoint": 500},
     sampling={"steps": 250},
   )
   if variant == "smoke":
