@@ -12,9 +12,10 @@ import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from absl import flags
@@ -35,7 +36,7 @@ class Run:
   config: Config
   workdir: pathlib.Path
   source: dj.data.Source
-  batches: Sequence
+  batches: grain.MapDataset
   net: dj.UNet
   mesh: jax.sharding.Mesh
   generator: Generator
