@@ -1,5 +1,7 @@
 """The parts of a U-Net."""
 
+from collections.abc import Callable, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,25 +19,40 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 QKV_INIT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
+EMBEDDINGS = ("sin_cos", "cos_sin")
+QKV_ORDERS = ("qkv", "heads")
 
-def sinusoid(t: Float[Array, " B"], dim: int) -> Float[Array, "B dim"]:
-  """Sinusoidal embedding of times, sines first (Ho et al.'s order).
 
-  Column i of each half has frequency 10000^(-i / (dim / 2 - 1)); an odd dim
-  ends with a column of zeros.
+def sinusoid(
+  t: Float[Array, " B"], dim: int, order: str = "sin_cos"
+) -> Float[Array, "B dim"]:
+  """Sinusoidal embedding of times.
+
+  "sin_cos" is Ho et al.'s: sines first, and column i of each half has
+  frequency 10000^(-i / (dim / 2 - 1)). "cos_sin" is OpenAI's: cosines first,
+  frequency 10000^(-i / (dim / 2)). An odd dim ends with a column of zeros.
 
   Args:
     t: Times, counted as the network counts them.
     dim: Number of columns, at least 4.
+    order: "sin_cos" or "cos_sin".
 
   Returns:
     The embedding, float32.
+
+  Raises:
+    ValueError: If order is neither.
   """
+  if order not in EMBEDDINGS:
+    raise ValueError(f"embedding={order!r} is not one of {EMBEDDINGS}")
   half = dim // 2
-  freqs = np.exp(-np.log(10000) * np.arange(half) / (half - 1))
+  span = half - 1 if order == "sin_cos" else half
+  freqs = np.exp(-np.log(10000) * np.arange(half) / span)
   angles = jnp.outer(t.astype(jnp.float32), jnp.asarray(freqs, jnp.float32))
-  columns = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-  return jnp.pad(columns, ((0, 0), (0, dim % 2)))
+  columns = [jnp.sin(angles), jnp.cos(angles)]
+  if order == "cos_sin":
+    columns.reverse()
+  return jnp.pad(jnp.concatenate(columns, axis=1), ((0, 0), (0, dim % 2)))
 
 
 def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
@@ -54,15 +71,26 @@ def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
 
 
 class Norm(nn.Module):
-  """Group normalisation, computed in float32 whatever comes in."""
+  """Group normalisation, computed in float32 whatever comes in.
+
+  Attributes:
+    groups: Number of groups; None chooses with ``num_groups``.
+    epsilon: Added to the variance.
+  """
+
+  groups: int | None = None
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Images) -> Images:
     """Normalises; the shape and dtype stay."""
-    norm = nn.GroupNorm(
-      num_groups(x.shape[-1]), epsilon=1e-6, dtype=jnp.float32
-    )
+    groups = self.groups or num_groups(x.shape[-1])
+    norm = nn.GroupNorm(groups, epsilon=self.epsilon, dtype=jnp.float32)
     return norm(x).astype(x.dtype)
+
+
+# Makes a normalisation layer with the settings of a network.
+MakeNorm = Callable[[], nn.Module]
 
 
 def conv(
@@ -70,26 +98,42 @@ def conv(
   dtype: DTypeLike,
   *,
   stride: int = 1,
+  padding: str | Sequence[tuple[int, int]] = "SAME",
   init=INIT,
   name: str | None = None,
 ) -> nn.Conv:
   """A 3 x 3 convolution."""
   return nn.Conv(
-    features, (3, 3), (stride, stride), dtype=dtype, kernel_init=init, name=name
+    features,
+    (3, 3),
+    (stride, stride),
+    padding,
+    dtype=dtype,
+    kernel_init=init,
+    name=name,
   )
 
 
 class ResBlock(nn.Module):
-  """GN-SiLU-conv, plus time, GN-SiLU-dropout-conv, plus the input.
+  """GN-SiLU-conv, time, GN-SiLU-dropout-conv, plus the input.
 
   Attributes:
     features: Channels that come out.
     dropout: Rate, between the second norm and its convolution.
+    scale_shift: How time enters. False adds it after the first convolution
+      (DDPM); True makes it scale and shift the second norm, GN(h) (1 + scale)
+      + shift (adaptive group normalisation, Improved DDPM and ADM).
+    resample: "up" or "down" doubles or halves the size between the first
+      SiLU and its convolution, and the input alike (ADM).
+    norm: Makes a normalisation.
     dtype: Of the activations.
   """
 
   features: int
   dropout: float = 0.0
+  scale_shift: bool = False
+  resample: str | None = None
+  norm: MakeNorm = Norm
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -97,17 +141,25 @@ class ResBlock(nn.Module):
     self, x: Images, emb: Float[Array, "B D"], train: bool
   ) -> Images:
     """Runs the block; ``emb`` is the activated time embedding."""
-    h = conv(self.features, self.dtype, name="conv1")(nn.silu(Norm()(x)))
-    h += nn.Dense(
-      self.features, dtype=self.dtype, kernel_init=INIT, name="time"
-    )(emb)[:, None, None]
-    h = nn.silu(Norm()(h))
-    h = nn.Dropout(self.dropout)(h, deterministic=not train)
+
+    def dense(features, name):
+      return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
+
+    resize = RESAMPLE[self.resample]
+    h = resize(nn.silu(self.norm()(x)))
+    h = conv(self.features, self.dtype, name="conv1")(h)
+    x = resize(x)
+    if self.scale_shift:
+      time = dense(2 * self.features, "time")(emb)[:, None, None]
+      scale, shift = jnp.split(time, 2, axis=-1)
+      h = self.norm()(h) * (1 + scale) + shift
+    else:
+      h += dense(self.features, "time")(emb)[:, None, None]
+      h = self.norm()(h)
+    h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=not train)
     h = conv(self.features, self.dtype, init=ZERO, name="conv2")(h)
     if x.shape[-1] != self.features:
-      x = nn.Dense(
-        self.features, dtype=self.dtype, kernel_init=INIT, name="skip"
-      )(x)
+      x = dense(self.features, "skip")(x)
     return x + h
 
 
@@ -116,25 +168,66 @@ class Attention(nn.Module):
 
   Attributes:
     heads: Number of heads; must divide the channels.
+    head_channels: Channels per head, instead of ``heads``.
+    qkv_order: How the channels of the fused projection are read: "qkv" has
+      all of q first, "heads" has q, k and v of the first head first. Nothing
+      in the shapes tells them apart.
+    norm: Makes a normalisation.
     dtype: Of the activations; the softmax is float32.
   """
 
   heads: int = 1
+  head_channels: int | None = None
+  qkv_order: str = "qkv"
+  norm: MakeNorm = Norm
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Images) -> Images:
     """Attends; the shape stays."""
     b, h, w, c = x.shape
-    tokens = Norm()(x).reshape(b, h * w, c)
+    tokens = self.norm()(x).reshape(b, h * w, c)
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(
       tokens
     )
-    q, k, v = jnp.moveaxis(
-      qkv.reshape(b, h * w, 3, self.heads, c // self.heads), 2, 0
-    )
-    out = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+    heads = num_heads(c, self.heads, self.head_channels)
+    out = jax.nn.dot_product_attention(*split_qkv(qkv, heads, self.qkv_order))
+    out = out.reshape(b, h, w, c)
     return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
+
+
+def num_heads(channels: int, heads: int, head_channels: int | None) -> int:
+  """How many heads attend over these channels.
+
+  Raises:
+    ValueError: If they cannot share the channels equally.
+  """
+  if head_channels is not None:
+    heads = channels // head_channels
+  if heads < 1 or channels % (head_channels or heads):
+    raise ValueError(
+      f"attention over {channels} channels cannot have {heads=}, "
+      f"{head_channels=}"
+    )
+  return heads
+
+
+def split_qkv(
+  qkv: Float[Array, "B N C3"], heads: int, order: str
+) -> list[Float[Array, "B N heads C"]]:
+  """Cuts the fused projection into q, k and v, by head.
+
+  Raises:
+    ValueError: If order is neither "qkv" nor "heads".
+  """
+  *lead, c = qkv.shape
+  if order == "qkv":
+    qkv, axis = qkv.reshape(*lead, 3, heads, c // (3 * heads)), -3
+  elif order == "heads":
+    qkv, axis = qkv.reshape(*lead, heads, 3, c // (3 * heads)), -2
+  else:
+    raise ValueError(f"qkv_order={order!r} is not one of {QKV_ORDERS}")
+  return list(jnp.moveaxis(qkv, axis, 0))
 
 
 def upsample(x: Images) -> Images:
@@ -142,3 +235,12 @@ def upsample(x: Images) -> Images:
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample(x: Images) -> Images:
+  """Halves height and width by averaging 2 x 2 pixels."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+RESAMPLE = {None: lambda x: x, "up": upsample, "down": downsample}

@@ -1,8 +1,14 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B)."""
+"""The U-Net of DDPM, Improved DDPM and ADM: one network, by settings.
 
+Ho et al. 2020, appendix B; Nichol and Dhariwal 2021; Dhariwal and Nichol
+2021, section 3.
+"""
+
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
@@ -11,6 +17,7 @@ from diffusion_jax.models.layers import (
   INIT,
   ZERO,
   Attention,
+  Images,
   Norm,
   ResBlock,
   conv,
@@ -18,105 +25,71 @@ from diffusion_jax.models.layers import (
   upsample,
 )
 
-Images = Float[Array, "B H W C"]
 
+class Encoder(nn.Module):
+  """What the U-Net and the classifier share: embedding and the way down.
 
-class UNet(nn.Module):
-  """Predicts, from (x_t, t), an image of x_t's height and width.
-
-  Every level has ``num_blocks`` residual blocks on the way down and one more
-  on the way up; each activation of the way down is handed across to its
-  mirror image. Time enters every residual block.
+  Every level has ``num_blocks`` residual blocks; time, and the class where
+  there is one, enter each of them.
 
   Attributes:
-    channels: Of the first level.
-    multipliers: Channels of each level, in units of ``channels``; each level
-      but the first has half the size of the one before.
+    channels: The unit that ``multipliers`` multiply.
+    multipliers: Channels of each level; each level but the first has half
+      the size of the one before.
     num_blocks: Residual blocks per level.
     attention_levels: Levels with self-attention after each block, 0 is the
       full size.
     heads: Attention heads.
-    dropout: Rate inside the residual blocks.
+    head_channels: Channels per attention head, instead of ``heads``.
+    qkv_order: See ``layers.Attention``.
+    dropout: Rate inside the residual blocks; one number, or one per level.
+    scale_shift: Time scales and shifts (adaptive group normalisation)
+      instead of being added.
+    resample: "conv" changes size with a convolution (DDPM), "block" with a
+      residual block of its own (ADM).
     out_channels: Of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is
       unconditional.
     time_scale: The network is told (t - 1) * time_scale: published networks
       count steps from 0, and some expect them rescaled by 1000 / T.
+    embedding: Of time, see ``layers.sinusoid``.
+    groups: Of every normalisation; None chooses, see ``layers.num_groups``.
+    epsilon: Of every normalisation.
+    padding: Of the convolutions that halve the size: "same" pads below and
+      to the right (TensorFlow), "symmetric" all around (PyTorch).
     dtype: Of the activations. Parameters, normalisation, softmax and output
       are float32.
   """
 
   channels: int = 128
-  multipliers: Sequence[int] = (1, 2, 2, 2)
+  multipliers: Sequence[float] = (1, 2, 2, 2)
   num_blocks: int = 2
   attention_levels: Sequence[int] = (1,)
   heads: int = 1
-  dropout: float = 0.0
+  head_channels: int | None = None
+  qkv_order: str = "qkv"
+  dropout: float | Sequence[float] = 0.0
+  scale_shift: bool = False
+  resample: str = "conv"
   out_channels: int | None = None
   num_classes: int | None = None
   time_scale: float = 1.0
+  embedding: str = "sin_cos"
+  groups: int | None = None
+  epsilon: float = 1e-6
+  padding: str = "same"
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
-  def __call__(
-    self,
-    x_t: Images,
-    t: Num[Array, " B"],
-    y: Int[Array, " B"] | None = None,
-    *,
-    train: bool = False,
-  ) -> Float[Array, "B H W C_out"]:
-    """Runs the network.
+  @property
+  def norm(self):
+    """Makes a normalisation."""
+    return functools.partial(Norm, self.groups, self.epsilon)
 
-    Args:
-      x_t: Noisy images.
-      t: Their steps, 1..T.
-      y: Their classes, where the network is conditional.
-      train: Whether to apply dropout (needs the rng "dropout").
+  def width(self, level: int) -> int:
+    """Channels of a level."""
+    return int(self.channels * self.multipliers[level])
 
-    Returns:
-      The prediction, float32.
-
-    Raises:
-      ValueError: If the size cannot be halved often enough, or classes are
-        missing or not expected.
-    """
-    check_size(x_t.shape[1:3], len(self.multipliers))
-    out_channels = self.out_channels or x_t.shape[-1]
-    emb = self._embedding(t, y)
-
-    def block(h, level):
-      features = self.channels * self.multipliers[level]
-      h = ResBlock(features, self.dropout, self.dtype)(h, emb, train)
-      if level in self.attention_levels:
-        h = Attention(self.heads, self.dtype)(h)
-      return h
-
-    levels = range(len(self.multipliers))
-    h = conv(self.channels, self.dtype)(x_t.astype(self.dtype))
-    skips = [h]
-    for level in levels:
-      for _ in range(self.num_blocks):
-        h = block(h, level)
-        skips.append(h)
-      if level != levels[-1]:
-        h = conv(h.shape[-1], self.dtype, stride=2)(h)
-        skips.append(h)
-
-    h = ResBlock(h.shape[-1], self.dropout, self.dtype)(h, emb, train)
-    h = Attention(self.heads, self.dtype)(h)
-    h = ResBlock(h.shape[-1], self.dropout, self.dtype)(h, emb, train)
-
-    for level in reversed(levels):
-      for _ in range(self.num_blocks + 1):
-        h = block(jnp.concatenate([h, skips.pop()], axis=-1), level)
-      if level != 0:
-        h = conv(h.shape[-1], self.dtype)(upsample(h))
-
-    h = nn.silu(Norm()(h))
-    return conv(out_channels, self.dtype, init=ZERO)(h).astype(jnp.float32)
-
-  def _embedding(self, t, y):
+  def embed(self, t, y):
     """The activated embedding of time and class, [B, 4 * channels]."""
     if (y is None) != (self.num_classes is None):
       raise ValueError(
@@ -124,7 +97,7 @@ class UNet(nn.Module):
         f"{'no classes' if y is None else 'classes'}"
       )
     dim = 4 * self.channels
-    emb = sinusoid((t - 1) * self.time_scale, self.channels)
+    emb = sinusoid((t - 1) * self.time_scale, self.channels, self.embedding)
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time1")(emb)
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time2")(
       nn.silu(emb)
@@ -138,6 +111,143 @@ class UNet(nn.Module):
         name="classes",
       )(y)
     return nn.silu(emb)
+
+  def res_block(self, h, emb, train, level, resample=None):
+    """One residual block with a level's channels and dropout."""
+    rates = self.dropout
+    dropout = rates if isinstance(rates, int | float) else rates[level]
+    return ResBlock(
+      self.width(level),
+      dropout,
+      self.scale_shift,
+      resample,
+      self.norm,
+      self.dtype,
+    )(h, emb, train)
+
+  def attend(self, h):
+    """Self-attention."""
+    return Attention(
+      self.heads, self.head_channels, self.qkv_order, self.norm, self.dtype
+    )(h)
+
+  def block(self, h, emb, train, level):
+    """A residual block, and attention where the level has it."""
+    h = self.res_block(h, emb, train, level)
+    return self.attend(h) if level in self.attention_levels else h
+
+  def down(self, x, emb, train):
+    """The first convolution and all levels: every activation on the way."""
+    _check_settings(self)
+    check_size(x.shape[1:3], len(self.multipliers))
+    h = conv(self.width(0), self.dtype)(x.astype(self.dtype))
+    outputs = [h]
+    for level in range(len(self.multipliers)):
+      if level != 0:
+        h = self._halve(h, emb, train, level - 1)
+        outputs.append(h)
+      for _ in range(self.num_blocks):
+        h = self.block(h, emb, train, level)
+        outputs.append(h)
+    return outputs
+
+  def middle(self, h, emb, train):
+    """Block, attention, block at the smallest size."""
+    last = len(self.multipliers) - 1
+    h = self.res_block(h, emb, train, last)
+    h = self.attend(h)
+    return self.res_block(h, emb, train, last)
+
+  def _halve(self, h, emb, train, level):
+    if self.resample == "block":
+      return self.res_block(h, emb, train, level, "down")
+    padding = "SAME" if self.padding == "same" else ((1, 1), (1, 1))
+    return conv(h.shape[-1], self.dtype, stride=2, padding=padding)(h)
+
+
+class UNet(Encoder):
+  """Predicts, from (x_t, t), an image of x_t's height and width.
+
+  The way up has one block more per level than the way down; each activation
+  of the way down is handed across to its mirror image. The attributes are
+  those of ``Encoder``. With a learned variance, ``out_channels`` is twice the
+  image's.
+  """
+
+  @nn.compact
+  def __call__(
+    self,
+    x_t: Images,
+    t: Num[Array, " B"],
+    y: Int[Array, " B"] | None = None,
+    low_res: Images | None = None,
+    *,
+    train: bool = False,
+  ) -> Float[Array, "B H W C_out"]:
+    """Runs the network.
+
+    Args:
+      x_t: Noisy images.
+      t: Their steps, 1..T.
+      y: Their classes, where the network is conditional.
+      low_res: Smaller images to be upsampled: they are enlarged bilinearly
+        and joined to x_t's channels.
+      train: Whether to apply dropout (needs the rng "dropout").
+
+    Returns:
+      The prediction, float32.
+
+    Raises:
+      ValueError: If the size cannot be halved often enough, classes are
+        missing or not expected, or a setting is not a known one.
+    """
+    out_channels = self.out_channels or x_t.shape[-1]
+    emb = self.embed(t, y)
+    if low_res is not None:
+      size = (*x_t.shape[:3], low_res.shape[-1])
+      x_t = jnp.concatenate(
+        [x_t, jax.image.resize(low_res, size, "bilinear")], axis=-1
+      )
+    skips = self.down(x_t, emb, train)
+    h = self.middle(skips[-1], emb, train)
+    for level in reversed(range(len(self.multipliers))):
+      for _ in range(self.num_blocks + 1):
+        h = jnp.concatenate([h, skips.pop()], axis=-1)
+        h = self.block(h, emb, train, level)
+      if level != 0:
+        h = self._double(h, emb, train, level)
+    h = nn.silu(self.norm()(h))
+    return conv(out_channels, self.dtype, init=ZERO)(h).astype(jnp.float32)
+
+  def _double(self, h, emb, train, level):
+    if self.resample == "block":
+      return self.res_block(h, emb, train, level, "up")
+    return conv(h.shape[-1], self.dtype)(upsample(h))
+
+
+def _check_settings(net: Encoder) -> None:
+  """Refuses settings that would only be misread.
+
+  Raises:
+    ValueError: Naming what is allowed.
+  """
+  levels = len(net.multipliers)
+  for name, allowed in {
+    "resample": ("conv", "block"),
+    "padding": ("same", "symmetric"),
+  }.items():
+    if getattr(net, name) not in allowed:
+      raise ValueError(f"{name}={getattr(net, name)!r} is not one of {allowed}")
+  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
+  if wrong:
+    raise ValueError(
+      f"attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"
+    )
+  if not isinstance(net.dropout, int | float) and len(net.dropout) != levels:
+    raise ValueError(
+      f"dropout={net.dropout} must be one number or one for each of the "
+      f"{levels} levels"
+    )
 
 
 def check_size(size: Sequence[int], num_levels: int) -> None:
