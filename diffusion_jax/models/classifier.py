@@ -1,0 +1,109 @@
+"""A classifier of noisy images (Dhariwal and Nichol 2021, section 4)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
+
+from diffusion_jax.models.layers import (
+  INIT,
+  QKV_INIT,
+  ZERO,
+  Images,
+  num_heads,
+  split_qkv,
+)
+from diffusion_jax.models.unet import Encoder
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+HIDDEN = 2048  # of the spatial pools
+
+
+class Classifier(Encoder):
+  """The way down and the middle of the U-Net, and a pool.
+
+  The attributes are those of ``Encoder`` and:
+
+  Attributes:
+    num_labels: Number of classes to tell apart.
+    pool: "attention" lets the mean of all positions attend to them (the
+      published classifiers), "adaptive" averages over positions, "spatial"
+      and "spatial_v2" average every activation on the way down and put two
+      layers on top, the second with a normalisation between them.
+  """
+
+  num_labels: int = 1000
+  pool: str = "attention"
+
+  @nn.compact
+  def __call__(
+    self, x_t: Images, t: Num[Array, " B"], *, train: bool = False
+  ) -> Float[Array, "B num_labels"]:
+    """Runs the network.
+
+    Args:
+      x_t: Noisy images.
+      t: Their steps, 1..T.
+      train: Whether to apply dropout (needs the rng "dropout").
+
+    Returns:
+      Logits of p(y | x_t), float32.
+
+    Raises:
+      ValueError: If the size cannot be halved often enough or a setting is
+        not a known one.
+    """
+    if self.pool not in POOLS:
+      raise ValueError(f"pool={self.pool!r} is not one of {POOLS}")
+    emb = self.embed(t, None)
+    outputs = self.down(x_t, emb, train)
+    outputs.append(self.middle(outputs[-1], emb, train))
+    if self.pool.startswith("spatial"):
+      means = [h.astype(jnp.float32).mean(axis=(1, 2)) for h in outputs]
+      h = nn.Dense(HIDDEN, name="hidden")(jnp.concatenate(means, axis=-1))
+      h = nn.relu(h) if self.pool == "spatial" else nn.silu(self._norm_of(h))
+      return nn.Dense(self.num_labels, name="out")(h)
+    h = nn.silu(self.norm()(outputs[-1])).astype(jnp.float32)
+    if self.pool == "adaptive":
+      h = h.mean(axis=(1, 2))
+      return nn.Dense(self.num_labels, kernel_init=ZERO, name="out")(h)
+    return AttentionPool(
+      self.num_labels, self.heads, self.head_channels, name="pool"
+    )(h)
+
+  def _norm_of(self, h):
+    return self.norm()(h[:, None, None])[:, 0, 0]
+
+
+class AttentionPool(nn.Module):
+  """The mean of all positions attends to itself and to them (CLIP's pool).
+
+  Attributes:
+    features: That come out.
+    heads: Attention heads.
+    head_channels: Channels per head, instead of ``heads``.
+    dtype: Of the activations.
+  """
+
+  features: int
+  heads: int = 1
+  head_channels: int | None = None
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Images) -> Float[Array, "B features"]:
+    """Pools."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h * w, c)
+    x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+    x += self.param(
+      "positions", nn.initializers.normal(c**-0.5), (h * w + 1, c)
+    )[None]
+    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(x)
+    heads = num_heads(c, self.heads, self.head_channels)
+    q, k, v = split_qkv(qkv, heads, "qkv")
+    pooled = jax.nn.dot_product_attention(q[:, :1], k, v).reshape(b, c)
+    return nn.Dense(
+      self.features, dtype=self.dtype, kernel_init=INIT, name="out"
+    )(pooled)
