@@ -6,11 +6,12 @@ order in which it runs and pairs the names; the tensors themselves differ by
 transpositions alone, so a round trip is exact.
 """
 
+import collections
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import flax
 import numpy as np
+from flax import traverse_util
 
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.unet import Encoder
@@ -57,101 +58,114 @@ KINDS = {
 
 def layers(net: Encoder) -> Iterator[Layer]:
   """Every layer of a network under both names, in the order they run."""
-  counts: dict[str, int] = {}
-
-  def name(kind):
-    counts[kind] = counts.get(kind, -1) + 1
-    return f"{kind}_{counts[kind]}"
-
-  def res_block(theirs, widens):
-    ours = name("ResBlock")
-    yield from norm(theirs + ".in_layers.0", f"{ours}/Norm_0")
-    yield Layer(f"{ours}/conv1", f"{theirs}.in_layers.2", "conv")
-    yield Layer(f"{ours}/time", f"{theirs}.emb_layers.1", "dense")
-    yield from norm(theirs + ".out_layers.0", f"{ours}/Norm_1")
-    yield Layer(f"{ours}/conv2", f"{theirs}.out_layers.3", "conv")
-    if widens:
-      yield Layer(f"{ours}/skip", f"{theirs}.skip_connection", "dense_2d")
-
-  def attention(theirs):
-    ours = name("Attention")
-    yield from norm(f"{theirs}.norm", f"{ours}/Norm_0")
-    yield Layer(f"{ours}/qkv", f"{theirs}.qkv", "dense_1d")
-    yield Layer(f"{ours}/out", f"{theirs}.proj_out", "dense_1d")
-
-  def norm(theirs, ours=None):
-    yield Layer(f"{ours or name('Norm')}/GroupNorm_0", theirs, "norm")
-
+  walk = _Walk(net)
   yield Layer("time1", "time_embed.0", "dense")
   yield Layer("time2", "time_embed.2", "dense")
   if net.num_classes is not None:
     yield Layer("classes", "label_emb", "embed")
-
-  # The way down.
-  yield Layer(name("Conv"), "input_blocks.0.0", "conv")
-  width, widths, number = net.width(0), [net.width(0)], 0
-  for level in range(len(net.multipliers)):
-    if level != 0:
-      number += 1
-      theirs = f"input_blocks.{number}.0"
-      if net.resample == "block":
-        yield from res_block(theirs, False)
-      else:
-        yield Layer(name("Conv"), f"{theirs}.op", "conv")
-      widths.append(width)
-    for _ in range(net.num_blocks):
-      number += 1
-      yield from res_block(
-        f"input_blocks.{number}.0", width != net.width(level)
-      )
-      width = net.width(level)
-      widths.append(width)
-      if level in net.attention_levels:
-        yield from attention(f"input_blocks.{number}.1")
-
-  yield from res_block("middle_block.0", False)
-  yield from attention("middle_block.1")
-  yield from res_block("middle_block.2", False)
+  yield from walk.down()
+  yield from walk.res_block("middle_block.0")
+  yield from walk.attention("middle_block.1")
+  yield from walk.res_block("middle_block.2")
   if isinstance(net, Classifier):
-    yield from _pool(net, norm)
-    return
-
-  # The way up. A block's input always has more channels than its output.
-  number = -1
-  for level in reversed(range(len(net.multipliers))):
-    for block in range(net.num_blocks + 1):
-      number += 1
-      yield from res_block(f"output_blocks.{number}.0", True)
-      place = 1
-      if level in net.attention_levels:
-        yield from attention(f"output_blocks.{number}.1")
-        place = 2
-      if level != 0 and block == net.num_blocks:
-        theirs = f"output_blocks.{number}.{place}"
-        if net.resample == "block":
-          yield from res_block(theirs, False)
-        else:
-          yield Layer(name("Conv"), f"{theirs}.conv", "conv")
-  yield from norm("out.0")
-  yield Layer(name("Conv"), "out.2", "conv")
+    yield from walk.pool(net.pool)
+  else:
+    yield from walk.up()
 
 
-def _pool(net: Classifier, norm) -> Iterator[Layer]:
-  """The layers after the middle of a classifier."""
-  if net.pool.startswith("spatial"):
-    yield Layer("hidden", "out.0", "dense")
-    if net.pool == "spatial_v2":
-      yield from norm("out.1")
-      yield Layer("out", "out.3", "dense")
+class _Walk:
+  """Visits a network's layers, counting its modules as Flax does."""
+
+  def __init__(self, net: Encoder):
+    self.net = net
+    self.levels = range(len(net.multipliers))
+    self.counts = collections.Counter()
+
+  def name(self, kind):
+    """The name of the next module of a kind."""
+    self.counts[kind] += 1
+    return f"{kind}_{self.counts[kind] - 1}"
+
+  def down(self):
+    """The first convolution and all levels."""
+    net = self.net
+    yield Layer(self.name("Conv"), "input_blocks.0.0", "conv")
+    width, number = net.width(0), 0
+    for level in self.levels:
+      if level != 0:
+        number += 1
+        yield from self.resample(f"input_blocks.{number}.0", "op")
+      for _ in range(net.num_blocks):
+        number += 1
+        widens = width != net.width(level)
+        yield from self.block(f"input_blocks.{number}", level, widens)
+        width = net.width(level)
+
+  def up(self):
+    """All levels and the last convolution."""
+    net = self.net
+    number = 0
+    for level in reversed(self.levels):
+      for block in range(net.num_blocks + 1):
+        theirs = f"output_blocks.{number}"
+        # What is handed across makes every block's input wider.
+        yield from self.block(theirs, level, True)
+        if level != 0 and block == net.num_blocks:
+          place = 1 + (level in net.attention_levels)
+          yield from self.resample(f"{theirs}.{place}", "conv")
+        number += 1
+    yield from self.norm(self.name("Norm"), "out.0")
+    yield Layer(self.name("Conv"), "out.2", "conv")
+
+  def block(self, theirs, level, widens):
+    """A residual block, and attention where the level has it."""
+    yield from self.res_block(f"{theirs}.0", widens)
+    if level in self.net.attention_levels:
+      yield from self.attention(f"{theirs}.1")
+
+  def resample(self, theirs, conv):
+    """A change of size."""
+    if self.net.resample == "block":
+      yield from self.res_block(theirs)
     else:
-      yield Layer("out", "out.2", "dense")
-    return
-  yield from norm("out.0")
-  if net.pool == "adaptive":
-    yield Layer("out", "out.3", "dense_2d")
-    return
-  yield Layer("pool/qkv", "out.2.qkv_proj", "dense_1d")
-  yield Layer("pool/out", "out.2.c_proj", "dense_1d")
+      yield Layer(self.name("Conv"), f"{theirs}.{conv}", "conv")
+
+  def res_block(self, theirs, widens=False):
+    """A residual block."""
+    ours = self.name("ResBlock")
+    yield from self.norm(f"{ours}/Norm_0", f"{theirs}.in_layers.0")
+    yield Layer(f"{ours}/conv1", f"{theirs}.in_layers.2", "conv")
+    yield Layer(f"{ours}/time", f"{theirs}.emb_layers.1", "dense")
+    yield from self.norm(f"{ours}/Norm_1", f"{theirs}.out_layers.0")
+    yield Layer(f"{ours}/conv2", f"{theirs}.out_layers.3", "conv")
+    if widens:
+      yield Layer(f"{ours}/skip", f"{theirs}.skip_connection", "dense_2d")
+
+  def attention(self, theirs):
+    """Self-attention."""
+    ours = self.name("Attention")
+    yield from self.norm(f"{ours}/Norm_0", f"{theirs}.norm")
+    yield Layer(f"{ours}/qkv", f"{theirs}.qkv", "dense_1d")
+    yield Layer(f"{ours}/out", f"{theirs}.proj_out", "dense_1d")
+
+  def norm(self, ours, theirs):
+    """A normalisation."""
+    yield Layer(f"{ours}/GroupNorm_0", theirs, "norm")
+
+  def pool(self, kind):
+    """What a classifier has after the middle."""
+    if kind.startswith("spatial"):
+      yield Layer("hidden", "out.0", "dense")
+      if kind == "spatial_v2":
+        yield from self.norm(self.name("Norm"), "out.1")
+      yield Layer("out", "out.2" if kind == "spatial" else "out.3", "dense")
+      return
+    yield from self.norm(self.name("Norm"), "out.0")
+    if kind == "adaptive":
+      yield Layer("out", "out.3", "dense_2d")
+      return
+    yield Layer("pool/qkv", "out.2.qkv_proj", "dense_1d")
+    yield Layer("pool/out", "out.2.c_proj", "dense_1d")
 
 
 # The one tensor that is not the weight or bias of a layer.
@@ -160,7 +174,10 @@ POSITIONS = ("pool/positions", "out.2.positional_embedding")
 
 def _pairs(net: Encoder):
   """(our path, their key, ours from theirs, theirs from ours), by tensor."""
-  same = lambda x: x
+
+  def same(bias):
+    return bias
+
   for layer in layers(net):
     weight, to_ours, to_theirs = KINDS[layer.kind]
     yield (
@@ -195,7 +212,7 @@ def from_openai(state_dict: Tensors, net: Encoder) -> dict:
     ours: np.ascontiguousarray(to_ours(np.asarray(state_dict[theirs])))
     for ours, theirs, to_ours, _ in pairs
   }
-  return flax.traverse_util.unflatten_dict(flat, sep="/")
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
@@ -211,7 +228,7 @@ def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
   Raises:
     ValueError: If the parameters are not those of the network.
   """
-  flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+  flat = traverse_util.flatten_dict(dict(params), sep="/")
   pairs = list(_pairs(net))
   wanted = {ours for ours, *_ in pairs}
   _refuse("missing from", wanted - flat.keys())
