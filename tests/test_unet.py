@@ -17,6 +17,8 @@ SMALL = {
   "attention_levels": (1,),
 }
 
+CIFAR = PRESETS["ddpm-cifar10"]
+
 
 def inputs(shape, batch=2):
   t = jnp.arange(1, batch + 1)
