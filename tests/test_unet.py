@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax.models import UNet
 from diffusion_jax.models.layers import Attention, num_groups, sinusoid
+from diffusion_jax.models.presets import PRESETS
 
 SMALL = {
   "channels": 8,
