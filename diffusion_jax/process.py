@@ -239,7 +239,7 @@ def x0_from_output(
 
 def p_mean_variance(
   schedule: Schedule,
-  output: Batch,
+  output: Float[Array, "B ..."],
   x_t: Batch,
   t: Time,
   s: Time,

@@ -35,9 +35,9 @@ class Schedule:
       log_snr[0] = inf.
   """
 
-  alpha: Float[Array, " T+1"]
-  sigma: Float[Array, " T+1"]
-  log_snr: Float[Array, " T+1"]
+  alpha: Float[Array, " steps"]
+  sigma: Float[Array, " steps"]
+  log_snr: Float[Array, " steps"]
 
   @property
   def T(self) -> int:

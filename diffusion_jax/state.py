@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 Params = Any
 
@@ -23,7 +22,8 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: The optimizer's state.
   """
 
-  step: Int[Array, ""]
+  # An integer array; a tree of shapes or of nothing has the same structure.
+  step: Any
   params: Params
   ema: dict[str, Params]
   opt_state: Any

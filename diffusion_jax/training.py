@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
@@ -190,7 +191,7 @@ def _join(x: Array) -> Array:
 
 
 def quartiles(
-  loss: Float[Array, "4"], count: Float[Array, "4"]
+  loss: Float[np.ndarray, "4"], count: Float[np.ndarray, "4"]
 ) -> dict[str, float]:
   """Mean loss by quarter of t, for logs; quarters without examples drop."""
   return {

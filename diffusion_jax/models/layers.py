@@ -139,7 +139,7 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: Images, emb: Float[Array, "B D"], train: bool
-  ) -> Images:
+  ) -> Float[Array, "B H_out W_out features"]:
     """Runs the block; ``emb`` is the activated time embedding."""
 
     def dense(features, name):
@@ -230,14 +230,14 @@ def split_qkv(
   return list(jnp.moveaxis(qkv, axis, 0))
 
 
-def upsample(x: Images) -> Images:
+def upsample(x: Images) -> Float[Array, "B 2*H 2*W C"]:
   """Doubles height and width by repeating pixels."""
   b, h, w, c = x.shape
   x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
   return x.reshape(b, 2 * h, 2 * w, c)
 
 
-def downsample(x: Images) -> Images:
+def downsample(x: Images) -> Float[Array, "B H//2 W//2 C"]:
   """Halves height and width by averaging 2 x 2 pixels."""
   b, h, w, c = x.shape
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))

@@ -62,7 +62,7 @@ class Encoder(nn.Module):
   """
 
   channels: int = 128
-  multipliers: Sequence[float] = (1, 2, 2, 2)
+  multipliers: Sequence[int | float] = (1, 2, 2, 2)
   num_blocks: int = 2
   attention_levels: Sequence[int] = (1,)
   heads: int = 1
@@ -180,7 +180,7 @@ class UNet(Encoder):
     x_t: Images,
     t: Num[Array, " B"],
     y: Int[Array, " B"] | None = None,
-    low_res: Images | None = None,
+    low_res: Float[Array, "B h w c"] | None = None,
     *,
     train: bool = False,
   ) -> Float[Array, "B H W C_out"]:
