@@ -90,13 +90,7 @@ def model(
       f"model.num_classes={net.num_classes}, but the data have "
       f"{num_classes} classes"
     )
-  levels = len(net.multipliers)
-  dj.models.check_size(image_shape[:2], levels)
-  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
-  if wrong:
-    raise ValueError(
-      f"model.attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"
-    )
+  dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
 
 

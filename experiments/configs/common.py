@@ -45,9 +45,18 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "num_blocks": 2,
         "attention_levels": (1,),  # 0 is the full size
         "heads": 1,
+        "head_channels": config_dict.placeholder(int),  # instead of heads
+        "qkv_order": "qkv",
         "dropout": 0.0,
+        "scale_shift": False,  # adaptive group normalisation
+        "resample": "conv",  # or block
+        "out_channels": config_dict.placeholder(int),
         "num_classes": config_dict.placeholder(int),
         "time_scale": 1.0,
+        "embedding": "sin_cos",
+        "groups": config_dict.placeholder(int),
+        "epsilon": 1e-6,
+        "padding": "same",
         "dtype": "float32",
       },
       # Arguments of diffusion_jax.training.optimizer.
