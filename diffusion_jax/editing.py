@@ -1,0 +1,165 @@
+"""Editing with an unconditional model: inpaint, vary, interpolate.
+
+Each is a few lines around the same step and the same walk as sampling.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Num
+
+from diffusion_jax import samplers, timesteps
+from diffusion_jax.process import Batch, Denoise, q_sample, q_step
+from diffusion_jax.schedules import Schedule
+
+
+def inpaint(
+  step: samplers.Step,
+  denoise: Denoise,
+  schedule: Schedule,
+  known: Batch,
+  mask: Num[Array, "..."],
+  key: Key[Array, ""],
+  *,
+  pairs: timesteps.Pairs | None = None,
+  jump: int = 10,
+  repeats: int = 10,
+  first: int = 0,
+) -> Batch:
+  """Fills in what is not known (RePaint, Lugmayr et al. 2022, algorithm 1).
+
+  Every move writes the known pixels, noised to where it arrives, over the
+  model's. To let the rest settle around them, each stretch of ``jump`` moves
+  is walked ``repeats`` times, going back by the forward process in between.
+
+  Args:
+    step: An ancestral or another stochastic step.
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    known: [B, H, W, C], clean; its unknown pixels are ignored.
+    mask: 1 where known, 0 where to fill in; broadcastable to ``known``.
+    key: The root of all noise.
+    pairs: The (t, s) to walk; by default all T.
+    jump: Moves per stretch; must divide the number of pairs.
+    repeats: Times to walk each stretch; 1 only overwrites.
+    first: The number of the first image, see ``samplers.sample``.
+
+  Returns:
+    [B, H, W, C]; the known pixels are exactly those given.
+
+  Raises:
+    ValueError: If jump does not divide the walk or repeats is below 1.
+  """
+  pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
+  if jump < 1 or len(pairs) % jump:
+    raise ValueError(f"{jump=} must divide the {len(pairs)} moves of the walk")
+  if repeats < 1:
+    raise ValueError(f"{repeats=} must be at least 1")
+  stretches = jnp.asarray(pairs).reshape(-1, jump, 2)
+  images, shape = first + jnp.arange(len(known)), known.shape[1:]
+  key_start, key_walk, key_known, key_back = jax.random.split(key, 4)
+
+  def stretch(x_t, stretch_pairs):
+    t, s = stretch_pairs[0, 0], stretch_pairs[-1, 1]
+
+    def once(x_t, repeat):
+      keys = [jax.random.fold_in(k, repeat) for k in (key_walk, key_known)]
+      x_s, _ = samplers.sample(
+        _overwrite(step, schedule, known, mask, images, keys[1]),
+        denoise, schedule, known.shape, keys[0],
+        pairs=stretch_pairs, x_T=x_t, first=first,
+      )  # fmt: skip
+      eps = samplers.noise(
+        jax.random.fold_in(key_back, repeat), t, images, shape
+      )
+      return q_step(schedule, x_s, t, eps, s=s), x_s
+
+    _, walked = jax.lax.scan(once, x_t, jnp.arange(repeats))
+    return walked[-1], None
+
+  x_T = samplers.noise(key_start, pairs[0, 0], images, shape)
+  x, _ = jax.lax.scan(stretch, x_T, stretches)
+  return x
+
+
+def _overwrite(step, schedule, known, mask, images, key) -> Callable:
+  """The step, with the known pixels written over what it returns."""
+
+  def overwritten(denoise, schedule_, x_t, t, s, eps):
+    x_s, x0_hat = step(denoise, schedule_, x_t, t, s, eps)
+    noise = samplers.noise(key, s, images, known.shape[1:])
+    truth = q_sample(schedule, known, jnp.broadcast_to(s, len(known)), noise)
+    return jnp.where(mask > 0, truth, x_s), x0_hat
+
+  return overwritten
+
+
+def vary(
+  step: samplers.Step,
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  key: Key[Array, ""],
+  *,
+  start: int,
+  pairs: timesteps.Pairs | None = None,
+) -> Batch:
+  """Noises images to a step and walks back (SDEdit, Meng et al. 2022).
+
+  Args:
+    step: A step function.
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x0: Clean images.
+    key: The root of all noise.
+    start: The step to go up to: the higher, the less is kept of the images.
+    pairs: The (t, s) to walk; those that begin above ``start`` are left out.
+
+  Returns:
+    Images of x0's shape.
+
+  Raises:
+    ValueError: If no pair begins at or below ``start``.
+  """
+  pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
+  kept = pairs[pairs[:, 0] <= start]
+  if not len(kept):
+    raise ValueError(f"{start=} is below every step of the walk")
+  t = int(kept[0, 0])
+  key_up, key_down = jax.random.split(key)
+  eps = samplers.noise(key_up, t, jnp.arange(len(x0)), x0.shape[1:])
+  x_t = q_sample(schedule, x0, jnp.full(len(x0), t), eps)
+  x, _ = samplers.sample(
+    step, denoise, schedule, x0.shape, key_down, pairs=kept, x_T=x_t
+  )
+  return x
+
+
+def slerp(
+  a: Float[Array, "*image"],
+  b: Float[Array, "*image"],
+  weights: Float[Array, " N"],
+) -> Float[Array, "N *image"]:
+  """Noises between two noises, on the great circle through them.
+
+  sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b. A straight
+  line would pass through images of too little noise; on the circle, noise
+  stays noise. Feed the result to ``samplers.sample`` as x_T, with a
+  deterministic step.
+
+  Args:
+    a: One noise.
+    b: Another.
+    weights: 0 is a, 1 is b.
+
+  Returns:
+    One noise for each weight.
+  """
+  cosine = (a * b).sum() / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+  w = weights.reshape(-1, *(1,) * a.ndim)
+  return (
+    jnp.sin((1 - w) * angle) * a[None] + jnp.sin(w * angle) * b[None]
+  ) / jnp.sin(angle)

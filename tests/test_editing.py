@@ -1,0 +1,103 @@
+"""Editing of correlated Gaussians, where every conditional is known."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GAUSSIAN
+
+from diffusion_jax import editing, samplers, schedules, timesteps
+
+RHO, STD = 0.9, 0.5
+COV = STD**2 * np.array([[1, RHO], [RHO, 1]])
+SCHEDULE = schedules.cosine(200)
+STEP = functools.partial(samplers.ancestral_step, clip=False)
+
+
+def denoise(x_t, t):
+  """Two neighbouring pixels with correlation RHO: the exact noise."""
+  alpha, sigma = SCHEDULE.alpha[t], SCHEDULE.sigma[t]
+  cov = jnp.asarray(COV, jnp.float32)
+
+  def one(x, a, s):
+    x0 = a * cov @ jnp.linalg.solve(a**2 * cov + s**2 * jnp.eye(2), x)
+    return (x - a * x0) / s
+
+  flat = x_t.reshape(-1, 2)
+  return jax.vmap(one)(flat, alpha, sigma).reshape(x_t.shape)
+
+
+def inpainted(**options):
+  n = 4096
+  known = jnp.full((n, 1, 2, 1), 0.6)
+  mask = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
+  run = jax.jit(
+    lambda key: editing.inpaint(
+      STEP, denoise, SCHEDULE, known, mask, key, **options
+    )
+  )
+  return known, run(jax.random.key(0))
+
+
+def test_repainting_draws_the_conditional_distribution():
+  # b given a = 0.6: mean RHO a, variance STD^2 (1 - RHO^2).
+  known, x = inpainted(pairs=timesteps.spaced(200, 100), jump=10, repeats=20)
+  np.testing.assert_array_equal(x[:, :, 0], known[:, :, 0])
+  b, n = np.asarray(x[:, 0, 1, 0]), len(x)
+  std = STD * np.sqrt(1 - RHO**2)
+  # Repeats let the fill settle; what is left is a few percent of the std.
+  assert abs(b.mean() - 0.54) < 5 * std / np.sqrt(n) + 0.1 * std
+  assert abs(b.std() / std - 1) < 5 / np.sqrt(2 * n) + 0.1
+
+
+def test_repeats_are_what_brings_it_there():
+  truth = RHO * 0.6
+  error = [
+    abs(float(inpainted(
+      pairs=timesteps.spaced(200, 50), jump=5, repeats=repeats,
+    )[1][:, 0, 1].mean()) - truth)
+    for repeats in (1, 10)
+  ]  # fmt: skip
+  assert error[1] < 0.5 * error[0]
+
+
+def test_varying_keeps_what_the_start_keeps():
+  x0 = GAUSSIAN.sample(jax.random.key(0), (256, 4, 4, 1))
+  exact = GAUSSIAN.denoiser(SCHEDULE)
+
+  def correlation(start):
+    key = jax.random.key(1)
+    x = editing.vary(STEP, exact, SCHEDULE, x0, key, start=start)
+    return np.corrcoef(x0.ravel(), x.ravel())[0, 1]
+
+  # corr(x0, x) = alpha^2 var / (alpha^2 var + sigma^2), there and back.
+  for start in (20, 80, 140):
+    signal = float(SCHEDULE.alpha[start]) ** 2 * GAUSSIAN.var
+    want = signal / (signal + float(SCHEDULE.sigma[start]) ** 2)
+    assert abs(correlation(start) - want) < 5 / np.sqrt(x0.size) + 0.01
+
+
+def test_slerp_keeps_noise_noise():
+  a, b = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+  path = editing.slerp(a, b, jnp.linspace(0, 1, 5))
+  chex.assert_shape(path, (5, 32, 32, 3))
+  np.testing.assert_allclose(path[0], a, atol=1e-5)
+  np.testing.assert_allclose(path[-1], b, atol=1e-5)
+  for x in path:
+    assert abs(float(x.std()) - 1) < 5 / np.sqrt(2 * x.size)
+  straight = (a + b) / 2
+  assert float(straight.std()) < 0.8
+
+
+def test_impossible_edits_are_refused():
+  x = jnp.zeros((1, 2, 2, 1))
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match="jump=7 must divide the 200 moves"):
+    editing.inpaint(STEP, denoise, SCHEDULE, x, x, key, jump=7)
+  with pytest.raises(ValueError, match="repeats=0"):
+    editing.inpaint(STEP, denoise, SCHEDULE, x, x, key, repeats=0)
+  with pytest.raises(ValueError, match="start=0 is below every step"):
+    editing.vary(STEP, denoise, SCHEDULE, x, key, start=0)

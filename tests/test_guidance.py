@@ -1,0 +1,216 @@
+"""Guidance against closed forms: Gaussians that differ in their mean.
+
+For two Gaussians of equal variance the guided score is the exact score of a
+third, whose mean lies scale times as far: there guidance samples the tilted
+distribution p_weak (p_strong / p_weak)^scale exactly.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from oracles import Mixture
+
+from diffusion_jax import guidance, process, samplers, schedules, timesteps
+
+STRONG = Mixture(means=(0.4,), weights=(1.0,), std=0.3)
+WEAK = Mixture(means=(0.1,), weights=(1.0,), std=0.3)
+TILTED = Mixture(means=(0.1 + 2.5 * 0.3,), weights=(1.0,), std=0.3)
+PEAKS = Mixture(means=(-0.5, 0.5), weights=(0.5, 0.5), std=0.2)
+SHAPE = (4096, 2, 2, 1)
+
+
+def batch(n=8, seed=0):
+  return (
+    jax.random.normal(jax.random.key(seed), (n, 4, 4, 2)),
+    1 + jnp.arange(n) * 100,
+  )
+
+
+@pytest.mark.parametrize("target", process.TARGETS)
+def test_guided_gaussians_are_the_tilted_gaussian(target):
+  schedule = schedules.cosine(1000)
+  x_t, t = batch()
+  guided = guidance.autoguidance(
+    STRONG.denoiser(schedule, target), WEAK.denoiser(schedule, target), 2.5
+  )
+  np.testing.assert_allclose(
+    guided(x_t, t),
+    TILTED.denoiser(schedule, target)(x_t, t),
+    rtol=2e-4,
+    atol=2e-4,
+  )
+
+
+def test_samples_follow_the_tilted_distribution():
+  schedule = schedules.cosine(1000)
+  guided = guidance.autoguidance(
+    STRONG.denoiser(schedule), WEAK.denoiser(schedule), 2.5
+  )
+  x, _ = samplers.sample(
+    functools.partial(samplers.ancestral_step, clip=False),
+    guided, schedule, SHAPE, jax.random.key(0),
+    pairs=timesteps.spaced(1000, 200),
+  )  # fmt: skip
+  n = x.size
+  assert abs(float(x.mean()) - TILTED.mean) < 5 * 0.3 / np.sqrt(n)
+  # 200 steps cost the variance about a percent.
+  assert abs(float(x.var()) / 0.09 - 1) < 5 * np.sqrt(2 / n) + 0.02
+
+
+def conditional(x_t, t, y):
+  """Class 0 is STRONG, class 1 (no class) is WEAK; two channels of variance."""
+  schedule = schedules.cosine(1000)
+  eps = jnp.where(
+    process.per_example(y, x_t) == 0,
+    STRONG.denoiser(schedule)(x_t, t),
+    WEAK.denoiser(schedule)(x_t, t),
+  )
+  return jnp.concatenate([eps, 0 * eps + process.per_example(y, eps)], axis=-1)
+
+
+def test_classifier_free_is_one_call_and_keeps_the_classs_variance():
+  schedule = schedules.cosine(1000)
+  x_t, t = batch()
+  y = jnp.zeros(8, jnp.int32)
+  calls = []
+
+  def counted(x, t, y):
+    calls.append(x.shape[0])
+    return conditional(x, t, y)
+
+  out = guidance.classifier_free(counted, y, 1, 2.5)(x_t, t)
+  assert calls == [16]
+  eps, var = jnp.split(out, 2, axis=-1)
+  np.testing.assert_allclose(
+    eps, TILTED.denoiser(schedule)(x_t, t), rtol=2e-4, atol=2e-4
+  )
+  np.testing.assert_array_equal(var, 0)  # class 0's, not guided
+
+
+@pytest.mark.parametrize(("scale", "label"), [(1.0, 0), (0.0, 1)])
+def test_scale_one_is_the_class_and_zero_no_class(scale, label):
+  x_t, t = batch()
+  y = jnp.zeros(8, jnp.int32)
+  out = guidance.classifier_free(conditional, y, 1, scale)(x_t, t)
+  want = conditional(x_t, t, y + label)
+  np.testing.assert_allclose(out[..., :2], want[..., :2], atol=1e-5)
+
+
+def test_the_interval_guides_inside_and_nowhere_else():
+  x_t, t = batch()  # t = 1, 101, ..., 701
+  y = jnp.zeros(8, jnp.int32)
+  make = functools.partial(guidance.classifier_free, conditional, y, 1)
+  out = make(3.0, interval=(101, 501))(x_t, t)
+  full, off = make(3.0)(x_t, t), make(1.0)(x_t, t)
+  inside = np.array([False, True, True, True, True, True, False, False])
+  np.testing.assert_array_equal(out[inside], full[inside])
+  np.testing.assert_array_equal(out[~inside], off[~inside])
+
+
+def test_rescaled_guidance_has_the_unguided_spread():
+  x_t, t = batch()
+  y = jnp.zeros(8, jnp.int32)
+  make = functools.partial(guidance.classifier_free, conditional, y, 1)
+  spread = lambda x: np.std(x[..., :2], axis=(1, 2, 3))
+  np.testing.assert_allclose(
+    spread(make(4.0, rescale=1.0)(x_t, t)), spread(make(1.0)(x_t, t)), rtol=1e-4
+  )
+  np.testing.assert_array_equal(
+    make(4.0, rescale=0.0)(x_t, t), make(4.0)(x_t, t)
+  )
+
+
+def test_another_scale_does_not_trace_again():
+  x_t, t = batch()
+  y = jnp.zeros(8, jnp.int32)
+  traces = []
+
+  @jax.jit
+  def run(scale, rescale):
+    traces.append(1)
+    return guidance.classifier_free(conditional, y, 1, scale, rescale=rescale)(
+      x_t, t
+    )
+
+  for scale in (1.0, 2.0, 7.5):
+    run(scale, 0.1 * scale)
+  assert len(traces) == 1
+
+
+def peaks_classifier(schedule):
+  """Exact logits of the peak that a whole x_0 = +-0.5 + 0.2 n came from."""
+
+  def classify(x_t, t):
+    alpha, sigma = process.rates(schedule, t, x_t)
+    var = alpha**2 * PEAKS.std**2 + sigma**2
+    logits = [
+      -(((x_t - alpha * m) ** 2) / (2 * var)).sum(axis=(1, 2, 3))
+      for m in PEAKS.means
+    ]
+    return jnp.stack(logits, axis=1)
+
+  return classify
+
+
+@pytest.mark.parametrize("form", ["mean", "score"])
+def test_classifier_guidance_at_scale_one_is_bayes_rule(form):
+  # One pixel, so that the mixture's peak is the image's class.
+  schedule = schedules.cosine(1000)
+  shape = (8192, 1, 1, 1)
+  y = jnp.ones(shape[0], jnp.int32)
+  gradient = guidance.log_prob_gradient(peaks_classifier(schedule), y)
+  denoise = PEAKS.denoiser(schedule)
+  if form == "mean":
+    step = functools.partial(
+      guidance.classifier_step, gradient=gradient, scale=1.0, clip=False
+    )
+  else:
+    denoise = guidance.classifier(denoise, schedule, gradient, 1.0, clip=False)
+    step = functools.partial(samplers.ddim_step, clip=False)
+  x, _ = samplers.sample(
+    step, denoise, schedule, shape, jax.random.key(1),
+    pairs=timesteps.spaced(1000, 250),
+  )  # fmt: skip
+  # Moving the mean by var times the gradient is first order in the step.
+  assert abs(float(x.mean()) - 0.5) < 5 * 0.2 / np.sqrt(shape[0]) + 5e-3
+  assert abs(float(x.std()) / 0.2 - 1) < 5 / np.sqrt(2 * shape[0]) + 0.03
+
+
+def test_a_gradient_does_not_depend_on_the_batch():
+  schedule = schedules.cosine(1000)
+  x = jax.random.normal(jax.random.key(0), (6, 1, 1, 1))
+  t, y = jnp.full(6, 300), jnp.array([0, 1, 0, 1, 0, 1])
+  classify = peaks_classifier(schedule)
+  whole = guidance.log_prob_gradient(classify, y)(x, t)
+  one = guidance.log_prob_gradient(classify, y[2:3])(x[2:3], t[2:3])
+  np.testing.assert_allclose(whole[2:3], one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("form", ["ancestral", "ddim"])
+def test_one_guided_step_is_the_published_codes(name, form):
+  numbers = reference.load("process")
+  with jax.enable_x64(True):
+    schedule = getattr(schedules, name)(1000)
+    x_t, noise = jnp.asarray(numbers[f"{name}_x_t"]), numbers["noise"]
+    t = jnp.asarray(numbers[f"{name}_t"]) + 1
+    denoise = reference.model(numbers["coefs"], learned=True)
+    gradient = lambda x, t: 0.3 * x - 0.1 * jnp.cos(x)
+    options = {"variance": "learned_range", "clip": True}
+    if form == "ancestral":
+      out, _ = guidance.classifier_step(
+        denoise, schedule, x_t, t, t - 1, noise, gradient=gradient, **options
+      )
+    else:
+      guided = guidance.classifier(denoise, schedule, gradient, 1.0, **options)
+      out, _ = samplers.ddim_step(
+        guided, schedule, x_t, t, t - 1, noise, variance="learned_range",
+        clip=False,
+      )  # fmt: skip
+  np.testing.assert_allclose(
+    out, numbers[f"{name}_guided_{form}"], rtol=1e-6, atol=1e-9
+  )
