@@ -10,11 +10,14 @@
 """
 
 from diffusion_jax import (
+  bound,
   checkpoint,
   data,
   editing,
   guidance,
   images,
+  importance,
+  likelihood,
   losses,
   metrics,
   models,
@@ -26,6 +29,7 @@ from diffusion_jax import (
   state,
   timesteps,
   training,
+  weights,
 )
 from diffusion_jax.models import UNet
 from diffusion_jax.process import (
@@ -42,12 +46,15 @@ __all__ = [
   "Schedule",
   "UNet",
   "ancestral_step",
+  "bound",
   "checkpoint",
   "data",
   "ddim_step",
   "editing",
   "guidance",
   "images",
+  "importance",
+  "likelihood",
   "losses",
   "metrics",
   "models",
@@ -65,4 +72,5 @@ __all__ = [
   "state",
   "timesteps",
   "training",
+  "weights",
 ]

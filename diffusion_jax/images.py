@@ -17,6 +17,16 @@ def to_uint8(x: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
   return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
+def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+  """Bytes k as k / 127.5 - 1, float32."""
+  # As (2 k - 255) / 255, which rounds only once.
+  floats = x.astype(np.float32)
+  floats *= 2
+  floats -= 255
+  floats /= 255
+  return floats
+
+
 def displayable(x: UInt8[np.ndarray, "B H W C"]) -> np.ndarray:
   """[B, H, W, C] -> [B, H, W', 3]; grey or colour as it is.
 

@@ -1,22 +1,21 @@
 """Training losses. Each returns [B], one number per example.
 
-``simple`` draws its own t and noise; ``weighted_mse`` is the deterministic
-core that takes them. The error is measured in the space of the network's
-target and, where a weight is given, converted to the noise's error first, so
-that a weight means the same thing whatever the network predicts.
+``simple``, ``vlb`` and ``hybrid`` draw their own t and noise;
+``weighted_mse``, ``vlb_at`` and ``hybrid_at`` are the deterministic cores that
+take them. Each calls the network once. The squared error is measured in the
+space of the network's target and, where a weight is given, converted to the
+noise's error first, so that a weight means the same thing whatever the
+network predicts.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import process, timesteps
+from diffusion_jax import bound, process, timesteps
 from diffusion_jax.process import Batch, Denoise
 from diffusion_jax.schedules import Schedule
-
-Weight = Callable[[Schedule, Int[Array, " B"]], Float[Array, " B"]]
+from diffusion_jax.weights import Weight
 
 
 def simple(
@@ -36,19 +35,24 @@ def simple(
     x0: Clean data in [-1, 1].
     key: For the steps and for the noise.
     target: What the network predicts.
-    weight: One of the weights below; None is the plain squared error of
+    weight: One of ``weights``; None is the plain squared error of
       the target.
 
   Returns:
     [B], the mean over all axes but the first. A network that knows nothing
     (zero output) of the noise scores 1.
   """
-  key_t, key_eps = jax.random.split(key)
-  t = timesteps.uniform(key_t, x0.shape[0], schedule.T)
-  eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+  t, eps = _draw(schedule, x0, key)
   return weighted_mse(
     denoise, schedule, x0, t, eps, target=target, weight=weight
   )
+
+
+def _draw(schedule, x0, key):
+  """Uniform steps, and noise."""
+  key_t, key_eps = jax.random.split(key)
+  t = timesteps.uniform(key_t, x0.shape[0], schedule.T)
+  return t, jax.random.normal(key_eps, x0.shape, x0.dtype)
 
 
 def weighted_mse(
@@ -84,6 +88,134 @@ def weighted_mse(
   if weight is None:
     return mse
   return weight(schedule, t) * eps_error(schedule, t, target) * mse
+
+
+def vlb(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  key: Key[Array, ""],
+  *,
+  target: str = "eps",
+  variance: str = "learned_range",
+  scaled: bool = True,
+) -> Float[Array, " B"]:
+  """The variational bound at one random step each; see ``vlb_at``."""
+  t, eps = _draw(schedule, x0, key)
+  return vlb_at(
+    denoise, schedule, x0, t, eps, target=target, variance=variance,
+    scaled=scaled,
+  )  # fmt: skip
+
+
+def vlb_at(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  t: Int[Array, " B"],
+  eps: Batch,
+  *,
+  target: str = "eps",
+  variance: str = "learned_range",
+  scaled: bool = True,
+) -> Float[Array, " B"]:
+  """L_vlb: the bound's term of the move from t to t - 1.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x0: Clean data, multiples k / 127.5 - 1.
+    t: Steps, 1..T.
+    eps: The noise to add, the shape of x0.
+    target: What the network predicts.
+    variance: Of p(x_s | x_t).
+    scaled: T times the term: over uniform t its mean is the whole sum
+      ("rescaled KL" in the published code). False is the term itself.
+
+  Returns:
+    [B], bits per dimension.
+  """
+  x_t = process.q_sample(schedule, x0, t, eps)
+  loss = _bound_term(
+    schedule, denoise(x_t, t), x0, x_t, t, target=target, variance=variance
+  )
+  return schedule.T * loss if scaled else loss
+
+
+def hybrid(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  key: Key[Array, ""],
+  *,
+  target: str = "eps",
+  variance: str = "learned_range",
+  vlb_weight: float = 1e-3,
+) -> Float[Array, " B"]:
+  """L_simple + lambda L_vlb at one random step each; see ``hybrid_at``."""
+  t, eps = _draw(schedule, x0, key)
+  return hybrid_at(
+    denoise, schedule, x0, t, eps, target=target, variance=variance,
+    vlb_weight=vlb_weight,
+  )  # fmt: skip
+
+
+def hybrid_at(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  t: Int[Array, " B"],
+  eps: Batch,
+  *,
+  target: str = "eps",
+  variance: str = "learned_range",
+  vlb_weight: float = 1e-3,
+) -> Float[Array, " B"]:
+  """L_hybrid = L_simple + lambda L_vlb (Improved DDPM, eq. 16).
+
+  The bound teaches the variance alone: it sees the mean through a
+  stop-gradient, and no clipping.
+
+  Args:
+    denoise: ``(x_t, t) -> output``, with twice x_t's channels.
+    schedule: The noise schedule.
+    x0: Clean data, multiples k / 127.5 - 1.
+    t: Steps, 1..T.
+    eps: The noise to add, the shape of x0.
+    target: What the network predicts.
+    variance: "learned" or "learned_range".
+    vlb_weight: lambda, of the whole sum (T times the term at t, in bits per
+      dimension). The published code's rescaled form is 1e-3; where it does
+      not rescale, 1 / T.
+
+  Returns:
+    [B].
+
+  Raises:
+    ValueError: If the variance is not a learned one.
+  """
+  if not variance.startswith("learned"):
+    raise ValueError(
+      f"the hybrid loss learns the variance; {variance=} is fixed"
+    )
+  x_t = process.q_sample(schedule, x0, t, eps)
+  output = denoise(x_t, t)
+  prediction, raw = jnp.split(output, 2, axis=-1)
+  frozen = jnp.concatenate([jax.lax.stop_gradient(prediction), raw], axis=-1)
+  truth = target_of(schedule, x0, x_t, t, eps, target)
+  term = _bound_term(
+    schedule, frozen, x0, x_t, t, target=target, variance=variance
+  )
+  mse = mean_per_example((truth - prediction) ** 2)
+  return mse + vlb_weight * schedule.T * term
+
+
+def _bound_term(schedule, output, x0, x_t, t, *, target, variance):
+  p = process.p_mean_variance(
+    schedule, output, x_t, t, t - 1, target=target, variance=variance,
+    clip=False,
+  )  # fmt: skip
+  return bound.term(schedule, p, x0, x_t, t, t - 1)
 
 
 def target_of(
@@ -129,54 +261,3 @@ def eps_error(
 def mean_per_example(x: Float[Array, "B ..."]) -> Float[Array, " B"]:
   """Mean over all axes but the first."""
   return x.mean(axis=tuple(range(1, x.ndim)))
-
-
-# -------------------------------------- weights of ||eps - eps_hat||^2 at t
-
-
-def bound(variance: str = "fixed_large") -> Weight:
-  """The weight that makes the loss a term of the variational bound.
-
-  beta_t^2 / (2 var_t (1 - beta_t) sigma_t^2), in nats per dimension (DDPM,
-  eq. 12). With T times the mean over uniform t this is the whole sum
-  L_1 + ... + L_T up to a constant.
-
-  Args:
-    variance: "fixed_small" or "fixed_large", the variance of p.
-
-  Returns:
-    The weight.
-  """
-  if variance not in ("fixed_small", "fixed_large"):
-    raise ValueError(f"{variance=} is not one of fixed_small, fixed_large")
-
-  def weight(schedule, t):
-    s = t - 1
-    beta = process.beta(schedule, t, s)
-    if variance == "fixed_large":
-      var = beta
-    else:
-      var = jnp.exp(process.posterior_log_var(schedule, t, s))
-    single_step = (schedule.alpha[t] / schedule.alpha[s]) ** 2  # 1 - beta_t
-    return beta**2 / (2 * var * single_step * schedule.sigma[t] ** 2)
-
-  return weight
-
-
-def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
-  """1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8)."""
-  return lambda schedule, t: (k + process.snr(schedule, t)) ** -gamma
-
-
-def min_snr(gamma: float = 5.0) -> Weight:
-  """min(SNR, gamma) / SNR (Hang et al. 2023, section 3.4).
-
-  For x_0-prediction this weighs the error with min(SNR, gamma), for v with
-  min(SNR, gamma) / (SNR + 1).
-  """
-  return lambda schedule, t: jnp.minimum(gamma / process.snr(schedule, t), 1)
-
-
-def truncated_snr() -> Weight:
-  """max(SNR, 1) / SNR (Salimans and Ho 2022, section 4)."""
-  return lambda schedule, t: jnp.maximum(1 / process.snr(schedule, t), 1)

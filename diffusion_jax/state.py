@@ -6,6 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.importance import LossHistory
+
 Params = Any
 
 
@@ -20,6 +22,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: The network's parameters.
     ema: Moving averages of params, by the name of their rate ("0.9999").
     opt_state: The optimizer's state.
+    history: Losses by step, where they decide which steps are drawn.
   """
 
   # An integer array; a tree of shapes or of nothing has the same structure.
@@ -27,9 +30,12 @@ class TrainState(flax.struct.PyTreeNode):
   params: Params
   ema: dict[str, Params]
   opt_state: Any
+  history: LossHistory | None = None
 
 
-def create(params: Params, tx, ema_rates) -> TrainState:
+def create(
+  params: Params, tx, ema_rates, history: LossHistory | None = None
+) -> TrainState:
   """The state before the first step; every EMA starts at the parameters.
 
   An EMA that started elsewhere would, at rate 0.9999, still be 37 % made of
@@ -44,6 +50,7 @@ def create(params: Params, tx, ema_rates) -> TrainState:
     # Copies: the state is donated to the step, and a buffer only once.
     ema={str(r): jax.tree.map(jnp.copy, params) for r in ema_rates},
     opt_state=tx.init(params),
+    history=history,
   )
 
 

@@ -7,6 +7,7 @@ are the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
@@ -16,6 +17,17 @@ Pairs = Int[np.ndarray, "S 2"]
 def uniform(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
   """Draws t uniformly from 1..T, one per example (DDPM, algorithm 1)."""
   return jax.random.randint(key, (batch,), 1, T + 1)
+
+
+def antithetic(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
+  """Draws t as evenly as a batch can: one offset, B equal strides.
+
+  Each t is uniform on 1..T, but together they cover 1..T (Kingma et al. 2021,
+  appendix I.1), which takes most of the variance out of the batch's loss.
+  """
+  offset = jax.random.uniform(key)
+  u = (offset + jnp.arange(batch) / batch) % 1
+  return jnp.minimum((u * T).astype(jnp.int32), T - 1) + 1
 
 
 def walk(visited: Sequence[int] | np.ndarray) -> Pairs:

@@ -9,19 +9,21 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax import losses, timesteps
+from diffusion_jax import importance, losses, timesteps
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import TrainState, update_ema
 
 # (params, x_t, t, y, dropout_key) -> output
 Apply = Callable[..., Any]
+LossAt = Callable[..., Float[Array, " B"]]
 
 
 class Metrics(NamedTuple):
   """What a step reports, on the device.
 
   Attributes:
-    loss: Mean over the batch.
+    loss: Mean over the batch; an unbiased estimate of that over uniform t,
+      however t is drawn.
     quartile_loss: Summed over the examples whose t is in each quarter of
       1..T, the cleanest first.
     quartile_count: How many those are.
@@ -86,8 +88,8 @@ def train_step(
   apply: Apply,
   schedule: Schedule,
   tx: optax.GradientTransformation,
-  target: str = "eps",
-  weight: losses.Weight | None = None,
+  loss_at: LossAt = losses.weighted_mse,
+  draw: Callable[..., Any] = timesteps.uniform,
   micro_batches: int = 1,
   ema_warmup: bool = False,
 ) -> tuple[TrainState, Metrics]:
@@ -105,8 +107,10 @@ def train_step(
     apply: ``(params, x_t, t, y, dropout_key) -> output``.
     schedule: The noise schedule.
     tx: The optimizer.
-    target: What the network predicts.
-    weight: Of the loss, see ``losses``.
+    loss_at: ``(denoise, schedule, x0, t, eps) -> [B]``: a core of ``losses``
+      with its options bound.
+    draw: ``(key, B, T) -> t``, see ``timesteps``. Where the state has a loss
+      history, that decides instead, see ``importance``.
     micro_batches: Cut the batch into this many pieces, one at a time in
       memory; the gradient is the exact mean over the whole batch.
     ema_warmup: See ``state.update_ema``.
@@ -118,28 +122,29 @@ def train_step(
   key_t, key_eps, key_dropout = jax.random.split(
     jax.random.fold_in(key, state.step), 3
   )
-  t = timesteps.uniform(key_t, x0.shape[0], schedule.T)
+  if state.history is None:
+    t, scale = draw(key_t, x0.shape[0], schedule.T), jnp.ones(x0.shape[0])
+  else:
+    t, scale = importance.draw(key_t, x0.shape[0], state.history)
   eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
 
   def loss_fn(params, part):
-    number, x0, y, t, eps = part
+    number, x0, y, t, eps, scale = part
     dropout_key = jax.random.fold_in(key_dropout, number)
-    loss = losses.weighted_mse(
-      lambda x_t, t: apply(params, x_t, t, y, dropout_key),
-      schedule,
-      x0,
-      t,
-      eps,
-      target=target,
-      weight=weight,
+    loss = loss_at(
+      lambda x_t, t: apply(params, x_t, t, y, dropout_key), schedule, x0, t, eps
     )
-    return loss.mean(), loss
+    return (scale * loss).mean(), loss
 
-  parts = jax.tree.map(lambda x: _cut(x, micro_batches), (x0, y, t, eps))
+  parts = jax.tree.map(lambda x: _cut(x, micro_batches), (x0, y, t, eps, scale))
   grads, loss = _mean_gradient(
     loss_fn, state.params, (jnp.arange(micro_batches), *parts)
   )
   loss = _join(loss)
+
+  history = state.history
+  if history is not None:
+    history = importance.update(history, t, loss)
 
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -151,13 +156,13 @@ def train_step(
   }
   quartile = jax.nn.one_hot((t - 1) * 4 // schedule.T, 4)
   metrics = Metrics(
-    loss=loss.mean(),
+    loss=(scale * loss).mean(),
     quartile_loss=loss @ quartile,
     quartile_count=quartile.sum(axis=0),
     grad_norm=optax.tree.norm(grads),
     param_norm=optax.tree.norm(params),
   )
-  return TrainState(state.step + 1, params, ema, opt_state), metrics
+  return TrainState(state.step + 1, params, ema, opt_state, history), metrics
 
 
 def _mean_gradient(loss_fn, params, parts):

@@ -1,5 +1,6 @@
 """From a configuration to the objects that it describes."""
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ SAMPLERS = {"ancestral": dj.ancestral_step, "ddim": dj.ddim_step}
 SCHEDULES = (
   "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
 )  # fmt: skip
+LOSSES = ("simple", "vlb", "hybrid")
+TIMESTEPS = ("uniform", "antithetic", "importance")
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
@@ -50,13 +53,43 @@ def source(config: Config) -> dj.data.Source:
   return _call("data", dj.data.load, {**options, "size": size})
 
 
-def weight(config: Config) -> dj.losses.Weight | None:
-  """The loss weight of ``config.loss``."""
+def loss_at(config: Config) -> dj.training.LossAt:
+  """The loss of ``config.loss``, at given steps and noise.
+
+  Raises:
+    ValueError: If loss, weight and variance do not fit together.
+  """
   options = config.loss.to_dict()
-  name = named("loss weight", options.pop("weight"), WEIGHTS)
-  if name == "none":
-    return None
-  return _call(f"weight {name!r}", getattr(dj.losses, name), options)
+  name = named("loss", options.pop("name"), LOSSES)
+  weight = named("loss weight", options.pop("weight"), WEIGHTS)
+  known = {"target": config.target}
+  if name == "simple":
+    if config.variance.startswith("learned"):
+      raise ValueError(
+        f"variance={config.variance!r} is learned, which the simple loss does "
+        "not do; use loss.name=hybrid or vlb, or a fixed variance"
+      )
+    if weight != "none":
+      bound_weight = getattr(dj.weights, weight)
+      known["weight"] = _call(f"weight {weight!r}", bound_weight, options)
+    return functools.partial(dj.losses.weighted_mse, **known)
+  if weight != "none":
+    raise ValueError(f"loss {name!r} has no weight; {weight!r} was given")
+  core = {"vlb": dj.losses.vlb_at, "hybrid": dj.losses.hybrid_at}[name]
+  known["variance"] = config.variance
+  if name == "hybrid" and not config.variance.startswith("learned"):
+    raise ValueError(
+      "loss 'hybrid' learns the variance; "
+      f"variance={config.variance!r} is fixed"
+    )
+  return functools.partial(core, **known, **options)
+
+
+def draw(config: Config):
+  """How the steps to train on are drawn, where no loss history decides."""
+  named("timesteps", config.timesteps, TIMESTEPS)
+  name = "uniform" if config.timesteps == "importance" else config.timesteps
+  return getattr(dj.timesteps, name)
 
 
 def check(config: Config, noise: dj.Schedule) -> None:
@@ -84,7 +117,10 @@ def model(
   Raises:
     ValueError: If the network does not fit the images or their classes.
   """
-  net = _call("model", dj.UNet, config.model.to_dict())
+  options = config.model.to_dict()
+  if config.variance.startswith("learned"):
+    options["out_channels"] = 2 * image_shape[-1]
+  net = _call("model", dj.UNet, options)
   if net.num_classes is not None and net.num_classes != num_classes:
     raise ValueError(
       f"model.num_classes={net.num_classes}, but the data have "
@@ -107,4 +143,9 @@ def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
   one = jnp.ones((1,), jnp.int32)
   y = None if net.num_classes is None else one - 1
   params = net.init(key, x, one, y)["params"]
-  return dj.state.create(params, tx, config.ema.rates)
+  history = (
+    dj.importance.history(config.schedule.T)
+    if config.get("timesteps") == "importance"
+    else None
+  )
+  return dj.state.create(params, tx, config.ema.rates, history)

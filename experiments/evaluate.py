@@ -1,17 +1,23 @@
-"""Measures how far a run's samples are from its data.
+"""Measures a run: how far its samples are from its data, how likely the data.
 
-  python -m experiments.evaluate --workdir=runs/digits --num=1797
+  python -m experiments.evaluate --workdir=runs/digits
+  python -m experiments.evaluate --workdir=runs/digits --metrics=frechet,bpd
 
-Prints the Frechet distance in pixel space, next to that of one random half of
-the data to the other, and which classes the samples look like. The figures
+"frechet" is the Frechet distance in pixel space, next to that of one random
+half of the data to the other, and which classes the samples look like. "bpd"
+is the variational bound on -log2 p(x_0) in bits per dimension. The figures
 are appended to evaluation.jsonl in the run directory with how they were made.
 """
 
 import collections
+import dataclasses
 import json
 import sys
+from typing import Any
 
+import jax
 import numpy as np
+import tqdm
 from absl import flags
 
 import diffusion_jax as dj
@@ -49,44 +55,31 @@ def nearest(x: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return index, np.linalg.norm(x - data[index], axis=1)
 
 
-def main(argv: list[str]) -> None:
-  """The command."""
-  cli.tune_cpu()
-  values = sample.define_flags(flags.FlagValues(), num=1797)
-  cli.parse(argv, values)
-  with cli.user_errors():
-    plan = sample.plan(values)
-    source = assemble.source(plan.config)
-    if np.prod(source.image_shape) > MAX_DIMENSIONS:
-      raise ValueError(
-        f"images of {source.image_shape} have too many pixels for a "
-        f"covariance; at most {MAX_DIMENSIONS}"
-      )
+def frechet(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
+  """The Frechet distance of samples to data, and what they look like.
+
+  Raises:
+    ValueError: If the images have too many pixels for a covariance.
+  """
+  if np.prod(source.image_shape) > MAX_DIMENSIONS:
+    raise ValueError(
+      f"images of {source.image_shape} have too many pixels for a "
+      f"covariance; at most {MAX_DIMENSIONS}"
+    )
   real = [source[i] for i in range(len(source))]
   data = pixels(np.stack([example["image"] for example in real]))
   samples = pixels(dj.images.to_uint8(sample.draw(plan)))
   index, distance = nearest(samples, data)
   labels = collections.Counter(int(real[i]["label"]) for i in index)
   row = {
-    "step": plan.step,
     "samples": len(samples),
-    "data": len(data),
-    "fingerprint": source.fingerprint,
     "sampler": plan.sampler,
     "steps": plan.steps,
-    "ema": plan.ema,
-    "seed": values.seed,
     "features": "pixels in [-1, 1], rounded to uint8",
     "frechet": dj.metrics.frechet_distance(samples, data),
     "frechet_halves": halves_distance(data),
     "nearest_median": float(np.median(distance)),
   }
-  if source.num_classes:
-    row["classes"] = {
-      name: labels[k] for k, name in enumerate(source.class_names)
-    }
-  with (plan.workdir / "evaluation.jsonl").open("a") as file:
-    file.write(json.dumps(row) + "\n")
   cli.say(
     f"Frechet distance in pixel space, {len(samples)} samples to "
     f"{len(data)} images: {row['frechet']:.3f}"
@@ -96,8 +89,102 @@ def main(argv: list[str]) -> None:
     f"{row['frechet_halves']:.3f}"
   )
   if source.num_classes:
+    row["classes"] = {
+      name: labels[k] for k, name in enumerate(source.class_names)
+    }
     counts = ", ".join(f"{name}: {n}" for name, n in row["classes"].items())
     cli.say(f"class of the nearest image: {counts}")
+  return row
+
+
+def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
+  """The variational bound of the first images, over all steps."""
+  config = plan.config
+  schedule = assemble.schedule(config)
+
+  @jax.jit
+  def bound(params, x0, y, key, first):
+    return dj.likelihood.variational_bound(
+      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, y),
+      schedule,
+      x0,
+      key,
+      target=config.target,
+      variance=config.variance,
+      clip=True,
+      first=first,
+    )
+
+  parts = []
+  starts = range(0, plan.num, plan.batch)
+  for start in tqdm.tqdm(starts, disable=not sys.stderr.isatty(), leave=False):
+    # The last batch is filled up, so that one program serves all.
+    numbers = [min(start + k, plan.num - 1) for k in range(plan.batch)]
+    real = [source[i] for i in numbers]
+    x0 = dj.images.from_uint8(np.stack([example["image"] for example in real]))
+    y = np.array([example["label"] for example in real])
+    parts.append(
+      bound(
+        plan.params,
+        x0,
+        None if plan.net.num_classes is None else y,
+        jax.random.key(plan.seed),
+        start,
+      )
+    )
+  whole = jax.tree.map(lambda *x: np.concatenate(x)[: plan.num], *parts)
+  error = whole.total.std() / np.sqrt(plan.num)
+  cli.say(
+    f"variational bound of {plan.num} images, {schedule.T} terms each: "
+    f"{whole.total.mean():.4f} +- {error:.4f} bits per dimension"
+  )
+  return {
+    "images": plan.num,
+    "terms": schedule.T,
+    "variance": config.variance,
+    "clip": True,
+    "cdf": "tanh",
+    "levels": "256, k / 127.5 - 1",
+    "bpd": float(whole.total.mean()),
+    "bpd_standard_error": float(error),
+    "bpd_prior": float(whole.prior.mean()),
+    "bpd_decoder": float(whole.vb[:, -1].mean()),
+  }
+
+
+METRICS = {"frechet": frechet, "bpd": bits_per_dim}
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  cli.tune_cpu()
+  values = sample.define_flags(flags.FlagValues(), num=None)
+  flags.DEFINE_list(
+    "metrics", "frechet", f"of {', '.join(METRICS)}", flag_values=values
+  )
+  cli.parse(argv, values)
+  with cli.user_errors():
+    for name in values.metrics:
+      assemble.named("--metrics", name, METRICS)
+    plan = sample.plan(values)
+    source = assemble.source(plan.config)
+    num = values.num or len(source)
+    if "bpd" in values.metrics and num > len(source):
+      raise ValueError(
+        f"--num={num} images were asked for, the data have {len(source)}"
+      )
+    plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
+    row = {
+      "step": plan.step,
+      "data": len(source),
+      "fingerprint": source.fingerprint,
+      "ema": plan.ema,
+      "seed": plan.seed,
+    }
+    for name in values.metrics:
+      row |= METRICS[name](plan, source)
+  with (plan.workdir / "evaluation.jsonl").open("a") as file:
+    file.write(json.dumps(row) + "\n")
   cli.say(f"appended to {plan.workdir / 'evaluation.jsonl'}")
 
 

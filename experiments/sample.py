@@ -37,7 +37,9 @@ class Plan:
   batch: int
 
 
-def define_flags(values: flags.FlagValues, *, num: int) -> flags.FlagValues:
+def define_flags(
+  values: flags.FlagValues, *, num: int | None
+) -> flags.FlagValues:
   """Defines the flags that say what to draw."""
 
   def define(kind, name, text, default=None, **options):
@@ -89,9 +91,9 @@ def plan(values: flags.FlagValues) -> Plan:
     ema=ema,
     sampler=sampler,
     steps=steps,
-    num=values.num,
+    num=values.num or 0,
     seed=values.seed,
-    batch=min(values.batch, values.num),
+    batch=min(values.batch, values.num or values.batch),
   )
 
 

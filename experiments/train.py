@@ -54,7 +54,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
   mesh = dj.parallel.data_mesh()
   dj.parallel.check_batch(config.batch_size, mesh, config.micro_batches)
   schedule = assemble.schedule(config)
-  weight = assemble.weight(config)
+  loss_at = assemble.loss_at(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source = assemble.source(config)
@@ -81,8 +81,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     apply=apply,
     schedule=schedule,
     tx=tx,
-    target=config.target,
-    weight=weight,
+    loss_at=loss_at,
+    draw=assemble.draw(config),
     micro_batches=config.micro_batches,
     ema_warmup=config.ema.warmup,
   )

@@ -143,6 +143,38 @@ def test_evaluate_reports_and_stores_its_figure(trained, capsys):
   assert sum(row["classes"].values()) == 32
 
 
+def test_a_learned_variance_trains_resumes_and_is_measured(tmp_path, capsys):
+  # L_vlb with steps drawn by past losses, whose history is in the checkpoint.
+  whole, cut = tmp_path / "whole", tmp_path / "cut"
+  flags = (
+    *TINY,
+    "--config.variance=learned_range",
+    "--config.loss.name=vlb",
+    "--config.timesteps=importance",
+    "--config.schedule.T=12",
+    "--config.preview.steps=4",
+  )
+  command(train, *flags, f"--workdir={whole}", "--config.num_steps=16")
+  command(train, *flags, f"--workdir={cut}", "--config.num_steps=8")
+  command(train, *flags, f"--workdir={cut}", "--config.num_steps=16")
+  chex.assert_trees_all_equal(params_of(cut), params_of(whole))
+
+  capsys.readouterr()
+  command(evaluate, f"--workdir={cut}", "--metrics=bpd", "--num=70")
+  assert "bound of 70 images, 12 terms each" in capsys.readouterr().out
+  row = json.loads((cut / "evaluation.jsonl").read_text())
+  assert (row["images"], row["terms"], row["step"]) == (70, 12, 16)
+  assert 0 < row["bpd_standard_error"] < 1
+  assert row["bpd"] > row["bpd_decoder"] > 0
+  # How many at a time changes nothing.
+  command(
+    evaluate, f"--workdir={cut}", "--metrics=bpd", "--num=70", "--batch=16"
+  )
+  rows = (cut / "evaluation.jsonl").read_text().splitlines()
+  again = json.loads(rows[-1])
+  np.testing.assert_allclose(again["bpd"], row["bpd"], rtol=1e-5)
+
+
 def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
   rng = np.random.default_rng(0)
   for name in ("cats", "dogs"):
@@ -241,6 +273,23 @@ BAD_TRAINING = {
   "unknown target": (["--config.target=noise"], "'noise' is not one of eps"),
   "unknown variance": (["--config.variance=big"], "'big' is not one of fixed"),
   "unknown weight": (["--config.loss.weight=snr"], "'snr' is not one of none"),
+  "unknown loss": (["--config.loss.name=l1"], "'l1' is not one of simple"),
+  "unknown timesteps": (
+    ["--config.timesteps=even"],
+    "'even' is not one of uniform, antithetic, importance",
+  ),
+  "hybrid loss of a fixed variance": (
+    ["--config.loss.name=hybrid"],
+    "'hybrid' learns the variance; variance='fixed_small' is fixed",
+  ),
+  "simple loss of a learned variance": (
+    ["--config.variance=learned"],
+    "'learned' is learned, which the simple loss does not",
+  ),
+  "weight of a bound": (
+    ["--config.loss.name=vlb", "--config.loss.weight=p2"],
+    "loss 'vlb' has no weight; 'p2' was given",
+  ),
   "unknown sampler": (
     ["--config.preview.sampler=dpm"],
     "'dpm' is not one of ancestral",

@@ -6,15 +6,15 @@ import pytest
 from oracles import TWO_PEAKS
 from reference import load, model
 
-from diffusion_jax import losses, process, schedules, timesteps
+from diffusion_jax import losses, process, schedules, timesteps, weights
 
 WEIGHTS = {
   "none": None,
-  "bound_large": losses.bound("fixed_large"),
-  "bound_small": losses.bound("fixed_small"),
-  "p2": losses.p2(),
-  "min_snr": losses.min_snr(),
-  "truncated_snr": losses.truncated_snr(),
+  "bound_large": weights.bound("fixed_large"),
+  "bound_small": weights.bound("fixed_small"),
+  "p2": weights.p2(),
+  "min_snr": weights.min_snr(),
+  "truncated_snr": weights.truncated_snr(),
 }
 
 
@@ -148,7 +148,7 @@ def test_the_bound_weight_gives_the_kl_divergence():
       x0,
       t,
       eps,
-      weight=losses.bound("fixed_small"),
+      weight=weights.bound("fixed_small"),
     )
     q = process.q_posterior(schedule, x0, x_t, t, t - 1)
     p = process.p_mean_variance(schedule, eps_hat, x_t, t, t - 1, clip=False)
@@ -211,4 +211,4 @@ def test_unknown_targets_are_refused(call):
 
 def test_unknown_bound_is_refused():
   with pytest.raises(ValueError, match="'learned' is not one of fixed_small"):
-    losses.bound("learned")
+    weights.bound("learned")

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 
 from diffusion_jax.data.sources import Source
+from diffusion_jax.images import from_uint8
 
 
 def batches(
@@ -74,7 +75,7 @@ def batches(
     images = examples["image"]
     if flip:
       images[mirrored] = images[mirrored, :, ::-1]
-    return {"image": _to_float(images), "label": examples["label"]}
+    return {"image": from_uint8(images), "label": examples["label"]}
 
   return grain.MapDataset.range(sys.maxsize).map(batch)
 
@@ -138,13 +139,3 @@ class _Epochs:
       start, count = start + taken, count - taken
     indices, mirrored = zip(*pieces, strict=True)
     return np.concatenate(indices), np.concatenate(mirrored)
-
-
-def _to_float(images: np.ndarray) -> np.ndarray:
-  """Bytes k as k / 127.5 - 1."""
-  # As (2 k - 255) / 255, which rounds only once.
-  floats = images.astype(np.float32)
-  floats *= 2
-  floats -= 255
-  floats /= 255
-  return floats

@@ -219,7 +219,7 @@ PRESETS: dict[str, Preset] = {
   ),
   "improved-cifar10-vlb": _improved(
     32, 52_546_438, _CIFAR, T=4000, rescale=True, loss="vlb",
-    timesteps="loss_second_moment",
+    timesteps="importance",
     lr=1e-4, batch_size=128, num_steps=500_000,
   ),
   "improved-imagenet64": _improved(
@@ -228,7 +228,7 @@ PRESETS: dict[str, Preset] = {
   ),
   "improved-imagenet64-vlb": _improved(
     64, 121_063_942, _IN64, T=4000, rescale=True, loss="vlb",
-    timesteps="loss_second_moment",
+    timesteps="importance",
     lr=1e-4, batch_size=128, num_steps=1_500_000,
   ),
   "improved-imagenet64-cond": _improved(

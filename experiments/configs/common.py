@@ -1,11 +1,13 @@
 """Every key of a configuration, with what it means and its usual value."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from diffusion_jax.models import presets
 from experiments.cli import Config
 
 
@@ -36,8 +38,12 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # A function of diffusion_jax.schedules, and its arguments.
       "schedule": {"name": "linear", "T": 1000},
       "target": "eps",  # what the network predicts: eps, x0, mean or v
-      "variance": "fixed_large",  # of p(x_s | x_t), or fixed_small
-      "loss": {"weight": "none"},  # bound, p2, min_snr, truncated_snr
+      # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
+      "variance": "fixed_large",
+      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;
+      # hybrid or vlb, which learn the variance.
+      "loss": {"name": "simple", "weight": "none"},
+      "timesteps": "uniform",  # or antithetic; importance, by past losses
       # Arguments of diffusion_jax.UNet.
       "model": {
         "channels": 128,
@@ -50,7 +56,6 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "dropout": 0.0,
         "scale_shift": False,  # adaptive group normalisation
         "resample": "conv",  # or block
-        "out_channels": config_dict.placeholder(int),
         "num_classes": config_dict.placeholder(int),
         "time_scale": 1.0,
         "embedding": "sin_cos",
@@ -98,3 +103,58 @@ def check_variant(variant: str, allowed: Sequence[str]) -> None:
       f"unknown variant {variant!r}; this configuration has "
       f"{', '.join(allowed) or 'none'}"
     )
+
+
+def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
+  """The configuration that trains a published model, see ``models.presets``.
+
+  Args:
+    name: Of the preset.
+    **changes: As for ``make``.
+
+  Returns:
+    The configuration.
+  """
+  preset = presets.PRESETS[name]
+  training = dict(preset.training)
+  rescale = training.pop("rescale_vlb", True)
+  loss: dict[str, Any] = {"name": preset.loss, "weight": "none"}
+  if preset.loss == "hybrid":
+    loss["vlb_weight"] = 1e-3 if rescale else 1 / preset.schedule["T"]
+  optim = {"warmup_steps": 0, "clip": None}
+  optim |= {
+    key: training.pop(key)
+    for key in ("lr", "warmup_steps", "clip", "weight_decay")
+    if key in training
+  }
+  sampling = {
+    key: preset.sampling[key]
+    for key in ("sampler", "steps")
+    if key in preset.sampling
+  }
+  return make(
+    **{
+      "schedule": preset.schedule,
+      "target": preset.target,
+      "variance": preset.variance,
+      "loss": loss,
+      "model": settings(preset.net),
+      "optim": optim,
+      "ema": {"rates": (training.pop("ema"),), "warmup": False},
+      "every": {"log": 100, "preview": 10_000, "checkpoint": 5_000},
+      "sampling": sampling,
+      **training,
+      **changes,
+    }
+  )
+
+
+def settings(net: Any) -> dict[str, Any]:
+  """The settings of a network that ``config.model`` holds."""
+  # What follows from the data or the variance is not a setting.
+  derived = {"out_channels", "dtype", "parent", "name"}
+  return {
+    field.name: getattr(net, field.name)
+    for field in dataclasses.fields(net)
+    if field.name not in derived
+  }

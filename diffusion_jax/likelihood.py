@@ -1,0 +1,190 @@
+"""How likely a model finds data, in bits per dimension.
+
+Two numbers that cannot be compared with one another: the variational bound on
+the probability of 8-bit values, and the density of the probability flow.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax import bound, process, samplers, timesteps
+from diffusion_jax.losses import mean_per_example
+from diffusion_jax.process import Batch, Denoise
+from diffusion_jax.schedules import Schedule
+
+# A uniformly dequantised 8-bit value k / 127.5 - 1 + u, u within +-1 / 255:
+# its density over its probability, in bits.
+BITS_OF_A_BIN = math.log2(127.5)
+
+
+class Bound(NamedTuple):
+  """The variational bound of each image, by term.
+
+  Attributes:
+    total: prior plus the sum of vb, bits per dimension.
+    prior: KL(q(x_T | x_0) || N(0, I)), bits per dimension.
+    vb: One term per move, the last is the decoder, bits per dimension.
+    mse: Mean squared error of the noise at each move.
+    x0_mse: Mean squared error of the clean data at each move.
+  """
+
+  total: Float[Array, " B"]
+  prior: Float[Array, " B"]
+  vb: Float[Array, "B S"]
+  mse: Float[Array, "B S"]
+  x0_mse: Float[Array, "B S"]
+
+
+def variational_bound(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  key: Key[Array, ""],
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+  cdf: str = "tanh",
+  pairs: timesteps.Pairs | None = None,
+  first: int = 0,
+) -> Bound:
+  """The bound on -log2 p(x_0) per dimension: one network call per move.
+
+  Each term is estimated with one fresh draw of x_t. The mean over images is
+  unbiased; its standard error is that of the totals.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x0: Data, multiples k / 127.5 - 1.
+    key: The root of all noise; image k's draws depend on key and k alone.
+    target: What the network predicts.
+    variance: Of p(x_s | x_t).
+    clip: Clip the predicted clean data, as the published evaluations do.
+    cdf: Of the decoder, see ``bound.discretised_log_prob``.
+    pairs: The (t, s) of the model, which must start at T; by default all T.
+    first: The number of the first image.
+
+  Returns:
+    The bound of each image, by term.
+  """
+  images = first + jnp.arange(x0.shape[0])
+  return variational_bound_with(
+    denoise, schedule, x0,
+    lambda t: samplers.noise(key, t, images, x0.shape[1:]).astype(x0.dtype),
+    target=target, variance=variance, clip=clip, cdf=cdf, pairs=pairs,
+  )  # fmt: skip
+
+
+def variational_bound_with(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  noise_at: Callable[[Int[Array, ""]], Batch],
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+  cdf: str = "tanh",
+  pairs: timesteps.Pairs | None = None,
+) -> Bound:
+  """``variational_bound`` with the noise of each step t from ``noise_at``."""
+  pairs = timesteps.every(schedule.T) if pairs is None else pairs
+
+  def move(_, pair):
+    t, s = jnp.broadcast_to(pair[:, None], (2, x0.shape[0]))
+    eps = noise_at(pair[0])
+    x_t = process.q_sample(schedule, x0, t, eps)
+    p = process.p_mean_variance(
+      schedule, denoise(x_t, t), x_t, t, s, target=target, variance=variance,
+      clip=clip,
+    )  # fmt: skip
+    return None, (
+      bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),
+      mean_per_example((p.eps_hat - eps) ** 2),
+      mean_per_example((p.x0_hat - x0) ** 2),
+    )
+
+  _, terms = jax.lax.scan(move, None, jnp.asarray(pairs))
+  vb, mse, x0_mse = (x.T for x in terms)
+  prior = bound.prior(schedule, x0)
+  return Bound(prior + vb.sum(axis=1), prior, vb, mse, x0_mse)
+
+
+def probability_flow(
+  denoise: Denoise,
+  schedule: Schedule,
+  x: Batch,
+  key: Key[Array, ""],
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  visited: Sequence[int] | None = None,
+) -> Float[Array, " B"]:
+  """-log2 of the density that the probability flow gives to x.
+
+  With the angle phi, tan phi = sigma_t / alpha_t, the flow is dx/dphi =
+  v_hat, and d log p / dphi = -div v_hat (Song et al. 2021, section 4.3, in
+  the variable of Salimans and Ho 2022, appendix D), the divergence by
+  Hutchinson's estimator with random signs. Heun's method walks the steps
+  upwards; at T the density is N(0, I)'s. No clipping: a clipped flow has no
+  density.
+
+  x is taken as a sample of step 1, the cleanest that the network knows: the
+  density is that of x_1 = alpha_1 x_0 + sigma_1 eps. For 8-bit images that
+  were dequantised with uniform noise, add ``BITS_OF_A_BIN`` per dimension
+  for a bound on their discrete likelihood. It is not the number that
+  ``variational_bound`` estimates.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x: Data; of the whole real line, so dequantise.
+    key: For the estimator: one draw of signs for each image.
+    target: What the network predicts.
+    variance: How many channels the output has.
+    visited: Steps to stand on, ascending from 1 to T; by default all.
+
+  Returns:
+    [B], bits per dimension.
+  """
+  steps = jnp.asarray(
+    range(1, schedule.T + 1) if visited is None else visited, jnp.int32
+  )
+  signs = jax.random.rademacher(key, x.shape, x.dtype)
+  phi = jnp.arctan2(schedule.sigma, schedule.alpha)
+
+  def flow(x, t):
+    """v_hat and its divergence by x."""
+    times = jnp.full(x.shape[:1], t)
+
+    def v_hat(x):
+      p = process.p_mean_variance(
+        schedule, denoise(x, times), x, times, times - 1, target=target,
+        variance=variance, clip=False,
+      )  # fmt: skip
+      return process.v_from_eps(schedule, p.x0_hat, times, p.eps_hat)
+
+    v, slope = jax.jvp(v_hat, (x,), (signs,))
+    return v, (signs * slope).sum(axis=tuple(range(1, x.ndim)))
+
+  def move(carry, pair):
+    x, stretch, v, div = carry
+    t, s = pair
+    h = phi[s] - phi[t]
+    v_ahead, div_ahead = flow(x + h * v, s)
+    x += 0.5 * h * (v + v_ahead)
+    stretch += 0.5 * h * (div + div_ahead)
+    return (x, stretch, *flow(x, s)), None
+
+  carry = (x, jnp.zeros_like(x, shape=x.shape[:1]), *flow(x, steps[0]))
+  pairs = jnp.stack([steps[:-1], steps[1:]], axis=1)
+  (x_T, stretch, *_), _ = jax.lax.scan(move, carry, pairs)
+  log_prior = jax.scipy.stats.norm.logpdf(x_T)
+  nats = -log_prior.sum(axis=tuple(range(1, x.ndim))) - stretch
+  return nats / (math.prod(x.shape[1:]) * bound.LN2)

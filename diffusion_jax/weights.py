@@ -1,0 +1,59 @@
+"""Weights of ||eps - eps_hat||^2 at step t, for ``losses``."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax import process
+from diffusion_jax.schedules import Schedule
+
+Weight = Callable[[Schedule, Int[Array, " B"]], Float[Array, " B"]]
+
+
+def bound(variance: str = "fixed_large") -> Weight:
+  """The weight that makes the loss a term of the variational bound.
+
+  beta_t^2 / (2 var_t (1 - beta_t) sigma_t^2), in nats per dimension (DDPM,
+  eq. 12). With T times the mean over uniform t this is the whole sum
+  L_1 + ... + L_T up to a constant.
+
+  Args:
+    variance: "fixed_small" or "fixed_large", the variance of p.
+
+  Returns:
+    The weight.
+  """
+  if variance not in ("fixed_small", "fixed_large"):
+    raise ValueError(f"{variance=} is not one of fixed_small, fixed_large")
+
+  def weight(schedule, t):
+    s = t - 1
+    beta = process.beta(schedule, t, s)
+    if variance == "fixed_large":
+      var = beta
+    else:
+      var = jnp.exp(process.posterior_log_var(schedule, t, s))
+    single_step = (schedule.alpha[t] / schedule.alpha[s]) ** 2  # 1 - beta_t
+    return beta**2 / (2 * var * single_step * schedule.sigma[t] ** 2)
+
+  return weight
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+  """1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8)."""
+  return lambda schedule, t: (k + process.snr(schedule, t)) ** -gamma
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+  """min(SNR, gamma) / SNR (Hang et al. 2023, section 3.4).
+
+  For x_0-prediction this weighs the error with min(SNR, gamma), for v with
+  min(SNR, gamma) / (SNR + 1).
+  """
+  return lambda schedule, t: jnp.minimum(gamma / process.snr(schedule, t), 1)
+
+
+def truncated_snr() -> Weight:
+  """max(SNR, 1) / SNR (Salimans and Ho 2022, section 4)."""
+  return lambda schedule, t: jnp.maximum(1 / process.snr(schedule, t), 1)

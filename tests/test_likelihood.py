@@ -1,0 +1,150 @@
+"""Likelihoods of Gaussian data, where both are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import GAUSSIAN, TWO_PEAKS, Mixture
+
+from diffusion_jax import bound, likelihood, process, schedules, timesteps
+
+SHAPE = (64, 4, 4, 1)
+
+
+def quantised(key, data=GAUSSIAN, n=64):
+  """8-bit data: a Gaussian rounded to the nearest k / 127.5 - 1."""
+  x = data.sample(key, (n, *SHAPE[1:]))
+  return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5) / 127.5 - 1
+
+
+def exact_reverse(data, schedule):
+  """Exact noise, and the exact variance of p(x_s | x_t), "learned".
+
+  Var[x_s | x_t] = posterior + c_0^2 Var[x_0 | x_t] (the law of total
+  variance); with it the bound of Gaussian data is tight.
+  """
+  noise = data.denoiser(schedule)
+
+  def denoise(x_t, t):
+    s = t - 1
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    var_x0 = data.std**2 * sigma**2 / (alpha**2 * data.std**2 + sigma**2)
+    c_0 = schedule.alpha[s] * process.fresh_noise(schedule, t, s)
+    var = process.posterior_var(schedule, t, s) + c_0**2 * var_x0
+    raw = process.per_example(jnp.log(var), x_t)
+    return jnp.concatenate(
+      [noise(x_t, t), jnp.broadcast_to(raw, x_t.shape)], axis=-1
+    )
+
+  return denoise
+
+
+def entropy_bits(data, x0):
+  """-log2 of the probability of x_0's bin, per dimension, by image."""
+  mass = bound.discretised_log_prob(x0, data.mean, jnp.log(data.std), cdf="erf")
+  return -mass.mean(axis=(1, 2, 3)) / np.log(2)
+
+
+@pytest.mark.parametrize("T", [100, 1000])
+def test_the_bound_is_tight_for_gaussian_data(T):
+  # A narrow Gaussian well inside [-1, 1], so that rounding to 8 bits is all
+  # that separates it from a Gaussian.
+  data = Mixture(means=(0.1,), weights=(1.0,), std=0.2)
+  schedule = schedules.cosine(T)
+  x0 = quantised(jax.random.key(0), data, n=1024)
+  result = jax.jit(
+    lambda key: likelihood.variational_bound(
+      exact_reverse(data, schedule), schedule, x0, key,
+      variance="learned", clip=False, cdf="erf",
+    )
+  )(jax.random.key(1))  # fmt: skip
+  gap = np.asarray(result.total - entropy_bits(data, x0))
+  error = gap.std() / np.sqrt(len(gap))
+  assert abs(gap.mean()) < 4 * error + 2e-3
+  assert error < 0.015  # which says something: the entropy is 6.7 bits
+  assert result.prior.max() < 1e-3
+
+
+def test_the_wrong_variance_costs_bits():
+  schedule = schedules.cosine(100)
+  x0 = quantised(jax.random.key(0))
+  run = lambda denoise, variance: likelihood.variational_bound(
+    denoise, schedule, x0, jax.random.key(1), variance=variance, clip=False
+  ).total.mean()
+  best = run(exact_reverse(GAUSSIAN, schedule), "learned")
+  for variance in ("fixed_small", "fixed_large"):
+    assert run(GAUSSIAN.denoiser(schedule), variance) > best + 0.01
+
+
+def test_terms_add_up_and_images_stand_alone():
+  schedule = schedules.cosine(50)
+  x0 = quantised(jax.random.key(0), TWO_PEAKS)
+  run = lambda x0, **options: likelihood.variational_bound(
+    TWO_PEAKS.denoiser(schedule), schedule, x0, jax.random.key(1), **options
+  )
+  whole = run(x0)
+  assert whole.vb.shape == whole.mse.shape == (64, 50)
+  np.testing.assert_allclose(
+    whole.total, whole.prior + whole.vb.sum(axis=1), rtol=1e-6
+  )
+  part = run(x0[40:44], first=40)
+  np.testing.assert_allclose(part.total, whole.total[40:44], rtol=1e-5)
+
+
+def test_fewer_moves_are_another_model_with_its_own_bound():
+  schedule = schedules.cosine(400)
+  x0 = quantised(jax.random.key(0))
+  totals = [
+    float(likelihood.variational_bound(
+      GAUSSIAN.denoiser(schedule), schedule, x0, jax.random.key(1),
+      clip=False, pairs=timesteps.spaced(400, num),
+    ).total.mean())
+    for num in (10, 50, 400)
+  ]  # fmt: skip
+  assert totals[0] > totals[1] > totals[2]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_flows_density_is_that_of_gaussian_data(name):
+  with jax.enable_x64(True):
+    schedule = getattr(schedules, name)(1000)
+    data = GAUSSIAN
+    x = data.sample(jax.random.key(0), SHAPE)
+    bits = jax.jit(
+      lambda x: likelihood.probability_flow(
+        data.denoiser(schedule), schedule, x, jax.random.key(1)
+      )
+    )(x)
+    # For Gaussian data x_t is Gaussian, and the flow keeps its z-score. At
+    # T the model has N(0, I) where the data have almost that.
+    std = jnp.sqrt(schedule.alpha**2 * data.var + schedule.sigma**2)
+    z = (x - schedule.alpha[1] * data.mean) / std[1]
+    x_T = schedule.alpha[-1] * data.mean + std[-1] * z
+    nats = -jax.scipy.stats.norm.logpdf(x_T) - jnp.log(std[-1] / std[1])
+    want = nats.mean(axis=(1, 2, 3)) / np.log(2)
+  # Heun's error over 1000 steps.
+  np.testing.assert_allclose(bits, want, atol=2e-5)
+
+
+def test_hutchinsons_estimate_is_exact_in_the_mean():
+  # Peaks at every pixel: the Jacobian is diagonal, and random signs give its
+  # trace without error. Mixed by a rotation, only on average.
+  schedule = schedules.cosine(200)
+  mix = jnp.linalg.qr(jax.random.normal(jax.random.key(2), (16, 16)))[0]
+
+  def rotated(x_t, t):
+    flat = x_t.reshape(-1, 16) @ mix
+    out = TWO_PEAKS.denoiser(schedule)(flat.reshape(x_t.shape), t)
+    return (out.reshape(-1, 16) @ mix.T).reshape(x_t.shape)
+
+  x = TWO_PEAKS.sample(jax.random.key(0), (1, 4, 4, 1))
+  turned = (x.reshape(-1, 16) @ mix.T).reshape(x.shape)
+  exact = likelihood.probability_flow(
+    TWO_PEAKS.denoiser(schedule), schedule, x, jax.random.key(1)
+  )
+  n = 256
+  many = jnp.broadcast_to(turned, (n, 4, 4, 1))
+  bits = likelihood.probability_flow(rotated, schedule, many, jax.random.key(1))
+  error = float(bits.std()) / np.sqrt(n)
+  assert error > 0
+  assert abs(float(bits.mean() - exact[0])) < 4 * error + 1e-3
