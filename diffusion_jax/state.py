@@ -22,15 +22,16 @@ class TrainState(flax.struct.PyTreeNode):
     params: The network's parameters.
     ema: Moving averages of params, by the name of their rate ("0.9999").
     opt_state: The optimizer's state.
-    history: Losses by step, where they decide which steps are drawn.
+    history: An ``importance.LossHistory``, where past losses decide which
+      steps are drawn.
   """
 
-  # An integer array; a tree of shapes or of nothing has the same structure.
+  # Any: libraries make trees of shapes or save options of the same structure.
   step: Any
   params: Params
   ema: dict[str, Params]
   opt_state: Any
-  history: LossHistory | None = None
+  history: Any = None
 
 
 def create(
