@@ -50,7 +50,11 @@ def gaussian_kl(
 
 
 def discretised_log_prob(
-  x0: Batch, mean: Batch, log_std: Float[Array, "..."], *, cdf: str = "tanh"
+  x0: Batch,
+  mean: Float[Array, "..."] | float,
+  log_std: Float[Array, "..."] | float,
+  *,
+  cdf: str = "tanh",
 ) -> Batch:
   """Log of a Gaussian's mass in x_0's bin, in nats (DDPM, eq. 13).
 

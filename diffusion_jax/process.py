@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Shaped
 
 from diffusion_jax.schedules import Schedule
 
@@ -20,7 +21,7 @@ TARGETS = ("eps", "x0", "mean", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 Batch = Float[Array, "B *image"]
-Time = Int[Array, " B"] | Int[Array, ""] | int
+Time = Int[Array, " B"] | Int[Array, ""] | int | np.integer
 # Any callable that answers for (x_t, t) as a network would: a U-Net with its
 # parameters, a closed form, a guided model. t holds one step per example. What
 # comes back is an array; Flax's apply has no such static type, hence Any.
@@ -52,8 +53,8 @@ class Reverse(NamedTuple):
 
 
 def per_example(
-  values: Num[ArrayLike, "..."], like: Batch
-) -> Num[Array, "..."]:
+  values: Shaped[ArrayLike, "..."], like: Batch
+) -> Shaped[Array, "..."]:
   """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left."""
   values = jnp.asarray(values)
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

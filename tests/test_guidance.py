@@ -196,7 +196,8 @@ def test_one_guided_step_is_the_published_codes(name, form):
   numbers = reference.load("process")
   with jax.enable_x64(True):
     schedule = getattr(schedules, name)(1000)
-    x_t, noise = jnp.asarray(numbers[f"{name}_x_t"]), numbers["noise"]
+    x_t = jnp.asarray(numbers[f"{name}_x_t"])
+    noise = jnp.asarray(numbers["noise"])
     t = jnp.asarray(numbers[f"{name}_t"]) + 1
     denoise = reference.model(numbers["coefs"], learned=True)
     gradient = lambda x, t: 0.3 * x - 0.1 * jnp.cos(x)

@@ -57,7 +57,9 @@ def test_a_batch_is_remembered_in_order():
   losses = rng.uniform(size=len(t)).astype(np.float32)
   batched = importance.history(6)
   for part in np.split(np.arange(65), [20, 21, 30]):
-    batched = importance.update(batched, jnp.asarray(t[part]), losses[part])
+    batched = importance.update(
+      batched, jnp.asarray(t[part]), jnp.asarray(losses[part])
+    )
   for step in range(1, 7):
     last = losses[t == step][-10:]
     kept = np.asarray(batched.losses[step - 1])
