@@ -110,9 +110,10 @@ def q_step(
   Returns:
     x_t, the shape of x_s.
   """
-  s = t - 1 if s is None else s
-  ratio = per_example(schedule.alpha[t] / schedule.alpha[s], x_s)
-  return ratio * x_s + per_example(jnp.sqrt(beta(schedule, t, s)), x_s) * eps
+  start = t - 1 if s is None else s
+  ratio = per_example(schedule.alpha[t] / schedule.alpha[start], x_s)
+  std = per_example(jnp.sqrt(beta(schedule, t, start)), x_s)
+  return ratio * x_s + std * eps
 
 
 def beta(schedule: Schedule, t: Time, s: Time) -> Float[Array, "..."]:
