@@ -17,15 +17,44 @@ rounded, and moved apart where two would coincide. With u = sigma / alpha,
 Published strings are understood too: "250", "10,10,15,20", "ddim25".
 """
 
+from typing import Any
+
 import numpy as np
 
 from diffusion_jax import timesteps
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.timesteps import Pairs
 
-# Standard deviations between which ``scales`` expects the data's directions:
-# the noise left in a pixel, and the brightness that all pixels share.
+# Standard deviations between which data's directions are expected: the noise
+# left in a pixel, and the brightness that all pixels share.
 FINE, COARSE = 0.03, 20.0
+
+
+def clock(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
+  """Time as data of many scales see it: even where x0_hat changes evenly.
+
+  Along a direction in which data are Gaussian with standard deviation c,
+  x0_hat moves while u = sigma / alpha passes c: it is c^2 / (c^2 + u^2) of
+  the sample. Data have many such c. Spread evenly in log c from ``fine`` to
+  ``coarse``, with the share of u^2 / (u^2 + c^2) as each one's clock, they
+  ask for a density of steps in log u of
+
+    u / sqrt(u^2 + fine^2) - u / sqrt(u^2 + coarse^2),
+
+  flat between the two, and falling off outside: as u below, so that u = 0 is
+  a finite way off, and as 1 / u^2 above, where there is only noise. This is
+  its integral.
+
+  Args:
+    u: sigma / alpha, from 0 on.
+    fine: Smallest standard deviation, in units of images in [-1, 1].
+    coarse: Largest; grows with the number of pixels that vary together.
+    xp: numpy, or jax.numpy inside a program.
+
+  Returns:
+    arcsinh(u / fine) - arcsinh(u / coarse): from 0 to log(coarse / fine).
+  """
+  return xp.arcsinh(u / fine) - xp.arcsinh(u / coarse)
 
 
 def named(schedule: Schedule, spec: str | int, num: int | None = None) -> Pairs:
@@ -119,7 +148,7 @@ def _nearest(T: int, targets) -> Pairs:
 
 
 def even(schedule: Schedule, num: int) -> Pairs:
-  """t even, both ends included."""
+  """Even in t, both ends included."""
   return timesteps.spaced(schedule.T, num)
 
 
@@ -163,36 +192,13 @@ def karras(schedule: Schedule, num: int, *, rho: float = 7.0) -> Pairs:
   )
 
 
-def scales(
-  schedule: Schedule, num: int, *, fine: float = FINE, coarse: float = COARSE
-) -> Pairs:
-  """Steps where data that have every scale from fine to coarse need them.
+def scales(schedule: Schedule, num: int) -> Pairs:
+  """``clock`` even from T to 0; docs/solvers.md compares it with the others.
 
-  Along a direction in which data are Gaussian with standard deviation c,
-  x0_hat moves while u = sigma / alpha passes c: it is c^2 / (c^2 + u^2) of
-  the sample. Data have many such c. Spread evenly in log c from ``fine`` to
-  ``coarse``, with the share of u^2 / (u^2 + c^2) as each one's clock, they
-  ask for a density of steps in log u of
-
-    u / sqrt(u^2 + fine^2) - u / sqrt(u^2 + coarse^2),
-
-  flat between the two, and falling off outside: as u below, so that u = 0 is
-  a finite way off and counted in, and as 1 / u^2 above, where there is only
-  noise. Its integral is arcsinh(u / fine) - arcsinh(u / coarse).
-
-  docs/solvers.md compares it with the others.
-
-  Args:
-    schedule: The noise schedule.
-    num: How many steps.
-    fine: Smallest standard deviation, in units of images in [-1, 1].
-    coarse: Largest; grows with the number of pixels that vary together.
-
-  Returns:
-    [num, 2] rows (t, s).
+  A short walk has no steps to spare for the finest scales: fine is 0.7 / num
+  where that is more than ``FINE``.
   """
-  u = _ratios(schedule)
-  table = np.arcsinh(u / fine) - np.arcsinh(u / coarse)
+  table = clock(_ratios(schedule), fine=max(FINE, 0.7 / num))
   # num steps end at u = 0, which is no place to start one from.
   targets = np.linspace(table[-1], 0, num + 1)[:-1]
   return _nearest(schedule.T, np.interp(targets, table, np.arange(len(table))))
