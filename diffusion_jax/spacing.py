@@ -113,8 +113,7 @@ def _sections(T: int, counts: list[int]) -> Pairs:
     length = size + (i < longer)
     if not 1 <= count <= length:
       raise ValueError(f"{count} steps do not fit a section of {length}")
-    stride = (length - 1) / max(count - 1, 1)
-    visited.extend(start + np.rint(stride * np.arange(count)).astype(int))
+    visited.extend(start + timesteps.strides(length, count))
     start += length
   return timesteps.walk(visited)
 
