@@ -51,8 +51,10 @@ class Solver(NamedTuple):
   step: Callable[..., tuple[Batch, Batch, Any]]
 
 
-def forgetful(step: Step) -> Solver:
-  """The solver that a step without a memory is."""
+def as_solver(step: Step | Solver) -> Solver:
+  """The solver that a step is, one with nothing to remember."""
+  if isinstance(step, Solver):
+    return step
 
   def forget(denoise, schedule, x_t, t, s, eps, history):
     return *step(denoise, schedule, x_t, t, s, eps), history
@@ -233,7 +235,7 @@ def sample(
   images = first + jnp.arange(shape[0])
   if x_T is None:
     x_T = noise(key, jnp.asarray(pairs)[0, 0], images, shape[1:])
-  solver = step if isinstance(step, Solver) else forgetful(step)
+  solver = as_solver(step)
   history = solver.init(x_T) if history is None else history
   empty = jnp.zeros((len(keep), *shape), x_T.dtype)
   wanted = jnp.asarray(keep, jnp.int32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax import process, samplers, schedules, solvers, timesteps
+from diffusion_jax import samplers, schedules, solvers, timesteps
 from tests import reference
 from tests.oracles import GAUSSIAN, TWO_PEAKS
 
@@ -101,7 +101,7 @@ def test_dpm_2m_is_the_papers_algorithm():
     alpha, sigma = np.asarray(schedule.alpha), np.asarray(schedule.sigma)
     images, shape = jnp.arange(6), (4, 4, 1)
     x = samplers.noise(jax.random.key(3), jnp.int32(1000), images, shape)
-    x, old, r = np.asarray(x), None, None
+    x, old, last_h = np.asarray(x), None, None
     for t, s in pairs[:-1]:
       x0 = np.asarray(TWO_PEAKS.x0_given(schedule, x, np.full(6, t)))
       h = np.log(alpha[s] / sigma[s]) - np.log(alpha[t] / sigma[t])
