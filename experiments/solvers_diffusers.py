@@ -10,6 +10,8 @@ import numpy as np
 import diffusion_jax as dj
 from experiments import solvers
 
+# What a scheduler raises for a setting that it does not support.
+UNSUPPORTED = (TypeError, ValueError, IndexError, RuntimeError, AssertionError)
 SPACINGS = ("linspace", "leading", "trailing")
 
 
@@ -93,8 +95,8 @@ def best(
           scheduler = kind(trained_betas=betas, **options)
           scheduler.set_timesteps(moves)
           x, calls = run(scheduler, problem)
-        except (ValueError, IndexError, RuntimeError, AssertionError):
-          break  # a setting that this scheduler does not support
+        except UNSUPPORTED:
+          break
         error = solvers.rmse(x, problem.x_0)
         if calls > num or not np.isfinite(error):
           break
