@@ -145,6 +145,31 @@ def define_config(
   )
 
 
+def define_known_config(
+  values: flags.FlagValues, argv: Sequence[str], config: Config
+) -> None:
+  """Defines --config with values that are known; only overrides are taken."""
+  config_flags.DEFINE_config_dict(
+    "config",
+    config,
+    "changes a value, as --config.key.subkey=value",
+    flag_values=values,
+    sys_argv=list(argv),
+  )
+
+
+def peek(argv: Sequence[str], *names: str) -> dict[str, str | None]:
+  """What some flags are given as, before all flags can be defined."""
+  values = flags.FlagValues()
+  for name in names:
+    flags.DEFINE_string(name, None, "", flag_values=values)
+  try:
+    values(list(argv), known_only=True)
+  except flags.Error as error:
+    raise fail(error) from error
+  return {name: values[name].value for name in names}
+
+
 def config_name(argv: Sequence[str], default: str) -> str:
   """A short name for a run: configs/digits.py:smoke -> digits-smoke."""
   given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]

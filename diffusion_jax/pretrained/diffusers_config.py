@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.models.layers import num_groups
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.pretrained.layout import param_shapes
+from diffusion_jax.pretrained.layout import groups_of
 
 Settings = dict[str, Any]
 
@@ -219,7 +218,7 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
   kind = _key_of(TYPES, net.resample)
   plain = 0 if kind == "conv" else 1
   down, up = (list(table) for table in (DOWN, UP))
-  groups = _groups(net, image_shape)
+  groups = groups_of(net)
   for name, wrong, needs in (
     ("multipliers", net.width(0) != net.channels, "1 at the full size"),
     ("time_scale", net.time_scale != 1, "1"),
@@ -258,17 +257,6 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
     "add_attention": True,
     "class_embed_type": None,
     "num_class_embeds": net.num_classes,
-  }
-
-
-def _groups(net: UNet, image_shape: tuple[int, int, int]) -> set[int]:
-  """The numbers of groups of all normalisations."""
-  if net.groups is not None:
-    return {net.groups}
-  return {
-    num_groups(*shape)
-    for path, shape in param_shapes(net, image_shape).items()
-    if path.endswith("GroupNorm_0/scale")
   }
 
 

@@ -108,7 +108,7 @@ def _first_line(error: Exception) -> str:
   return str(error).strip().split("\n")[0]
 
 
-def _package(name: str, needed_for: object, install: str) -> Any:
+def package(name: str, needed_for: object, install: str) -> Any:
   """Imports what is not needed by everyone, or says how to install it."""
   try:
     return importlib.import_module(name)
@@ -119,11 +119,11 @@ def _package(name: str, needed_for: object, install: str) -> Any:
 
 
 def _torch(path: pathlib.Path) -> Any:
-  return _package("torch", path, "diffusion_jax[torch]")
+  return package("torch", path, "diffusion_jax[torch]")
 
 
 def _safetensors(path: pathlib.Path) -> Any:
-  return _package("safetensors.numpy", path, "safetensors")
+  return package("safetensors.numpy", path, "safetensors")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def find(source: str) -> pathlib.Path:
     raise ValueError(
       f"{source} is no file or folder, nor OWNER/NAME of a model on the hub"
     )
-  hub = _package(
+  hub = package(
     "huggingface_hub",
     f"{source} is not on this disk; the hub",
     "diffusion_jax[hub]",

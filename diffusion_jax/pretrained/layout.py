@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from diffusion_jax.models.layers import num_heads, split_qkv
+from diffusion_jax.models.layers import num_groups, num_heads, split_qkv
 from diffusion_jax.models.unet import Encoder, UNet
 
 Tensors = Mapping[str, np.ndarray]
@@ -328,8 +328,42 @@ def param_shapes(
   tree = jax.eval_shape(
     lambda key: net.init(key, *args)["params"], jax.random.key(0)
   )
-  shapes: Any = jax.tree.map(jnp.shape, tree)
-  return traverse_util.flatten_dict(shapes, sep="/")
+  shapes: Any = traverse_util.flatten_dict(tree, sep="/")
+  return {path: leaf.shape for path, leaf in shapes.items()}
+
+
+def groups_of(net: Encoder) -> set[int]:
+  """The numbers of groups that a network's normalisations have."""
+  if net.groups is not None:
+    return {net.groups}
+  unit = 2 ** (len(net.multipliers) - 1)
+  return {
+    num_groups(*shape)
+    for path, shape in param_shapes(net, (unit, unit, 3)).items()
+    if path.endswith("GroupNorm_0/scale")
+  }
+
+
+def check(net: Encoder, code: str, **settings: Any) -> None:
+  """Refuses networks that some published code would load and run wrongly.
+
+  Args:
+    net: The network.
+    code: Whose code.
+    **settings: What all of its networks have, though no shape shows it.
+
+  Raises:
+    ValueError: If the network differs; names the setting.
+  """
+  has = {name: getattr(net, name) for name in settings}
+  groups = groups_of(net)
+  if len(groups) == 1:
+    has["groups"] = groups.pop()
+  for name, value in settings.items():
+    if has[name] != value:
+      raise ValueError(
+        f"the network has {name}={has[name]!r}; in {code} code it is {value!r}"
+      )
 
 
 def _refuse(what: str, names: set) -> None:

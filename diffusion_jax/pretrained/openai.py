@@ -91,6 +91,14 @@ POOLS = {
 
 def _entries(net: Encoder) -> Iterator[Entry]:
   """Every tensor of a network under both names."""
+  layout.check(
+    net,
+    "OpenAI's",
+    embedding="cos_sin",
+    groups=32,
+    epsilon=1e-5,
+    padding="symmetric",
+  )
   yield from layout.layers(net, STYLE)
   if isinstance(net, Classifier):
     for ours, theirs, kind in POOLS[net.pool]:
@@ -118,7 +126,7 @@ def from_openai(state_dict: Tensors, net: Encoder) -> dict:
 
   Raises:
     ValueError: If a tensor is missing, left over, not of floats or of
-      another shape; names it.
+      another shape, names it; or if their code has no such network.
   """
   return layout.read(state_dict, net, list(_entries(net)))
 
@@ -134,6 +142,7 @@ def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
     Arrays by published name.
 
   Raises:
-    ValueError: If the parameters are not those of the network.
+    ValueError: If the parameters are not those of the network, or their code
+      has no such network.
   """
   return layout.write(params, list(_entries(net)))

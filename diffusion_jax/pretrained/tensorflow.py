@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from diffusion_jax.models.unet import Encoder, UNet
-from diffusion_jax.pretrained import layout
-from diffusion_jax.pretrained.layout import Kind, Place, Style, Tensors
+from diffusion_jax.pretrained import files, layout
+from diffusion_jax.pretrained.layout import Entry, Kind, Place, Style, Tensors
 
 AVERAGE = "/ExponentialMovingAverage"
 
@@ -57,12 +57,22 @@ STYLE = Style(
 )  # fmt: skip
 
 
-def _check(net: UNet) -> None:
-  if net.resample != "conv" or net.scale_shift or net.num_classes is not None:
-    raise ValueError(
-      "Ho et al.'s code has networks with resample='conv', "
-      "scale_shift=False and no classes only"
-    )
+def _entries(net: UNet) -> list[Entry]:
+  """Every tensor of a network under both names."""
+  layout.check(
+    net,
+    "Ho et al.'s",
+    resample="conv",
+    scale_shift=False,
+    num_classes=None,
+    heads=1,
+    head_channels=None,
+    embedding="sin_cos",
+    groups=32,
+    epsilon=1e-6,
+    padding="same",
+  )
+  return list(layout.layers(net, STYLE))
 
 
 def from_tensorflow(variables: Tensors, net: UNet) -> dict:
@@ -80,8 +90,7 @@ def from_tensorflow(variables: Tensors, net: UNet) -> dict:
     ValueError: If a variable is missing, left over, not of floats or of
       another shape, names it; or if their code has no such network.
   """
-  _check(net)
-  return layout.read(variables, net, list(layout.layers(net, STYLE)))
+  return layout.read(variables, net, _entries(net))
 
 
 def to_tensorflow(params: Mapping, net: UNet) -> dict[str, np.ndarray]:
@@ -91,8 +100,7 @@ def to_tensorflow(params: Mapping, net: UNet) -> dict[str, np.ndarray]:
     ValueError: If the parameters are not those of the network, or their code
       has no such network.
   """
-  _check(net)
-  return layout.write(params, list(layout.layers(net, STYLE)))
+  return layout.write(params, _entries(net))
 
 
 def network_variables(
@@ -147,12 +155,7 @@ def read_checkpoint(path: pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     ValueError: If TensorFlow is not installed or the files cannot be read.
   """
-  try:
-    import tensorflow as tf
-  except ImportError as error:
-    raise ValueError(
-      f"reading {path} takes TensorFlow: pip install 'diffusion_jax[tfds]'"
-    ) from error
+  tf = files.package("tensorflow", path, "diffusion_jax[tfds]")
   try:
     reader = tf.train.load_checkpoint(str(path))
     return {
