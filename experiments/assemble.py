@@ -150,8 +150,8 @@ def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key."""
   x = jnp.zeros((1, *image_shape))
   one = jnp.ones((1,), jnp.int32)
-  y = None if net.num_classes is None else one - 1
-  return state(config, net.init(key, x, one, y)["params"], tx)
+  y = () if net.num_classes is None else (one - 1,)
+  return state(config, net.init(key, x, one, *y)["params"], tx)
 
 
 def state(config, params, tx) -> dj.state.TrainState:
