@@ -9,6 +9,7 @@ import json
 import pathlib
 import pickle
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,10 @@ def _read_safetensors(path):
 def _read_torch(path):
   torch = _torch(path)
   try:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+      # That a pickle is of a newer protocol; what matters is refused anyway.
+      warnings.simplefilter("ignore", UserWarning)
+      state = torch.load(path, map_location="cpu", weights_only=True)
   except pickle.UnpicklingError as error:
     raise ValueError(
       f"{path} is damaged or holds more than tensors, which could run code; "

@@ -162,5 +162,5 @@ def read_checkpoint(path: pathlib.Path) -> dict[str, np.ndarray]:
       name: reader.get_tensor(name)
       for name in reader.get_variable_to_shape_map()
     }
-  except (tf.errors.OpError, RuntimeError) as error:
+  except (tf.errors.OpError, RuntimeError, IndexError, ValueError) as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
