@@ -62,7 +62,10 @@ def look(name: str) -> Source:
   scheduler = files.scheduler_file(path)
   process = {}
   if scheduler is not None:
-    process = diffusers_config.process(files.read_json(scheduler))
+    settings = files.read_json(scheduler)
+    process = diffusers_config.process(settings)
+    if not settings.get("clip_sample", True):
+      cli.say(f"{scheduler} does not clip x0 to [-1, 1]; the samplers here do")
   return Source(path, unet, process)
 
 
@@ -104,14 +107,16 @@ def usual(source: Source, preset: str | None) -> Config:
   model = _model(source.unet)
   process = dict(source.process or {})
   learned = process.get("variance", "").startswith("learned")
-  sampling = {}
+  sampling, preview = {}, {}
   if "schedule" in process:
-    sampling = {"steps": process["schedule"]["T"]}
+    T = process["schedule"]["T"]
+    sampling, preview = {"steps": T}, {"steps": min(50, T)}
   return common.make(
     data=_no_data(source.unet.get("sample_size")),
     model=model,
     loss={"name": "hybrid" if learned else "simple"},
     sampling=sampling,
+    preview=preview,
     **process,
   )
 
