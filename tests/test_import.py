@@ -276,7 +276,8 @@ def test_weights_of_ones_own_with_a_configuration_file(tmp_path):
     "def get_config(variant=''):\n"
     f"  model = {settings!r}\n"
     "  return common.make(model=model, data={'size': (16,)}, "
-    "schedule={'name': 'cosine'}, variance='fixed_small')\n"
+    "schedule={'name': 'cosine'}, variance='learned_range', "
+    "loss={'name': 'hybrid'})\n"
   )
   source, run = tmp_path / "mine.pt", tmp_path / "run"
   files.write(source, reference.weights(case["shapes"]))
