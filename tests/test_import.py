@@ -162,6 +162,7 @@ def test_an_imported_run_is_fine_tuned(imported, tmp_path, capsys):
   assert_one_error(stop, capsys, message)
 
 
+@pytest.mark.torch
 def test_a_pipelines_folder_with_pytorch_files(tmp_path):
   # As google/ddpm-cifar10-32: no safetensors, attention by its old names.
   pytest.importorskip("torch")
@@ -212,6 +213,7 @@ def published(tmp_path, monkeypatch):
   return tmp_path
 
 
+@pytest.mark.torch
 def test_openais_model_of_a_preset(published, tmp_path, capsys):
   source, run = published / "64x64_diffusion.pt", tmp_path / "run"
   flags = ("--preset=adm-imagenet64", f"--workdir={run}")
@@ -242,6 +244,7 @@ def test_openais_model_of_a_preset(published, tmp_path, capsys):
   chex.assert_trees_all_equal(state_of(again)[1], state_of(run)[1])
 
 
+@pytest.mark.torch
 def test_openais_classifier(published, tmp_path, capsys):
   source, run = published / "64x64_classifier.pt", tmp_path / "run"
   flags = ("--preset=adm-classifier64", f"--workdir={run}")
@@ -267,6 +270,7 @@ def test_openais_classifier(published, tmp_path, capsys):
     assert_one_error(stop, capsys, message)
 
 
+@pytest.mark.torch
 def test_weights_of_ones_own_with_a_configuration_file(tmp_path):
   pytest.importorskip("torch")
   case = reference.notes("networks")["improved"]
@@ -475,6 +479,7 @@ def test_help_names_the_flags(module, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
+@pytest.mark.torch
 def test_diffusers_loads_what_is_exported(imported, tmp_path):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
@@ -505,6 +510,7 @@ def test_diffusers_loads_what_is_exported(imported, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.torch
 def test_diffusers_defaults_are_known():
   diffusers = pytest.importorskip("diffusers")
   config = diffusers.UNet2DModel(

@@ -144,7 +144,7 @@ def test_the_order_of_q_k_and_v_changes_no_output():
     **diffusers_config.settings(case["config"]) | {"qkv_order": "heads"}
   )
   params = from_diffusers(weights(case["shapes"]), net)
-  out = net.apply({"params": params}, numbers["x"], numbers["t"] + 1)
+  out = jax.jit(net.apply)({"params": params}, numbers["x"], numbers["t"] + 1)
   np.testing.assert_allclose(out, numbers["heads"], rtol=1e-4, atol=2e-5)
 
 

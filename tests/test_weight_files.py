@@ -57,6 +57,7 @@ def run(net, params, numbers):
 
 
 @pytest.mark.parametrize("path", STATE_DICTS, ids=lambda path: path.stem)
+@pytest.mark.torch
 def test_a_published_state_dict(path, tmp_path):
   pytest.importorskip("torch")
   net = reference.network(json.loads(path.with_suffix(".json").read_text()))
@@ -87,6 +88,7 @@ def test_a_diffusers_folder(folder, tmp_path):
   ("suffix", "package"),
   [(".pt", "torch"), (".bin", "torch"), (".safetensors", "safetensors")],
 )
+@pytest.mark.torch
 def test_files_are_read_back_bit_for_bit(suffix, package, tmp_path):
   pytest.importorskip(package)
   path = tmp_path / f"new/weights{suffix}"
@@ -101,6 +103,7 @@ def test_files_are_read_back_bit_for_bit(suffix, package, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.torch
 def test_bfloat16_is_read_exactly(tmp_path):
   torch = pytest.importorskip("torch")
   tensor = torch.tensor([1.5, -3.0], dtype=torch.bfloat16)
@@ -118,6 +121,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "pickle"])
+@pytest.mark.torch
 def test_a_pickle_that_runs_code_does_not_run(layout, tmp_path):
   torch = pytest.importorskip("torch")
   path, target = tmp_path / "bad.pt", tmp_path / "was_run"
@@ -132,6 +136,7 @@ def test_a_pickle_that_runs_code_does_not_run(layout, tmp_path):
   assert not target.exists()
 
 
+@pytest.mark.torch
 def test_a_file_that_holds_more_than_tensors_is_refused(tmp_path):
   torch = pytest.importorskip("torch")
   path = tmp_path / "a.pt"
