@@ -3,7 +3,8 @@
 A step is ``step(denoise, schedule, x_t, t, s, eps) -> (x_s, x0_hat)``. It is
 deterministic: its Gaussian noise comes in as ``eps``. ``denoise(x_t, t)`` is
 any callable that returns what a network would: a U-Net with its parameters, a
-closed form, a guided model.
+closed form, a guided model. A ``Solver`` is a step that remembers; those of
+higher order are in ``solvers``.
 
 Noise is named, not drawn from a stream: the noise that lands image k on step
 s comes from fold_in(fold_in(key, k), s), and x_T is the noise that lands on T.
@@ -12,7 +13,7 @@ walk cut into pieces is the same walk.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,31 @@ from diffusion_jax.schedules import Schedule
 Step = Callable[..., tuple[Batch, Batch]]
 
 
+class Solver(NamedTuple):
+  """A step with a memory, for methods that use what they saw before.
+
+  Attributes:
+    init: ``x_T -> history``, what is known before the first step: a pytree
+      whose shapes no step changes.
+    step: ``(denoise, schedule, x_t, t, s, eps, history) -> (x_s, x0_hat,
+      history)``, with t and s scalars.
+  """
+
+  init: Callable[[Batch], Any]
+  step: Callable[..., tuple[Batch, Batch, Any]]
+
+
+def as_solver(step: Step | Solver) -> Solver:
+  """The solver that a step is, one with nothing to remember."""
+  if isinstance(step, Solver):
+    return step
+
+  def forget(denoise, schedule, x_t, t, s, eps, history):
+    return *step(denoise, schedule, x_t, t, s, eps), history
+
+  return Solver(lambda _: (), forget)
+
+
 class Trajectory(NamedTuple):
   """What ``sample`` kept on its way, in the order of the steps asked for.
 
@@ -43,11 +69,13 @@ class Trajectory(NamedTuple):
     s: The steps.
     x: The samples x_s.
     x0_hat: What the network took the clean data to be when it moved to s.
+    history: What the solver remembers at the end, for ``sample`` to go on.
   """
 
   s: Int[Array, " K"]
   x: Float[Array, "K B *image"]
   x0_hat: Float[Array, "K B *image"]
+  history: Any = ()
 
 
 def ancestral_step(
@@ -166,7 +194,7 @@ def noise(
 
 
 def sample(
-  step: Step,
+  step: Step | Solver,
   denoise: Denoise,
   schedule: Schedule,
   shape: Sequence[int],
@@ -176,11 +204,13 @@ def sample(
   x_T: Batch | None = None,
   first: int | Int[Array, ""] = 0,
   keep: Sequence[int] = (),
+  history: Any = None,
 ) -> tuple[Batch, Trajectory]:
   """Walks from noise to data (DDPM, algorithm 2): one ``lax.scan``.
 
   Args:
-    step: A step function, options bound with ``functools.partial``.
+    step: A step function, options bound with ``functools.partial``, or a
+      solver.
     denoise: ``(x_t, t) -> output``.
     schedule: The noise schedule.
     shape: Of the batch, (B, H, W, C).
@@ -191,6 +221,8 @@ def sample(
       ``first=64`` with B = 64.
     keep: Steps s at which to keep x_s and x0_hat, for previews. Only these
       are held in memory.
+    history: Where a walk is cut into pieces: that of the piece before. With
+      it a solver goes on as if there had been no cut.
 
   Returns:
     The samples, and the trajectory at the steps in ``keep``.
@@ -203,14 +235,16 @@ def sample(
   images = first + jnp.arange(shape[0])
   if x_T is None:
     x_T = noise(key, jnp.asarray(pairs)[0, 0], images, shape[1:])
+  solver = as_solver(step)
+  history = solver.init(x_T) if history is None else history
   empty = jnp.zeros((len(keep), *shape), x_T.dtype)
   wanted = jnp.asarray(keep, jnp.int32)
 
   def body(carry, pair):
-    x_t, kept = carry
+    x_t, memory, kept = carry
     t, s = pair
     eps = noise(key, s, images, shape[1:])
-    x_s, x0_hat = step(denoise, schedule, x_t, t, s, eps)
+    x_s, x0_hat, memory = solver.step(denoise, schedule, x_t, t, s, eps, memory)
     if keep:
       # A step nobody wants has slot len(keep), which mode="drop" ignores.
       slot = jnp.cumprod(wanted != s).sum()
@@ -219,10 +253,11 @@ def sample(
         kept,
         (x_s, x0_hat),
       )
-    return (x_s, kept), None
+    return (x_s, memory, kept), None
 
-  (x, kept), _ = jax.lax.scan(body, (x_T, (empty, empty)), jnp.asarray(pairs))
-  return x, Trajectory(wanted, *kept)
+  start = (x_T, history, (empty, empty))
+  (x, history, kept), _ = jax.lax.scan(body, start, jnp.asarray(pairs))
+  return x, Trajectory(wanted, *kept, history)
 
 
 def _check_pairs(pairs, T: int, keep: Sequence[int]) -> None:

@@ -77,4 +77,15 @@ def spaced(T: int, num: int) -> Pairs:
     raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
   if num == 1:
     return walk([T])
-  return walk(np.rint(np.arange(num) * ((T - 1) / (num - 1))).astype(int) + 1)
+  return walk(1 + strides(T, num))
+
+
+def strides(length: int, num: int) -> Int[np.ndarray, " num"]:
+  """``num`` of 0..length-1, evenly spaced, both ends included if two fit.
+
+  Strides are added up, not multiplied: sums that should end in a half are
+  then rounded as in the published code.
+  """
+  stride = (length - 1) / max(num - 1, 1)
+  sums = np.cumsum(np.full(num - 1, stride))
+  return np.rint(np.append(0, sums)).astype(int)

@@ -9,7 +9,25 @@ import optax
 import diffusion_jax as dj
 from experiments.cli import Config
 
-SAMPLERS = {"ancestral": dj.ancestral_step, "ddim": dj.ddim_step}
+
+def _options_of(step: Callable) -> Callable:
+  return lambda **options: functools.partial(step, **options)
+
+
+# What makes a step or a solver of the options that all of them take.
+SAMPLERS: dict[str, Callable] = {
+  "ancestral": _options_of(dj.ancestral_step),
+  "ddim": _options_of(dj.ddim_step),
+  "euler": _options_of(dj.solvers.euler_step),
+  "heun": _options_of(dj.solvers.heun_step),
+  "dpmpp_2m": functools.partial(dj.solvers.dpm, 2),
+  "dpmpp_3m": functools.partial(dj.solvers.dpm, 3),
+  "unipc": dj.solvers.unipc,
+  "deis": dj.solvers.deis,
+}
+TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
+# Few steps are best made by this one: docs/solvers.md.
+FEW, FEW_STEPS_SAMPLER = 100, "unipc"
 SCHEDULES = (
   "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
 )  # fmt: skip
@@ -98,13 +116,35 @@ def draw(config: Config):
   return getattr(dj.timesteps, name)
 
 
+def sampler(config: Config, name: str, eta=None, *, clip: bool = True):
+  """The step or solver of this name for the network of ``config``."""
+  options = {
+    "target": config.target, "variance": config.variance, "clip": clip,
+  }  # fmt: skip
+  if name in TAKE_ETA:
+    options["eta"] = 0.0 if eta is None else eta
+  return SAMPLERS[name](**options)
+
+
+def walk(
+  noise: dj.Schedule, name: str, spacing: str | None, steps: int | None
+) -> dj.timesteps.Pairs:
+  """The (t, s) that a sampler walks: by name, or as it is usually done.
+
+  Raises:
+    ValueError: If there is no such spacing, or not of that many steps.
+  """
+  usual = "even" if name in ("ancestral", "ddim") else "scales"
+  return dj.spacing.named(noise, spacing or usual, steps)
+
+
 def check(config: Config, noise: dj.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
   named("target", config.target, dj.process.TARGETS)
   named("variance", config.variance, dj.process.VARIANCES)
   for sampling in (config.preview, config.sampling):
     named("sampler", sampling.sampler, SAMPLERS)
-    dj.timesteps.spaced(noise.T, sampling.steps)
+    walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
   for key, least in {"num_steps": 1, "keep_checkpoints": 1}.items():
     if config[key] < least:
       raise ValueError(f"{key}={config[key]} must be at least {least}")

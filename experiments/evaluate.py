@@ -74,7 +74,9 @@ def frechet(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   row = {
     "samples": len(samples),
     "sampler": plan.sampler,
-    "steps": plan.steps,
+    "steps": len(plan.pairs),
+    "spacing": plan.spacing,
+    "eta": plan.eta,
     "features": "pixels in [-1, 1], rounded to uint8",
     "frechet": dj.metrics.frechet_distance(samples, data),
     "frechet_halves": halves_distance(data),

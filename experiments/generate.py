@@ -1,6 +1,5 @@
 """Samples from a network, compiled once, with something to watch meanwhile."""
 
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,7 +14,8 @@ class Generator:
 
   A walk is cut into up to 50 equal pieces, one compiled program for all of
   them, so that there is progress to report and a film to show. Noise is keyed
-  by image and step: neither pieces nor batches change a pixel. Where the
+  by image and step, and a solver's memory is handed on: neither pieces nor
+  batches change a pixel. Where the
   network knows classes, image k is of class k modulo their number.
 
   Args:
@@ -23,8 +23,9 @@ class Generator:
     net: Its network.
     image_shape: (H, W, C).
     sampler: A name in ``assemble.SAMPLERS``.
-    steps: Network calls per image.
+    pairs: The (t, s) to walk.
     batch: Images at a time.
+    eta: Of the samplers that take it.
   """
 
   def __init__(
@@ -34,27 +35,22 @@ class Generator:
     image_shape: tuple[int, int, int],
     *,
     sampler: str,
-    steps: int,
+    pairs: dj.timesteps.Pairs,
     batch: int,
+    eta: float | None = None,
   ):
     schedule = assemble.schedule(config)
-    step = functools.partial(
-      assemble.SAMPLERS[sampler],
-      target=config.target,
-      variance=config.variance,
-    )
-    pairs = dj.timesteps.spaced(schedule.T, steps)
-    self._pieces = np.split(
-      pairs, max(n for n in range(1, 51) if steps % n == 0)
-    )
+    pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
+    self._pieces = np.split(pairs, pieces)
     self._batch = batch
+    self._eta = eta
     shape = tuple(image_shape)
 
-    def walk(params, x, key, pairs, first):
+    def walk(params, x, history, key, pairs, first, eta):
       images = first + jax.numpy.arange(batch)
       y = None if net.num_classes is None else images % net.num_classes
-      x, _ = dj.sample(
-        step,
+      x, kept = dj.sample(
+        assemble.sampler(config, sampler, eta),
         lambda x_t, t: net.apply({"params": params}, x_t, t, y),
         schedule,
         (batch, *shape),
@@ -62,10 +58,16 @@ class Generator:
         pairs=pairs,
         x_T=x,
         first=first,
+        history=history,
       )
-      return x
+      return x, kept.history
+
+    def remember(x):
+      step = assemble.sampler(config, sampler)
+      return dj.samplers.as_solver(step).init(x)
 
     self._walk = jax.jit(walk)
+    self._remember = jax.jit(remember)
     self._noise = jax.jit(
       lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape)
     )
@@ -73,9 +75,10 @@ class Generator:
   def walk(self, params, key: jax.Array, first: int) -> Iterator[jax.Array]:
     """One batch from image ``first`` on: x_T, then x after every piece."""
     x = self._noise(key, first + np.arange(self._batch))
+    history = self._remember(x)
     yield x
     for piece in self._pieces:
-      x = self._walk(params, x, key, piece, first)
+      x, history = self._walk(params, x, history, key, piece, first, self._eta)
       yield x
 
   def __call__(

@@ -110,7 +110,8 @@ def usual(source: Source, preset: str | None) -> Config:
   sampling, preview = {}, {}
   if "schedule" in process:
     T = process["schedule"]["T"]
-    sampling, preview = {"steps": T}, {"steps": min(50, T)}
+    sampling = {"steps": T}
+    preview = {"steps": min(common.make().preview.steps, T)}
   return common.make(
     data=_no_data(source.unet.get("sample_size")),
     model=model,

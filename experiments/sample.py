@@ -2,6 +2,7 @@
 
 python -m experiments.sample --workdir=runs/digits
 python -m experiments.sample --workdir=runs/digits --num=1797 --out=out.npz
+python -m experiments.sample --workdir=runs/digits --steps=20
 """
 
 import dataclasses
@@ -31,7 +32,9 @@ class Plan:
   step: int
   ema: str
   sampler: str
-  steps: int
+  spacing: str | None
+  pairs: dj.timesteps.Pairs
+  eta: float | None
   num: int
   seed: int
   batch: int
@@ -51,10 +54,31 @@ def define_flags(
   define(
     whole,
     "steps",
-    "network calls per image; by default the configuration's",
+    "moves per image (Heun calls the network twice in each); by default the "
+    "configuration's",
     lower_bound=1,
   )
-  define(text, "sampler", f"one of {', '.join(assemble.SAMPLERS)}")
+  define(
+    text,
+    "sampler",
+    f"one of {', '.join(assemble.SAMPLERS)}; by default the configuration's, "
+    f"and {assemble.FEW_STEPS_SAMPLER} where --steps asks for at most "
+    f"{assemble.FEW}",
+  )
+  define(
+    text,
+    "spacing",
+    f"where the steps are: {', '.join(dj.spacing.NAMES)}, or as published, "
+    "like 250, 10,10,15,20 or ddim25; by default what suits the sampler",
+  )
+  define(
+    flags.DEFINE_float,
+    "eta",
+    f"of {', '.join(assemble.TAKE_ETA)}: 0 adds no noise, 1 as much as "
+    "ancestral sampling",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
   define(whole, "seed", "of all noise", 0)
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
@@ -74,10 +98,7 @@ def plan(values: flags.FlagValues) -> Plan:
   shape = tuple(data["image_shape"])
   net = assemble.model(config, shape, data["num_classes"])
   ema = average(config, values.ema)
-  sampler = values.sampler or config.sampling.sampler
-  assemble.named("--sampler", sampler, assemble.SAMPLERS)
-  steps = values.steps or config.sampling.steps
-  dj.timesteps.spaced(config.schedule.T, steps)
+  sampler, spacing, pairs = _walk(values, config)
   state = restore(workdir, config, net, shape)
   return Plan(
     workdir=workdir,
@@ -88,11 +109,35 @@ def plan(values: flags.FlagValues) -> Plan:
     step=int(state.step),
     ema=ema,
     sampler=sampler,
-    steps=steps,
+    spacing=spacing,
+    pairs=pairs,
+    eta=values.eta,
     num=values.num or 0,
     seed=values.seed,
     batch=min(values.batch, values.num or values.batch),
   )
+
+
+def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
+  """The sampler, the spacing's name and the walk that are asked for."""
+  usual = config.sampling.sampler
+  if values.steps is not None and values.steps <= assemble.FEW:
+    usual = assemble.FEW_STEPS_SAMPLER
+  if values.eta is not None and usual not in assemble.TAKE_ETA:
+    usual = "ddim"
+  sampler = assemble.named(
+    "--sampler", values.sampler or usual, assemble.SAMPLERS
+  )
+  if values.eta is not None and sampler not in assemble.TAKE_ETA:
+    raise ValueError(
+      f"--sampler={sampler} has no eta; {', '.join(assemble.TAKE_ETA)} have"
+    )
+  spacing = values.spacing or config.sampling.get("spacing")
+  steps = values.steps
+  if steps is None and spacing in (None, *dj.spacing.NAMES):
+    steps = config.sampling.steps
+  schedule = assemble.schedule(config)
+  return sampler, spacing, assemble.walk(schedule, sampler, spacing, steps)
 
 
 def average(config: cli.Config, wanted: str | None) -> str:
@@ -126,15 +171,16 @@ def draw(plan: Plan) -> np.ndarray:
   """Draws the planned images under a progress bar: [num, H, W, C]."""
   cli.say(
     f"{plan.num} images from step {plan.step}, {plan.sampler} with "
-    f"{plan.steps} network calls each"
+    f"{len(plan.pairs)} steps each"
   )
   generator = Generator(
     plan.config,
     plan.net,
     plan.image_shape,
     sampler=plan.sampler,
-    steps=plan.steps,
+    pairs=plan.pairs,
     batch=plan.batch,
+    eta=plan.eta,
   )
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False

@@ -102,7 +102,12 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
       net,
       source.image_shape,
       sampler=config.preview.sampler,
-      steps=config.preview.steps,
+      pairs=assemble.walk(
+        schedule,
+        config.preview.sampler,
+        config.preview.spacing,
+        config.preview.steps,
+      ),
       batch=config.preview.num,
     ),
     train_step=jax.jit(

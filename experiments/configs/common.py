@@ -81,8 +81,17 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       "keep_checkpoints": 3,
       # Sample grids while training: few steps; and what experiments.sample
       # does unless told otherwise.
-      "preview": {"num": 64, "sampler": "ddim", "steps": 50},
-      "sampling": {"sampler": "ancestral", "steps": 1000},
+      "preview": {
+        "num": 64,
+        "sampler": "unipc",
+        "steps": 20,
+        "spacing": config_dict.placeholder(str),
+      },
+      "sampling": {
+        "sampler": "ancestral",
+        "steps": 1000,
+        "spacing": config_dict.placeholder(str),  # by default the sampler's
+      },
     }
   )
   config.lock()

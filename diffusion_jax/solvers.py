@@ -1,0 +1,503 @@
+"""Solvers of higher order: the same picture in far fewer network calls.
+
+With u = sigma / alpha and y = x / alpha, the probability-flow ODE is
+dy/du = eps_hat, and Euler's method for it is DDIM. A solver of order p makes
+an error of order 1 / S^p in S steps, by calling the network twice per step
+(Heun) or by remembering what it said before (multistep, one call per step).
+
+All multistep solvers here are one idea: the ODE is linear but for the
+network's output, so put a polynomial through the last outputs and integrate
+that exactly. They differ in the output (x0_hat or eps_hat) and in the variable
+that the polynomial is in. Each step is then DDIM's plus a correction,
+
+  x_s = DDIM + alpha_s sum_j w_j (output_j - output_0),
+
+with output_0 the newest. The first steps have a shorter memory and so a lower
+order. The last step, to s = 0, has an infinite log-SNR: it returns x0_hat.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax import spacing, timesteps
+from diffusion_jax.process import (
+  Batch,
+  Denoise,
+  Reverse,
+  Time,
+  p_mean_variance,
+  per_example,
+  rates,
+)
+from diffusion_jax.samplers import Solver, ddim_step
+from diffusion_jax.schedules import Schedule
+
+# 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
+# the cancellation that the closed forms suffer in float32 at small h.
+_POINTS, _POINT_WEIGHTS = np.polynomial.legendre.leggauss(16)
+
+# Weights for outputs at these nodes, the newest first.
+Rule = Callable[[Float[Array, " K"]], Float[Array, " K"]]
+
+
+# From lambda, half the log-SNR, to where outputs are put on a polynomial.
+Axis = Callable[[Float[Array, "..."]], Float[Array, "..."]]
+
+
+def _log_snr(half: Float[Array, "..."]) -> Float[Array, "..."]:
+  return half
+
+
+def _scales(half: Float[Array, "..."]) -> Float[Array, "..."]:
+  return -spacing.clock(jnp.exp(-half), xp=jnp)
+
+
+AXES = {"log_snr": _log_snr, "scales": _scales}
+
+
+class History(NamedTuple):
+  """What a multistep solver remembers, the newest first.
+
+  Attributes:
+    outputs: The network's outputs (as x0_hat or eps_hat).
+    nodes: Where on the polynomial's axis they are.
+    filled: How many there are.
+    x: The sample from which the last step was taken.
+    t: The step at which that sample stood.
+  """
+
+  outputs: Float[Array, "P B *image"]
+  nodes: Float[Array, " P"]
+  filled: Int[Array, ""]
+  x: Batch
+  t: Int[Array, ""]
+
+
+def _empty(size: int, x: Batch) -> History:
+  """Nothing yet. The nodes are distinct so that no weight is NaN."""
+  return History(
+    outputs=jnp.zeros((size, *x.shape), x.dtype),
+    nodes=-1e3 * jnp.arange(1, size + 1, dtype=x.dtype),
+    filled=jnp.zeros((), jnp.int32),
+    x=x,
+    t=jnp.ones((), jnp.int32),
+  )
+
+
+def _pushed(history: History, output, node, x, t) -> History:
+  """With one more output; the oldest is forgotten."""
+  size = len(history.nodes)
+
+  def newest(new, old):
+    return jnp.concatenate([new[None].astype(x.dtype), old])[:size]
+
+  return History(
+    outputs=newest(output, history.outputs),
+    nodes=newest(node, history.nodes),
+    filled=jnp.minimum(history.filled + 1, size),
+    x=x,
+    t=jnp.asarray(t, jnp.int32),
+  )
+
+
+def _lagrange(nodes, z) -> Float[Array, "N K"]:
+  """The polynomials that are 1 at one node and 0 at the others, at z."""
+  columns = []
+  for j, node in enumerate(nodes):
+    others = [other for k, other in enumerate(nodes) if k != j]
+    factors = [(z - other) / (node - other) for other in others]
+    columns.append(jnp.prod(jnp.stack([jnp.ones_like(z), *factors]), axis=0))
+  return jnp.stack(columns, axis=1)
+
+
+def _weights(rule: Rule, nodes, filled) -> Float[Array, " K"]:
+  """The rule for the first ``filled`` nodes, 0 for the others.
+
+  How many are filled is known only while running, so every case is worked
+  out, a few numbers each.
+  """
+  size = len(nodes)
+  cases = [jnp.pad(rule(nodes[:k]), (0, size - k)) for k in range(1, size + 1)]
+  return jnp.stack(cases)[jnp.clip(filled, 1, size) - 1]
+
+
+def _corrected(x: Batch, outputs, weights) -> Batch:
+  """X + sum_j w_j (output_j - output_0)."""
+  change = (outputs[1:] - outputs[:1]).astype(x.dtype)
+  return x + jnp.tensordot(weights[1:], change, axes=1)
+
+
+def _half_log_snr(schedule: Schedule, t) -> Float[Array, ""]:
+  """lambda_t = log(alpha_t / sigma_t); that of t = 1 where t is 0."""
+  return schedule.log_snr[jnp.maximum(t, 1)] / 2
+
+
+def _drift(
+  schedule: Schedule, x_t, x0_hat, t, s, eta: float | Array = 0.0
+) -> Batch:
+  """The mean of a first-order step, DDIM's where eta = 0.
+
+  sigma_s/sigma_t e^{-eta h} x_t + alpha_s (1 - e^{-(1 + eta) h}) x0_hat with
+  h = lambda_s - lambda_t; exactly x0_hat at s = 0, where h is infinite.
+  """
+  h = (schedule.log_snr[s] - schedule.log_snr[t]) / 2
+  keep = schedule.sigma[s] / schedule.sigma[t]
+  # 0 * inf at s = 0, eta = 0 is no number; there keep is 0 in any case.
+  keep = keep * jnp.exp(-eta * jnp.where(s > 0, h, 0.0))
+  gain = -schedule.alpha[s] * jnp.expm1(-(1 + eta) * h)
+  return keep * x_t + gain * x0_hat
+
+
+def _predict(denoise, schedule, x_t, t, s, options) -> Reverse:
+  """The network's answer at t, read as p(x_s | x_t)."""
+  times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+  output = denoise(x_t, times)
+  return p_mean_variance(schedule, output, x_t, t, s, **options)
+
+
+def _data_rule(
+  schedule: Schedule, t, s, *, axis: Axis = _log_snr, eta: float | Array = 0.0
+) -> Rule:
+  """Exact weights for x0_hat as a polynomial on an axis.
+
+  w_j = alpha_s int (1 + eta) e^{-(1 + eta) (lambda_s - l)} L_j(axis(l)) dl,
+  from lambda_t to lambda_s; 0 at s = 0.
+  """
+  start, end = _half_log_snr(schedule, t), _half_log_snr(schedule, s)
+  h = end - start
+  back = h * (1 - _POINTS) / 2
+  density = (1 + eta) * jnp.exp(-(1 + eta) * back) * (_POINT_WEIGHTS * h / 2)
+  density = jnp.where(s > 0, schedule.alpha[s], 0.0) * density
+  return lambda nodes: density @ _lagrange(nodes, axis(end - back))
+
+
+def _midpoint_rule(
+  schedule: Schedule, t, s, *, eta: float | Array = 0.0
+) -> Rule:
+  """DPM-Solver++ 2M's weights: the linear term at the middle of the step."""
+  h = _half_log_snr(schedule, s) - _half_log_snr(schedule, t)
+  gain = -jnp.where(s > 0, schedule.alpha[s], 0.0)
+  gain = gain * jnp.expm1(-(1 + eta) * h)
+
+  def rule(nodes):
+    if len(nodes) == 1:
+      return gain[None]
+    slope = h / (2 * (nodes[0] - nodes[1]))  # 1 / (2 r) in the paper
+    return gain * jnp.stack([1 + slope, -slope])
+
+  return rule
+
+
+def dpm(
+  order: int = 2,
+  *,
+  eta: float | Float[Array, ""] = 0.0,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> Solver:
+  """DPM-Solver++ 2M and 3M, and with eta = 1 the SDE form.
+
+  Lu et al. 2022 (DPM-Solver++), algorithm 2 and eq. 18 (SDE-DPM-Solver++).
+  x0_hat is a polynomial in lambda. Order 2 is the paper's, which takes the
+  linear term at the middle of the step; order 3 integrates the parabola
+  exactly. (Published code for 3M halves the quadratic term, which makes it
+  second order.)
+
+  The step adds noise of variance sigma_s^2 (1 - e^{-2 eta h}). At eta = 1 the
+  first step is ``ancestral_step`` with fixed_small.
+
+  Args:
+    order: 1, 2 or 3.
+    eta: 0 solves the ODE, 1 the reverse SDE.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1].
+
+  Returns:
+    The solver.
+
+  Raises:
+    ValueError: If the order is not 1, 2 or 3.
+  """
+  _check_order(order, (1, 2, 3))
+  options = {"target": target, "variance": variance, "clip": clip}
+  make_rule = _midpoint_rule if order == 2 else _data_rule
+
+  def step(denoise, schedule, x_t, t, s, eps, history):
+    p = _predict(denoise, schedule, x_t, t, s, options)
+    node = _half_log_snr(schedule, t)
+    history = _pushed(history, p.x0_hat, node, x_t, t)
+    weights = _weights(
+      make_rule(schedule, t, s, eta=eta), history.nodes, history.filled
+    )
+    x_s = _drift(schedule, x_t, p.x0_hat, t, s, eta)
+    x_s = _corrected(x_s, history.outputs, weights)
+    h = _half_log_snr(schedule, s) - node
+    std = schedule.sigma[s] * jnp.sqrt(-jnp.expm1(-2 * eta * h))
+    return x_s + std * eps, p.x0_hat, history
+
+  return Solver(lambda x: _empty(order, x), step)
+
+
+def unipc(
+  order: int = 3,
+  *,
+  axis: str = "scales",
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> Solver:
+  """UniPC: a multistep predictor, corrected without another network call.
+
+  Zhao et al. 2023, algorithms 5 and 6, in data prediction. When the network
+  answers at t, that answer is one more point for the polynomial of the step
+  that led to t; the step is taken again with it (one order higher), and the
+  next one starts from there. The weights are the exact integrals, to which
+  the paper's B(h) cancels.
+
+  The paper's polynomial is in lambda, on which the noisiest steps are far
+  apart although nothing happens there. On the axis "scales" it is in
+  ``spacing.clock``: less error at 5 and 10 calls, see docs/solvers.md.
+
+  Args:
+    order: Of the predictor, 1, 2 or 3.
+    axis: "scales", or "log_snr" as in the paper.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1].
+
+  Returns:
+    The solver.
+
+  Raises:
+    ValueError: If the order is not 1, 2 or 3, or the axis not known.
+  """
+  _check_order(order, (1, 2, 3))
+  if axis not in AXES:
+    raise ValueError(f"{axis=} is not one of {', '.join(AXES)}")
+  options = {"target": target, "variance": variance, "clip": clip}
+  rule = functools.partial(_data_rule, axis=AXES[axis])
+
+  def at(schedule, t):
+    return AXES[axis](_half_log_snr(schedule, t))
+
+  def correct(schedule, x_t, x0_hat, t, history):
+    """The step that led to t once more, now that x0_hat at t is known."""
+
+    def second(new, old):
+      new = new[None].astype(x_t.dtype)
+      return jnp.concatenate([old[:1], new, old[1:]])
+
+    outputs = second(x0_hat, history.outputs)
+    nodes = second(at(schedule, t), history.nodes)
+    weights = _weights(rule(schedule, history.t, t), nodes, history.filled + 1)
+    x = _drift(schedule, history.x, outputs[0], history.t, t)
+    x = _corrected(x, outputs, weights)
+    return jnp.where(history.filled > 0, x, x_t)
+
+  def step(denoise, schedule, x_t, t, s, eps, history):
+    del eps  # deterministic
+    p = _predict(denoise, schedule, x_t, t, s, options)
+    x_t = correct(schedule, x_t, p.x0_hat, t, history)
+    history = _pushed(history, p.x0_hat, at(schedule, t), x_t, t)
+    weights = _weights(rule(schedule, t, s), history.nodes, history.filled)
+    x_s = _drift(schedule, x_t, p.x0_hat, t, s)
+    return _corrected(x_s, history.outputs, weights), p.x0_hat, history
+
+  return Solver(lambda x: _empty(order, x), step)
+
+
+def _time_rule(schedule: Schedule, t, s) -> Rule:
+  """Exact weights for eps_hat as a polynomial in the step t / T.
+
+  w_j = alpha_s int L_j(t(u)) du from u_t to u_s; 0 at s = 0. The integral is
+  taken over arcsinh(u), which tames the range of u = sigma / alpha.
+  """
+  table = jnp.arcsinh(schedule.sigma / schedule.alpha)
+  middle, half = (table[s] + table[t]) / 2, (table[s] - table[t]) / 2
+  a = middle + half * _POINTS
+  density = jnp.cosh(a) * (_POINT_WEIGHTS * half)
+  density = jnp.where(s > 0, schedule.alpha[s], 0.0) * density
+  steps = jnp.linspace(0, 1, schedule.T + 1, dtype=table.dtype)
+  return lambda nodes: density @ _lagrange(nodes, jnp.interp(a, table, steps))
+
+
+def deis(
+  order: int = 3,
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> Solver:
+  """DEIS, tAB: eps_hat is a polynomial in the time step.
+
+  Zhang and Chen 2022, eqs. 14 and 15. Order 1 is DDIM.
+
+  Args:
+    order: 1, 2 or 3; the paper's tAB0, tAB1 and tAB2.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1]; eps_hat belongs to the clipped x0_hat.
+
+  Returns:
+    The solver.
+
+  Raises:
+    ValueError: If the order is not 1, 2 or 3.
+  """
+  _check_order(order, (1, 2, 3))
+  options = {"target": target, "variance": variance, "clip": clip}
+
+  def step(denoise, schedule, x_t, t, s, eps, history):
+    del eps  # deterministic
+    p = _predict(denoise, schedule, x_t, t, s, options)
+    history = _pushed(history, p.eps_hat, t / schedule.T, x_t, t)
+    weights = _weights(
+      _time_rule(schedule, t, s), history.nodes, history.filled
+    )
+    x_s = _drift(schedule, x_t, p.x0_hat, t, s)
+    return _corrected(x_s, history.outputs, weights), p.x0_hat, history
+
+  return Solver(lambda x: _empty(order, x), step)
+
+
+def _check_order(order: int, orders: Sequence[int]) -> None:
+  if order not in orders:
+    raise ValueError(f"{order=} is not one of {', '.join(map(str, orders))}")
+
+
+# Euler's method for dy/du = eps_hat, under the name it is better known by.
+euler_step = functools.partial(ddim_step, eta=0.0)
+
+
+def heun_step(
+  denoise: Denoise,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Int[Array, ""] | int,
+  s: Int[Array, ""] | int,
+  eps: Batch,
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> tuple[Batch, Batch]:
+  """Heun's method: a DDIM step, then again with the answer from its end.
+
+  Two network calls, the second at s; at s = 0, where a network has no answer,
+  it is DDIM's step with one call. In place of the average of two slopes
+  (Karras et al. 2022, algorithm 1, for dy/du = eps_hat) x0_hat goes evenly
+  from one answer to the other on the axis "scales", integrated exactly. In u
+  itself the method explodes where a schedule starts at u = 20,000, as the
+  cosine one does.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x_t: The sample at step t.
+    t: Where it stands, 1..T; a scalar.
+    s: Where to go, 0..t-1; a scalar.
+    eps: Unused; the step is deterministic.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1].
+
+  Returns:
+    x_s and the predicted clean data x0_hat at t.
+  """
+  del eps
+  options = {"target": target, "variance": variance, "clip": clip}
+  t, s = jnp.asarray(t), jnp.asarray(s)
+  p = _predict(denoise, schedule, x_t, t, s, options)
+  euler = _drift(schedule, x_t, p.x0_hat, t, s)
+
+  def corrected(x_s):
+    at = jnp.maximum(s, 1)
+    there = _predict(denoise, schedule, x_s, at, at - 1, options)
+    outputs = jnp.stack([p.x0_hat, there.x0_hat])
+    nodes = _scales(_half_log_snr(schedule, jnp.stack([t, s])))
+    weights = _data_rule(schedule, t, s, axis=_scales)(nodes)
+    return _corrected(euler, outputs, weights)
+
+  return jax.lax.cond(s > 0, corrected, lambda x_s: x_s, euler), p.x0_hat
+
+
+def ddim_encode_step(
+  denoise: Denoise,
+  schedule: Schedule,
+  x_s: Batch,
+  s: Time,
+  t: Time,
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> Batch:
+  """DDIM's step the other way, from s up to t (DDIM, section 4.3).
+
+  x_t = alpha_t x0_hat + sigma_t eps_hat, both predicted at s. No network
+  answers at s = 0: there the noise is what it predicts at step 1, and x0_hat
+  is the picture itself.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x_s: The sample at step s.
+    s: Where it stands, 0..T-1.
+    t: Where to go, s+1..T.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1].
+
+  Returns:
+    x_t, the shape of x_s.
+  """
+  options = {"target": target, "variance": variance, "clip": clip}
+  at = jnp.maximum(jnp.asarray(s), 1)
+  p = _predict(denoise, schedule, x_s, at, at - 1, options)
+  x0_hat = jnp.where(per_example(s, x_s) > 0, p.x0_hat, x_s)
+  alpha, sigma = rates(schedule, t, x_s)
+  return alpha * x0_hat + sigma * p.eps_hat
+
+
+def encode(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  pairs: timesteps.Pairs | Int[Array, "S 2"],
+  *,
+  target: str = "eps",
+  variance: str = "fixed_small",
+  clip: bool = True,
+) -> Batch:
+  """From pictures to the noise that DDIM turns into them.
+
+  ``sample`` with ``ddim_step``, eta 0, the same pairs and ``x_T`` set to what
+  this returns gives x0 back, up to an error that falls as 1 / S.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x0: Clean data, images in [-1, 1].
+    pairs: The (t, s) of sampling; walked from the last to the first.
+    target: What the network predicts.
+    variance: How many channels the output has; the variance is not used.
+    clip: Clip x0_hat to [-1, 1].
+
+  Returns:
+    x_T, the shape of x0.
+  """
+  options = {"target": target, "variance": variance, "clip": clip}
+
+  def body(x_s, pair):
+    t, s = pair
+    return ddim_encode_step(denoise, schedule, x_s, s, t, **options), None
+
+  return jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1])[0]

@@ -1,0 +1,214 @@
+"""Where to put the steps of a short walk: [S, 2] pairs (t, s) by name.
+
+A spacing says where S steps lie among the T of a schedule. Steps are whole
+numbers, because a network was trained on those: targets between them are
+rounded, and moved apart where two would coincide. With u = sigma / alpha,
+
+  ==========  =============================================================
+  even        t even, both ends included: the published "S"
+  leading     t even, 1 included: DDIM's strides
+  trailing    t even, T included
+  quadratic   sqrt(t) even (DDIM, appendix D.2, but starting at T)
+  log_snr     log u even (DPM-Solver)
+  karras      u^(1/7) even (Karras et al. 2022, eq. 5)
+  scales      arcsinh(u / fine) - arcsinh(u / coarse) even, see ``scales``
+  ==========  =============================================================
+
+Published strings are understood too: "250", "10,10,15,20", "ddim25".
+"""
+
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax import timesteps
+from diffusion_jax.schedules import Schedule
+from diffusion_jax.timesteps import Pairs
+
+# Standard deviations between which data's directions are expected: the noise
+# left in a pixel, and the brightness that all pixels share.
+FINE, COARSE = 0.03, 20.0
+
+
+def clock(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
+  """Time as data of many scales see it: even where x0_hat changes evenly.
+
+  Along a direction in which data are Gaussian with standard deviation c,
+  x0_hat moves while u = sigma / alpha passes c: it is c^2 / (c^2 + u^2) of
+  the sample. Data have many such c. Spread evenly in log c from ``fine`` to
+  ``coarse``, with the share of u^2 / (u^2 + c^2) as each one's clock, they
+  ask for a density of steps in log u of
+
+    u / sqrt(u^2 + fine^2) - u / sqrt(u^2 + coarse^2),
+
+  flat between the two, and falling off outside: as u below, so that u = 0 is
+  a finite way off, and as 1 / u^2 above, where there is only noise. This is
+  its integral.
+
+  Args:
+    u: sigma / alpha, from 0 on.
+    fine: Smallest standard deviation, in units of images in [-1, 1].
+    coarse: Largest; grows with the number of pixels that vary together.
+    xp: numpy, or jax.numpy inside a program.
+
+  Returns:
+    arcsinh(u / fine) - arcsinh(u / coarse): from 0 to log(coarse / fine).
+  """
+  return xp.arcsinh(u / fine) - xp.arcsinh(u / coarse)
+
+
+def named(schedule: Schedule, spec: str | int, num: int | None = None) -> Pairs:
+  """The walk that a spacing's name, a published string or a number means.
+
+  Args:
+    schedule: The noise schedule.
+    spec: A name in ``NAMES``, which needs ``num``; "250" or 250, that many
+      even steps; "10,10,15,20", so many in each of four equal sections;
+      "ddim25", every 40th of 1000 steps.
+    num: How many steps; may be left out where spec says it.
+
+  Returns:
+    [S, 2] rows (t, s).
+
+  Raises:
+    ValueError: If spec means nothing, or not that many steps.
+
+  >>> from diffusion_jax import schedules
+  >>> named(schedules.linear(1000), "ddim2").tolist()
+  [[501, 1], [1, 0]]
+  """
+  T, spec = schedule.T, str(spec)
+  if spec in NAMES:
+    if num is None:
+      raise ValueError(f"spacing {spec!r} needs a number of steps")
+    _check_num(T, num)
+    return NAMES[spec](schedule, num)
+  pairs = _published(T, spec)
+  if num is not None and num != len(pairs):
+    raise ValueError(f"spacing {spec!r} has {len(pairs)} steps, not {num}")
+  return pairs
+
+
+def _published(T: int, spec: str) -> Pairs:
+  """The walk that a respacing string of the published code means."""
+  stride = spec.removeprefix("ddim")
+  if stride != spec and stride.isdecimal():
+    return _strided(T, int(stride))
+  counts = spec.split(",")
+  if not all(count.strip().isdecimal() for count in counts):
+    raise ValueError(
+      f"spacing {spec!r} is not one of {', '.join(NAMES)}, nor like 250, "
+      "10,10,15,20 or ddim25"
+    )
+  if len(counts) == 1:
+    return timesteps.spaced(T, int(spec))
+  return _sections(T, [int(count) for count in counts])
+
+
+def _sections(T: int, counts: list[int]) -> Pairs:
+  """``counts[i]`` even steps in the i-th of equal sections of 1..T."""
+  size, longer = divmod(T, len(counts))
+  visited, start = [], 1
+  for i, count in enumerate(counts):
+    length = size + (i < longer)
+    if not 1 <= count <= length:
+      raise ValueError(f"{count} steps do not fit a section of {length}")
+    visited.extend(start + timesteps.strides(length, count))
+    start += length
+  return timesteps.walk(visited)
+
+
+def _strided(T: int, num: int) -> Pairs:
+  """Every i-th step from 1 on, where some whole i gives ``num`` of them."""
+  legal = {-(-T // stride): stride for stride in range(T, 0, -1)}
+  if num not in legal:
+    nearest = min(legal, key=lambda n: (abs(n - num), n))
+    raise ValueError(
+      f"no whole stride takes {num} of {T=} steps; the nearest is ddim{nearest}"
+    )
+  return timesteps.walk(np.arange(1, T + 1, legal[num]))
+
+
+def _check_num(T: int, num: int) -> None:
+  if not 1 <= num <= T:
+    raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
+
+
+def _nearest(T: int, targets) -> Pairs:
+  """The distinct whole steps nearest to falling targets, the first at T."""
+  t = np.rint(np.asarray(targets)).astype(int)
+  t[0] = T
+  for i in range(1, len(t)):
+    t[i] = min(t[i], t[i - 1] - 1)
+  t[-1] = max(t[-1], 1)
+  for i in range(len(t) - 2, -1, -1):
+    t[i] = max(t[i], t[i + 1] + 1)
+  return timesteps.walk(t)
+
+
+def even(schedule: Schedule, num: int) -> Pairs:
+  """Even in t, both ends included."""
+  return timesteps.spaced(schedule.T, num)
+
+
+def leading(schedule: Schedule, num: int) -> Pairs:
+  """Every (T // num)-th step from 1 on; the noisiest are left out."""
+  return timesteps.walk(1 + schedule.T // num * np.arange(num))
+
+
+def trailing(schedule: Schedule, num: int) -> Pairs:
+  """Every (T / num)-th step down from T; the last step is a full one."""
+  T = schedule.T
+  return _nearest(T, T - T / num * np.arange(num))
+
+
+def quadratic(schedule: Schedule, num: int) -> Pairs:
+  """sqrt(t) even from T to 1."""
+  return _nearest(schedule.T, np.linspace(schedule.T**0.5, 1, num) ** 2)
+
+
+def _ratios(schedule: Schedule):
+  """sigma_t / alpha_t for t = 0..T, in float64; rising from 0."""
+  log_snr = np.asarray(schedule.log_snr, np.float64)
+  return np.exp(-log_snr / 2)
+
+
+def log_snr(schedule: Schedule, num: int) -> Pairs:
+  """The log-SNR even from T to 1 (DPM-Solver, appendix D)."""
+  table = np.log(_ratios(schedule)[1:])
+  targets = np.linspace(table[-1], table[0], num)
+  return _nearest(
+    schedule.T, 1 + np.interp(targets, table, np.arange(len(table)))
+  )
+
+
+def karras(schedule: Schedule, num: int, *, rho: float = 7.0) -> Pairs:
+  """(sigma / alpha)^(1/rho) even from T to 1 (Karras et al. 2022, eq. 5)."""
+  table = _ratios(schedule)[1:] ** (1 / rho)
+  targets = np.linspace(table[-1], table[0], num)
+  return _nearest(
+    schedule.T, 1 + np.interp(targets, table, np.arange(len(table)))
+  )
+
+
+def scales(schedule: Schedule, num: int) -> Pairs:
+  """``clock`` even from T to 0; docs/solvers.md compares it with the others.
+
+  A short walk has no steps to spare for the finest scales: fine is 0.7 / num
+  where that is more than ``FINE``.
+  """
+  table = clock(_ratios(schedule), fine=max(FINE, 0.7 / num))
+  # num steps end at u = 0, which is no place to start one from.
+  targets = np.linspace(table[-1], 0, num + 1)[:-1]
+  return _nearest(schedule.T, np.interp(targets, table, np.arange(len(table))))
+
+
+NAMES = {
+  "even": even,
+  "leading": leading,
+  "trailing": trailing,
+  "quadratic": quadratic,
+  "log_snr": log_snr,
+  "karras": karras,
+  "scales": scales,
+}

@@ -1,0 +1,102 @@
+"""Spacings: the published ones exactly, the others by what defines them."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax import schedules, spacing, timesteps
+from tests.reference import notes
+
+PUBLISHED = notes("schedules")["spaced_timesteps"]
+LONG = schedules.linear(100_000)
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_strings_mean_what_they_did(case):
+  T, _, spec = case.partition(":")
+  pairs = spacing.named(schedules.linear(int(T)), spec)
+  # The published code counts from 0.
+  assert sorted(pairs[:, 0] - 1) == PUBLISHED[case]
+  np.testing.assert_array_equal(pairs[1:, 0], pairs[:-1, 1])
+  assert pairs[-1, 1] == 0
+
+
+@pytest.mark.parametrize("name", spacing.NAMES)
+@pytest.mark.parametrize("T", [1, 2, 7, 40])
+def test_any_number_of_steps_is_a_walk(name, T):
+  schedule = schedules.cosine(T)
+  for num in range(1, T + 1):
+    pairs = spacing.named(schedule, name, num)
+    assert pairs.shape == (num, 2)
+    assert pairs[0, 0] == T or name == "leading"
+    assert pairs[-1, 1] == 0
+    assert (pairs[:, 0] > pairs[:, 1]).all()
+    np.testing.assert_array_equal(pairs[1:, 0], pairs[:-1, 1])
+
+
+def ratio(t):
+  return np.exp(-np.asarray(LONG.log_snr, np.float64)[t] / 2)
+
+
+@pytest.mark.parametrize(
+  ("name", "variable"),
+  [
+    ("even", lambda t: t),
+    ("leading", lambda t: t),
+    ("trailing", lambda t: t),
+    ("quadratic", np.sqrt),
+    ("log_snr", lambda t: np.log(ratio(t))),
+    ("karras", lambda t: ratio(t) ** (1 / 7)),
+    ("scales", lambda t: spacing.clock(ratio(t), fine=0.07)),
+  ],
+)
+def test_a_spacing_is_even_in_its_variable(name, variable):
+  # Not at the ends: a whole step is a long way where the variable is steep.
+  t = spacing.named(LONG, name, 10)[1:-2, 0]
+  strides = np.diff(variable(t))
+  np.testing.assert_allclose(strides, strides.mean(), rtol=0.02)
+
+
+def test_the_clock_runs_where_data_have_scales():
+  u = np.geomspace(1e-4, 1e4, 17)
+  speed = np.gradient(spacing.clock(u), np.log(u))
+  assert speed[(u > 0.1) & (u < 5)].min() > 0.75
+  assert speed[[0, -1]].max() < 0.01
+
+
+@pytest.mark.parametrize(
+  ("spec", "num", "message"),
+  [
+    ("ddim400", None, "no whole stride takes 400 of T=1000.* is ddim334$"),
+    ("ddim0", None, "no whole stride takes 0 of T=1000.* is ddim1$"),
+    ("nonsense", None, "'nonsense' is not one of even, .*scales, nor like 250"),
+    ("scales", None, "needs a number of steps"),
+    ("scales", 0, "num=0 sampling steps must be in 1..T=1000"),
+    ("scales", 1001, "num=1001 sampling steps must be in 1..T=1000"),
+    ("2000", None, "num=2000 sampling steps"),
+    ("10,600", None, "600 steps do not fit a section of 500"),
+    ("10,0", None, "0 steps do not fit a section of 500"),
+    ("250", 100, "spacing '250' has 250 steps, not 100"),
+    ("10,,10", None, "'10,,10' is not one of"),
+  ],
+)
+def test_spacings_that_mean_nothing_are_refused(spec, num, message):
+  with pytest.raises(ValueError, match=message):
+    spacing.named(schedules.linear(1000), spec, num)
+
+
+def test_the_nearest_legal_stride_is_named():
+  schedule = schedules.linear(1000)
+  legal = {len(range(0, 1000, i)) for i in range(1, 1001)}
+  for num in range(1, 1001):
+    if num in legal:
+      assert len(spacing.named(schedule, f"ddim{num}")) == num
+      continue
+    nearest = min(legal, key=lambda n: (abs(n - num), n))
+    with pytest.raises(ValueError, match=f"nearest is ddim{nearest}$"):
+      spacing.named(schedule, f"ddim{num}")
+
+
+def test_even_is_the_published_number():
+  np.testing.assert_array_equal(
+    spacing.named(schedules.linear(1000), 250), timesteps.spaced(1000, 250)
+  )
