@@ -65,6 +65,12 @@ def schedule(config: Config) -> dj.Schedule:
 def source(config: Config) -> dj.data.Source:
   """The data of ``config.data``."""
   options = config.data.to_dict()
+  if not options["name"]:
+    raise ValueError(
+      "this run's weights were imported and no data are named; name them as "
+      "--config.data.name=..., of experiments.import_weights or of "
+      "experiments.train"
+    )
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
@@ -155,8 +161,11 @@ def model(
   """The U-Net of ``config.model`` for images of this shape.
 
   Raises:
-    ValueError: If the network does not fit the images or their classes.
+    ValueError: If the network does not fit the images or their classes, or
+      the run is a classifier.
   """
+  if config.get("kind") == "classifier":
+    raise ValueError("this run is a classifier, which draws no images")
   options = config.model.to_dict()
   if config.variance.startswith("learned"):
     options["out_channels"] = 2 * image_shape[-1]
@@ -181,8 +190,12 @@ def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key."""
   x = jnp.zeros((1, *image_shape))
   one = jnp.ones((1,), jnp.int32)
-  y = None if net.num_classes is None else one - 1
-  params = net.init(key, x, one, y)["params"]
+  y = () if net.num_classes is None else (one - 1,)
+  return state(config, net.init(key, x, one, *y)["params"], tx)
+
+
+def state(config, params, tx) -> dj.state.TrainState:
+  """The state before the first step, of known parameters."""
   history = (
     dj.importance.history(config.schedule.T)
     if config.get("timesteps") == "importance"

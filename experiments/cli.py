@@ -75,12 +75,20 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
   if "--help" in argv or "-h" in argv:
     say(_help(values))
     raise SystemExit(0)
-  try:
+  with _flag_errors():
     rest = values(_canonical(argv))
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
     if "config" in values:
       dict(values.config)  # A broken file is only reported when it is read.
+  return values
+
+
+@contextlib.contextmanager
+def _flag_errors() -> Iterator[None]:
+  """Turns what is wrong with a flag into one line and status 2."""
+  try:
+    yield
   except flags.Error as error:
     raise fail(error) from error
   except (AttributeError, KeyError) as error:
@@ -90,7 +98,6 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     raise fail(f"unknown configuration key {text}") from error
   except (ValueError, TypeError, OSError) as error:
     raise fail(error) from error
-  return values
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
@@ -143,6 +150,30 @@ def define_config(
     flag_values=values,
     sys_argv=_canonical(argv),
   )
+
+
+def define_known_config(
+  values: flags.FlagValues, argv: Sequence[str], config: Config
+) -> None:
+  """Defines --config with values that are known; only overrides are taken."""
+  with _flag_errors():  # unknown keys are found here
+    config_flags.DEFINE_config_dict(
+      "config",
+      config,
+      "changes a value, as --config.key.subkey=value",
+      flag_values=values,
+      sys_argv=_canonical(argv),
+    )
+
+
+def peek(argv: Sequence[str], *names: str) -> dict[str, str | None]:
+  """What some flags are given as, before all flags can be defined."""
+  values = flags.FlagValues()
+  for name in names:
+    flags.DEFINE_string(name, None, "", flag_values=values)
+  with _flag_errors():
+    values(list(argv), known_only=True)
+  return {name: values[name].value for name in names}
 
 
 def config_name(argv: Sequence[str], default: str) -> str:

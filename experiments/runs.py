@@ -4,6 +4,7 @@ config.json      the configuration, as it was run
 data.json        what it was trained on: name, shape, classes, fingerprint
 versions.json    the packages it was run with
 metrics.jsonl    one line per logged step;  tensorboard/ the same
+imported.json    where the weights came from, if they were not trained here
 samples/         pictures made on the way
 checkpoints/     the training state
 """
@@ -19,6 +20,7 @@ import jax
 import ml_collections
 
 from experiments.cli import Config
+from experiments.configs import common
 
 # Keys that may change between one part of a run and the next: they steer how
 # long it goes on and what it shows, not what is learnt.
@@ -60,23 +62,47 @@ def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
       configuration or data differ; the message names the differences.
   """
   new = json.loads(config.to_json_best_effort())
-  if (workdir / "config.json").exists():
+  if is_run(workdir):
     old, old_data = read_json(workdir, "config"), read_json(workdir, "data")
-    _check_same("configuration", workdir, old, new)
-    _check_same("data", workdir, old_data, data)
+    if old_data["fingerprint"] is None:
+      # Imported weights, which have seen no data here: what is learnt from
+      # now on is free, what the weights are for is not.
+      old, new_part = _network(old), _network(new)
+      old_data, data_part = _images(old_data), _images(data)
+    else:
+      new_part, data_part = new, data
+    _check_same("configuration", workdir, old, new_part)
+    _check_same("data", workdir, old_data, data_part)
   elif workdir.exists() and any(workdir.iterdir()):
     raise ValueError(
       f"{workdir} is not empty and not a run directory; choose another "
       "--workdir"
     )
+  describe_run(workdir, new, data)
+
+
+def describe_run(workdir: pathlib.Path, config: dict, data: dict) -> None:
+  """Writes the files that say what a run is."""
   workdir.mkdir(parents=True, exist_ok=True)
   for name, content in (
     ("data", data),
     ("versions", versions()),
-    ("config", new),  # Last: a directory with a config.json is complete.
+    ("config", config),  # Last: a directory with a config.json is complete.
   ):
     text = json.dumps(content, indent=2) + "\n"
     (workdir / f"{name}.json").write_text(text)
+
+
+def _network(config: dict) -> dict:
+  """What imported weights are for: these networks and this process."""
+  part = {k: config[k] for k in ("model", "schedule", "target", "variance")}
+  free = ("dropout", "dtype")
+  part["model"] = {k: v for k, v in part["model"].items() if k not in free}
+  return part
+
+
+def _images(data: dict) -> dict:
+  return {"image_shape": data["image_shape"]}
 
 
 def load(workdir: pathlib.Path) -> tuple[Config, dict]:
@@ -94,6 +120,26 @@ def load(workdir: pathlib.Path) -> tuple[Config, dict]:
     )
   config = ml_collections.ConfigDict(read_json(workdir, "config"))
   return config.lock(), read_json(workdir, "data")
+
+
+def is_run(workdir: pathlib.Path) -> bool:
+  """Whether a directory holds a run."""
+  return (workdir / "config.json").is_file()
+
+
+def changeable(workdir: pathlib.Path) -> Config:
+  """A run's configuration, to be overridden: its keys have their types.
+
+  Raises:
+    ValueError: If it is not the configuration of a diffusion model.
+  """
+  config = read_json(workdir, "config")
+  try:
+    return common.make(**config)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"{workdir} is no run of experiments.train: {error}"
+    ) from error
 
 
 def read_json(workdir: pathlib.Path, name: str) -> dict:

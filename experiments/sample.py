@@ -97,11 +97,9 @@ def plan(values: flags.FlagValues) -> Plan:
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
   net = assemble.model(config, shape, data["num_classes"])
-  rates = [str(rate) for rate in sorted(config.ema.rates)]
-  ema = values.ema or (rates[-1] if rates else "raw")
-  assemble.named("--ema", ema, ("raw", *rates))
+  ema = average(config, values.ema)
   sampler, spacing, pairs = _walk(values, config)
-  state = _restore(workdir, config, net, shape)
+  state = restore(workdir, config, net, shape)
   return Plan(
     workdir=workdir,
     config=config,
@@ -142,7 +140,18 @@ def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
   return sampler, spacing, assemble.walk(schedule, sampler, spacing, steps)
 
 
-def _restore(workdir, config, net, shape) -> dj.state.TrainState:
+def average(config: cli.Config, wanted: str | None) -> str:
+  """The name of the average that --ema means, by default the slowest.
+
+  Raises:
+    ValueError: If the run has no such average.
+  """
+  rates = [str(rate) for rate in sorted(config.ema.rates)]
+  ema = wanted or (rates[-1] if rates else "raw")
+  return assemble.named("--ema", ema, ("raw", *rates))
+
+
+def restore(workdir, config, net, shape) -> dj.state.TrainState:
   """Reads the newest checkpoint onto one device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")

@@ -4,7 +4,10 @@
   python -m experiments.train --config=configs/cifar.py --config.optim.lr=1e-4
 
 The run is written to --workdir (runs/NAME by default). The same command
-again continues it from its last checkpoint.
+again continues it from its last checkpoint; so does --workdir alone, with the
+run's own configuration. A run of imported weights is fine-tuned:
+
+  python -m experiments.train --workdir=runs/imported --config.data.name=PATH
 """
 
 import dataclasses
@@ -269,7 +272,13 @@ def main(argv: list[str]) -> None:
   """The command."""
   cli.tune_cpu()
   values = flags.FlagValues()
-  cli.define_config(values, argv, DEFAULT_CONFIG)
+  known = cli.peek(argv, "config", "workdir")
+  folder = pathlib.Path(known["workdir"] or "")
+  if not known["config"] and known["workdir"] and runs.is_run(folder):
+    with cli.user_errors():
+      cli.define_known_config(values, argv, runs.changeable(folder))
+  else:
+    cli.define_config(values, argv, DEFAULT_CONFIG)
   flags.DEFINE_string(
     "workdir",
     None,

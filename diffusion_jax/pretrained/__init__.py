@@ -1,5 +1,22 @@
 """Published weights in, ours out."""
 
+from diffusion_jax.pretrained import diffusers_config, files, tensorflow
+from diffusion_jax.pretrained.diffusers import from_diffusers, to_diffusers
+from diffusion_jax.pretrained.files import find, read, write
 from diffusion_jax.pretrained.openai import from_openai, to_openai
+from diffusion_jax.pretrained.tensorflow import from_tensorflow, to_tensorflow
 
-__all__ = ["from_openai", "to_openai"]
+__all__ = [
+  "diffusers_config",
+  "files",
+  "find",
+  "from_diffusers",
+  "from_openai",
+  "from_tensorflow",
+  "read",
+  "tensorflow",
+  "to_diffusers",
+  "to_openai",
+  "to_tensorflow",
+  "write",
+]

@@ -1,192 +1,115 @@
 """OpenAI's weights: improved-diffusion's and guided-diffusion's networks.
 
-Their tensors are named by position in three lists (``input_blocks.4.0...``),
-ours by kind and count (``ResBlock_3``). ``layers`` walks a network in the
-order in which it runs and pairs the names; the tensors themselves differ by
-transpositions alone, so a round trip is exact.
+Their modules are numbered through in three lists, ``input_blocks``,
+``middle_block`` and ``output_blocks``; each element holds a residual block
+and, in place 1, what follows it.
 """
 
-import collections
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
-from flax import traverse_util
 
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.unet import Encoder
+from diffusion_jax.pretrained import layout
+from diffusion_jax.pretrained.layout import Entry, Kind, Place, Style, Tensors
 
-Tensors = Mapping[str, np.ndarray]
+# PyTorch's layouts, which diffusers shares.
+DENSE = Kind("weight", "bias", np.transpose, np.transpose)
+DENSE_1D = Kind(  # [out, in, 1] <-> [in, out]
+  "weight", "bias", lambda w: w[..., 0].T, lambda k: k.T[..., None]
+)
+DENSE_2D = Kind(  # [out, in, 1, 1] <-> [in, out]
+  "weight", "bias", lambda w: w[..., 0, 0].T, lambda k: k.T[..., None, None]
+)
+CONV = Kind(  # [out, in, h, w] <-> [h, w, in, out]
+  "weight",
+  "bias",
+  lambda w: w.transpose(2, 3, 1, 0),
+  lambda k: k.transpose(3, 2, 0, 1),
+)
+NORM = Kind("weight", "bias", lambda w: w, lambda s: s)
+EMBED = Kind("weight", None, lambda w: w, lambda e: e)
 
 
-class Layer(NamedTuple):
-  """One layer under both names.
+def _prefix(net: Encoder, place: Place) -> str:
+  """Their name of a place."""
+  per_level = net.num_blocks + 1  # a change of size takes a number too
+  down = place.level * per_level
+  up = (len(net.multipliers) - 1 - place.level) * per_level
+  slot = int(place.kind == "attention")
+  after = 1 + (place.level in net.attention_levels)
+  conv = place.kind == "conv"
+  return {
+    "time1": "time_embed.0",
+    "time2": "time_embed.2",
+    "classes": "label_emb",
+    "in": "input_blocks.0.0",
+    "halve": f"input_blocks.{down}.0" + ".op" * conv,
+    "down": f"input_blocks.{down + 1 + place.number}.{slot}",
+    "middle": f"middle_block.{place.number}",
+    "up": f"output_blocks.{up + place.number}.{slot}",
+    "double": f"output_blocks.{up + net.num_blocks}.{after}" + ".conv" * conv,
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+  }[place.part]
 
-  Attributes:
-    ours: Path of the module in the parameters.
-    theirs: Prefix in the state dict.
-    kind: A key of ``KINDS``.
-  """
 
-  ours: str
-  theirs: str
-  kind: str
+STYLE = Style(
+  prefix=_prefix,
+  inner={
+    "res_block": (
+      "in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0",
+      "out_layers.3", "skip_connection",
+    ),
+    "attention": ("norm", "qkv", "proj_out"),
+  },
+  kinds={
+    "dense": DENSE, "embed": EMBED, "conv": CONV, "norm": NORM,
+    "skip": DENSE_2D, "qkv": DENSE_1D, "point": DENSE_1D,
+  },
+)  # fmt: skip
 
-
-# Ours from theirs, and back, for "weight" with the name it has with us.
-KINDS = {
-  # [out, in] <-> [in, out]
-  "dense": ("kernel", lambda w: w.T, lambda k: k.T),
-  # [out, in, 1] <-> [in, out]
-  "dense_1d": ("kernel", lambda w: w[..., 0].T, lambda k: k.T[..., None]),
-  # [out, in, 1, 1] <-> [in, out]
-  "dense_2d": (
-    "kernel",
-    lambda w: w[..., 0, 0].T,
-    lambda k: k.T[..., None, None],
+# What a classifier has after the middle: our layer, theirs, its kind.
+POOLS = {
+  "attention": (
+    ("Norm_0/GroupNorm_0", "out.0", "norm"),
+    ("pool/qkv", "out.2.qkv_proj", "qkv"),
+    ("pool/out", "out.2.c_proj", "point"),
   ),
-  # [out, in, h, w] <-> [h, w, in, out]
-  "conv": (
-    "kernel",
-    lambda w: w.transpose(2, 3, 1, 0),
-    lambda k: k.transpose(3, 2, 0, 1),
+  "adaptive": (
+    ("Norm_0/GroupNorm_0", "out.0", "norm"), ("out", "out.3", "skip"),
   ),
-  "norm": ("scale", lambda w: w, lambda s: s),
-  "embed": ("embedding", lambda w: w, lambda e: e),
-}
+  "spatial": (("hidden", "out.0", "dense"), ("out", "out.2", "dense")),
+  "spatial_v2": (
+    ("hidden", "out.0", "dense"),
+    ("Norm_0/GroupNorm_0", "out.1", "norm"),
+    ("out", "out.3", "dense"),
+  ),
+}  # fmt: skip
 
 
-def layers(net: Encoder) -> Iterator[Layer]:
-  """Every layer of a network under both names, in the order they run."""
-  walk = _Walk(net)
-  yield Layer("time1", "time_embed.0", "dense")
-  yield Layer("time2", "time_embed.2", "dense")
-  if net.num_classes is not None:
-    yield Layer("classes", "label_emb", "embed")
-  yield from walk.down()
-  yield from walk.res_block("middle_block.0")
-  yield from walk.attention("middle_block.1")
-  yield from walk.res_block("middle_block.2")
+def _entries(net: Encoder) -> Iterator[Entry]:
+  """Every tensor of a network under both names."""
+  layout.check(
+    net,
+    "OpenAI's",
+    embedding="cos_sin",
+    groups=32,
+    epsilon=1e-5,
+    padding="symmetric",
+  )
+  yield from layout.layers(net, STYLE)
   if isinstance(net, Classifier):
-    yield from walk.pool(net.pool)
-  else:
-    yield from walk.up()
-
-
-class _Walk:
-  """Visits a network's layers, counting its modules as Flax does."""
-
-  def __init__(self, net: Encoder):
-    self.net = net
-    self.levels = range(len(net.multipliers))
-    self.counts = collections.Counter()
-
-  def name(self, kind):
-    """The name of the next module of a kind."""
-    self.counts[kind] += 1
-    return f"{kind}_{self.counts[kind] - 1}"
-
-  def down(self):
-    """The first convolution and all levels."""
-    net = self.net
-    yield Layer(self.name("Conv"), "input_blocks.0.0", "conv")
-    width, number = net.width(0), 0
-    for level in self.levels:
-      if level != 0:
-        number += 1
-        yield from self.resample(f"input_blocks.{number}.0", "op")
-      for _ in range(net.num_blocks):
-        number += 1
-        widens = width != net.width(level)
-        yield from self.block(f"input_blocks.{number}", level, widens)
-        width = net.width(level)
-
-  def up(self):
-    """All levels and the last convolution."""
-    net = self.net
-    number = 0
-    for level in reversed(self.levels):
-      for block in range(net.num_blocks + 1):
-        theirs = f"output_blocks.{number}"
-        # What is handed across makes every block's input wider.
-        yield from self.block(theirs, level, True)
-        if level != 0 and block == net.num_blocks:
-          place = 1 + (level in net.attention_levels)
-          yield from self.resample(f"{theirs}.{place}", "conv")
-        number += 1
-    yield from self.norm(self.name("Norm"), "out.0")
-    yield Layer(self.name("Conv"), "out.2", "conv")
-
-  def block(self, theirs, level, widens):
-    """A residual block, and attention where the level has it."""
-    yield from self.res_block(f"{theirs}.0", widens)
-    if level in self.net.attention_levels:
-      yield from self.attention(f"{theirs}.1")
-
-  def resample(self, theirs, conv):
-    """A change of size."""
-    if self.net.resample == "block":
-      yield from self.res_block(theirs)
-    else:
-      yield Layer(self.name("Conv"), f"{theirs}.{conv}", "conv")
-
-  def res_block(self, theirs, widens=False):
-    """A residual block."""
-    ours = self.name("ResBlock")
-    yield from self.norm(f"{ours}/Norm_0", f"{theirs}.in_layers.0")
-    yield Layer(f"{ours}/conv1", f"{theirs}.in_layers.2", "conv")
-    yield Layer(f"{ours}/time", f"{theirs}.emb_layers.1", "dense")
-    yield from self.norm(f"{ours}/Norm_1", f"{theirs}.out_layers.0")
-    yield Layer(f"{ours}/conv2", f"{theirs}.out_layers.3", "conv")
-    if widens:
-      yield Layer(f"{ours}/skip", f"{theirs}.skip_connection", "dense_2d")
-
-  def attention(self, theirs):
-    """Self-attention."""
-    ours = self.name("Attention")
-    yield from self.norm(f"{ours}/Norm_0", f"{theirs}.norm")
-    yield Layer(f"{ours}/qkv", f"{theirs}.qkv", "dense_1d")
-    yield Layer(f"{ours}/out", f"{theirs}.proj_out", "dense_1d")
-
-  def norm(self, ours, theirs):
-    """A normalisation."""
-    yield Layer(f"{ours}/GroupNorm_0", theirs, "norm")
-
-  def pool(self, kind):
-    """What a classifier has after the middle."""
-    if kind.startswith("spatial"):
-      yield Layer("hidden", "out.0", "dense")
-      if kind == "spatial_v2":
-        yield from self.norm(self.name("Norm"), "out.1")
-      yield Layer("out", "out.2" if kind == "spatial" else "out.3", "dense")
-      return
-    yield from self.norm(self.name("Norm"), "out.0")
-    if kind == "adaptive":
-      yield Layer("out", "out.3", "dense_2d")
-      return
-    yield Layer("pool/qkv", "out.2.qkv_proj", "dense_1d")
-    yield Layer("pool/out", "out.2.c_proj", "dense_1d")
-
-
-# The one tensor that is not the weight or bias of a layer.
-POSITIONS = ("pool/positions", "out.2.positional_embedding")
-
-
-def _pairs(net: Encoder):
-  """(our path, their key, ours from theirs, theirs from ours), by tensor."""
-
-  def same(bias):
-    return bias
-
-  for layer in layers(net):
-    weight, to_ours, to_theirs = KINDS[layer.kind]
-    yield (
-      f"{layer.ours}/{weight}", f"{layer.theirs}.weight", to_ours, to_theirs
-    )  # fmt: skip
-    if layer.kind != "embed":
-      yield f"{layer.ours}/bias", f"{layer.theirs}.bias", same, same
-  if isinstance(net, Classifier) and net.pool == "attention":
-    yield *POSITIONS, np.transpose, np.transpose
+    for ours, theirs, kind in POOLS[net.pool]:
+      yield from layout.layer(ours, theirs, kind, STYLE)
+    if net.pool == "attention":
+      yield Entry(
+        "pool/positions",
+        ("out.2.positional_embedding",),
+        np.transpose,
+        lambda x: [x.T],
+      )
 
 
 def from_openai(state_dict: Tensors, net: Encoder) -> dict:
@@ -202,17 +125,10 @@ def from_openai(state_dict: Tensors, net: Encoder) -> dict:
     The parameters, for ``net.apply({"params": params}, ...)``.
 
   Raises:
-    ValueError: If a tensor is missing or left over.
+    ValueError: If a tensor is missing, left over, not of floats or of
+      another shape, names it; or if their code has no such network.
   """
-  pairs = list(_pairs(net))
-  wanted = {theirs for _, theirs, *_ in pairs}
-  _refuse("missing from", wanted - state_dict.keys())
-  _refuse("unknown in", state_dict.keys() - wanted)
-  flat = {
-    ours: np.ascontiguousarray(to_ours(np.asarray(state_dict[theirs])))
-    for ours, theirs, to_ours, _ in pairs
-  }
-  return traverse_util.unflatten_dict(flat, sep="/")
+  return layout.read(state_dict, net, list(_entries(net)))
 
 
 def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
@@ -226,21 +142,7 @@ def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
     Arrays by published name.
 
   Raises:
-    ValueError: If the parameters are not those of the network.
+    ValueError: If the parameters are not those of the network, or their code
+      has no such network.
   """
-  flat = traverse_util.flatten_dict(dict(params), sep="/")
-  pairs = list(_pairs(net))
-  wanted = {ours for ours, *_ in pairs}
-  _refuse("missing from", wanted - flat.keys())
-  _refuse("unknown in", flat.keys() - wanted)
-  return {
-    theirs: np.ascontiguousarray(to_theirs(np.asarray(flat[ours])))
-    for ours, theirs, _, to_theirs in pairs
-  }
-
-
-def _refuse(what: str, names: set) -> None:
-  if names:
-    some = ", ".join(sorted(map(str, names))[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    raise ValueError(f"{what} the weights: {some}{more}")
+  return layout.write(params, list(_entries(net)))

@@ -1,0 +1,233 @@
+"""Files of tensors, and folders of the Hugging Face hub.
+
+Reading runs no code that a file brings: .safetensors holds numbers only, and
+of a pickle (.pt, .pth, .bin) only tensors are accepted.
+"""
+
+import importlib
+import json
+import pathlib
+import pickle
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.pretrained.layout import Tensors
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+WEIGHTS = "diffusion_pytorch_model"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the tensors of a .safetensors, .pt, .pth or .bin file.
+
+  Args:
+    path: The file. All but .safetensors take PyTorch, though no GPU.
+
+  Returns:
+    Arrays by name; bfloat16 comes as float32.
+
+  Raises:
+    ValueError: If the file is truncated, holds anything but one dictionary
+      of tensors, or a package is missing.
+    OSError: If there is no such file.
+  """
+  with path.open("rb"):  # a missing file, in the system's words
+    pass
+  if path.suffix == ".safetensors":
+    return _read_safetensors(path)
+  if path.suffix in TORCH_SUFFIXES:
+    return _read_torch(path)
+  raise ValueError(
+    f"{path} is no file of weights that is known; those end in "
+    f".safetensors, {', '.join(TORCH_SUFFIXES)}"
+  )
+
+
+def write(path: pathlib.Path, tensors: Tensors) -> None:
+  """Writes arrays that ``read`` reads back, in the format of the suffix.
+
+  Raises:
+    ValueError: If the suffix is of no format, or a package is missing.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.suffix == ".safetensors":
+    # The entry that diffusers looks for.
+    _safetensors(path).save_file(dict(tensors), path, metadata={"format": "pt"})
+  elif path.suffix in TORCH_SUFFIXES:
+    torch = _torch(path)
+    # Copies: torch wants to own writable memory.
+    state = {name: torch.tensor(array) for name, array in tensors.items()}
+    torch.save(state, path)
+  else:
+    raise ValueError(
+      f"{path} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}"
+    )
+
+
+def _read_safetensors(path):
+  module = _safetensors(path)
+  damaged = importlib.import_module("safetensors").SafetensorError
+  try:
+    return dict(module.load_file(path))
+  except (damaged, KeyError, TypeError) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_torch(path):
+  torch = _torch(path)
+  try:
+    with warnings.catch_warnings():
+      # That a pickle is of a newer protocol; what matters is refused anyway.
+      warnings.simplefilter("ignore", UserWarning)
+      state = torch.load(path, map_location="cpu", weights_only=True)
+  except pickle.UnpicklingError as error:
+    raise ValueError(
+      f"{path} is damaged or holds more than tensors, which could run code; "
+      "it is not read"
+    ) from error
+  except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    raise ValueError(
+      f"{path} is truncated or no PyTorch file: {_first_line(error)}"
+    ) from error
+  if not isinstance(state, dict):
+    raise ValueError(f"{path} holds a {type(state).__name__}, not tensors")
+  for name, tensor in state.items():
+    if not isinstance(tensor, torch.Tensor):
+      raise ValueError(
+        f"{path} holds {name!r}, a {type(tensor).__name__}; a published state "
+        "dict holds tensors only"
+      )
+  return {
+    # NumPy has no bfloat16.
+    str(name): (t.float() if t.dtype == torch.bfloat16 else t).numpy()
+    for name, t in state.items()
+  }
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().split("\n")[0]
+
+
+def package(name: str, needed_for: object, install: str) -> Any:
+  """Imports what is not needed by everyone, or says how to install it."""
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    raise ValueError(
+      f"{needed_for} needs {name}: pip install '{install}'"
+    ) from error
+
+
+def _torch(path: pathlib.Path) -> Any:
+  return package("torch", path, "diffusion_jax[torch]")
+
+
+def _safetensors(path: pathlib.Path) -> Any:
+  return package("safetensors.numpy", path, "safetensors")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a .json file that holds an object.
+
+  Raises:
+    ValueError: If it does not.
+    OSError: If there is no such file.
+  """
+  try:
+    content = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is not valid JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+  return content
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes a .json file."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def find(source: str) -> pathlib.Path:
+  """The file or folder that a path, or a name on the hub, means.
+
+  What is on this disk comes first; the hub is asked only for OWNER/NAME that
+  is not. Its files are kept in the cache that huggingface_hub documents, and
+  read from there when there is no network.
+
+  Args:
+    source: Path, or name such as "google/ddpm-cifar10-32".
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: If there is neither, or a package is missing.
+  """
+  path = pathlib.Path(source).expanduser()
+  if path.exists() or path.with_name(path.name + ".index").is_file():
+    return path
+  if not HUB_NAME.fullmatch(source) or path.suffix in TORCH_SUFFIXES:
+    raise ValueError(
+      f"{source} is no file or folder, nor OWNER/NAME of a model on the hub"
+    )
+  hub = package(
+    "huggingface_hub",
+    f"{source} is not on this disk; the hub",
+    "diffusion_jax[hub]",
+  )
+  try:
+    return _download(hub, source)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{source} is neither on this disk nor in the cache, and the hub does "
+      f"not give it: {_first_line(error)}"
+    ) from error
+
+
+def _download(hub, name: str) -> pathlib.Path:
+  """Downloads settings and weights: .safetensors where the model has it."""
+  for suffix in (".safetensors", ".bin"):
+    patterns = ["*config.json", f"*{WEIGHTS}{suffix}"]
+    folder = pathlib.Path(hub.snapshot_download(name, allow_patterns=patterns))
+    if any(folder.rglob(f"{WEIGHTS}{suffix}")):
+      break
+  return folder
+
+
+def model_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Where a pipeline's network is: in its folder "unet", or at the top.
+
+  Raises:
+    ValueError: If neither has a config.json.
+  """
+  for candidate in (folder / "unet", folder):
+    if (candidate / "config.json").is_file():
+      return candidate
+  raise ValueError(f"{folder} has no config.json, nor unet/config.json")
+
+
+def weights_file(folder: pathlib.Path) -> pathlib.Path:
+  """The file of weights in a network's folder.
+
+  Raises:
+    ValueError: If there is none.
+  """
+  for suffix in (".safetensors", ".bin"):
+    path = folder / f"{WEIGHTS}{suffix}"
+    if path.is_file():
+      return path
+  raise ValueError(f"{folder} has no {WEIGHTS}.safetensors, nor .bin")
+
+
+def scheduler_file(folder: pathlib.Path) -> pathlib.Path | None:
+  """The settings of a pipeline's scheduler; None where it has none."""
+  for candidate in (folder / "scheduler", folder):
+    path = candidate / "scheduler_config.json"
+    if path.is_file():
+      return path
+  return None

@@ -1,0 +1,373 @@
+"""A network's tensors in the order in which it runs, under any names.
+
+``places`` walks a network once; a ``Style`` says how some published code
+names each place and lays out its tensors. Layouts differ by transpositions
+and permutations alone, so a round trip is exact.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from diffusion_jax.models.layers import num_groups, num_heads, split_qkv
+from diffusion_jax.models.unet import Encoder, UNet
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Place(NamedTuple):
+  """One module of a network.
+
+  Attributes:
+    part: Where it is: "time1", "time2", "classes", "in", "halve", "down",
+      "middle", "up", "double", "norm_out" or "conv_out".
+    kind: What it is: a key of ``INNER``.
+    ours: Its name in the parameters.
+    level: 0 is the full size; "halve" has the level that it leads to,
+      "double" the one that it leaves.
+    number: Count among its like on a level; in the middle, the position.
+    skips: Whether a residual block changes the number of channels.
+  """
+
+  part: str
+  kind: str
+  ours: str
+  level: int = 0
+  number: int = 0
+  skips: bool = False
+
+
+# The layers of a place and what kind of tensors they hold.
+INNER = {
+  "dense": {"": "dense"},
+  "embed": {"": "embed"},
+  "conv": {"": "conv"},
+  "norm": {"GroupNorm_0": "norm"},
+  "res_block": {
+    "Norm_0/GroupNorm_0": "norm",
+    "conv1": "conv",
+    "time": "dense",
+    "Norm_1/GroupNorm_0": "norm",
+    "conv2": "conv",
+    "skip": "skip",
+  },
+  "attention": {"Norm_0/GroupNorm_0": "norm", "qkv": "qkv", "out": "point"},
+}
+WEIGHT = {"norm": "scale", "embed": "embedding"}  # others: "kernel"
+
+
+class Kind(NamedTuple):
+  """How a style names and lays out the tensors of one kind of layer.
+
+  Attributes:
+    weight: Name of the weight.
+    bias: Name of the bias; None where there is none.
+    to_ours: Our weight from theirs.
+    to_theirs: And back.
+  """
+
+  weight: str
+  bias: str | None
+  to_ours: Callable[[np.ndarray], np.ndarray]
+  to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+class Style(NamedTuple):
+  """How some published code names its tensors.
+
+  Attributes:
+    prefix: Their name of a place of a network.
+    inner: By kind of place, their names of its layers, in ``INNER``'s order;
+      three names in place of one for q, k and v on their own.
+    kinds: By kind of layer.
+    separator: Between the parts of a name.
+  """
+
+  prefix: Callable[[Encoder, Place], str]
+  inner: Mapping[str, Sequence[str | tuple[str, str, str]]]
+  kinds: dict[str, Kind]
+  separator: str = "."
+
+
+class Entry(NamedTuple):
+  """One of our tensors, and theirs that hold the same numbers.
+
+  Attributes:
+    ours: Path in the parameters.
+    theirs: Names: one, or those of q, k and v.
+    read: Ours from theirs.
+    write: Theirs from ours.
+  """
+
+  ours: str
+  theirs: tuple[str, ...]
+  read: Callable[..., np.ndarray]
+  write: Callable[[np.ndarray], list[np.ndarray]]
+
+
+def places(net: Encoder) -> Iterator[Place]:
+  """The modules that a U-Net and a classifier share, then those of a U-Net."""
+  place = _counter()
+  yield Place("time1", "dense", "time1")
+  yield Place("time2", "dense", "time2")
+  if net.num_classes is not None:
+    yield Place("classes", "embed", "classes")
+  yield place("in", "conv")
+  yield from _down(net, place)
+  last = len(net.multipliers) - 1
+  for index, kind in enumerate(("res_block", "attention", "res_block")):
+    yield place("middle", kind, last, index)
+  if isinstance(net, UNet):
+    yield from _up(net, place)
+    yield place("norm_out", "norm")
+    yield place("conv_out", "conv")
+
+
+def _counter() -> Callable[..., Place]:
+  """Makes places, numbered as Flax does: by kind, in the order of calls."""
+  counts = collections.Counter()
+  names = {"res_block": "ResBlock", "attention": "Attention", "conv": "Conv",
+           "norm": "Norm"}  # fmt: skip
+
+  def place(part, kind, *where):
+    counts[kind] += 1
+    return Place(part, kind, f"{names[kind]}_{counts[kind] - 1}", *where)
+
+  return place
+
+
+def _down(net: Encoder, place) -> Iterator[Place]:
+  width = net.width(0)
+  for level in range(len(net.multipliers)):
+    if level != 0:
+      yield place("halve", _resample(net), level)
+    for index in range(net.num_blocks):
+      skips = width != net.width(level)
+      yield from _block(net, place, "down", level, index, skips)
+      width = net.width(level)
+
+
+def _up(net: Encoder, place) -> Iterator[Place]:
+  for level in reversed(range(len(net.multipliers))):
+    for index in range(net.num_blocks + 1):
+      # What is handed across makes every block's input wider.
+      yield from _block(net, place, "up", level, index, True)
+    if level != 0:
+      yield place("double", _resample(net), level)
+
+
+def _block(net, place, part, level, index, skips) -> Iterator[Place]:
+  yield place(part, "res_block", level, index, skips)
+  if level in net.attention_levels:
+    yield place(part, "attention", level, index)
+
+
+def _resample(net: Encoder) -> str:
+  return "res_block" if net.resample == "block" else "conv"
+
+
+def layers(net: Encoder, style: Style) -> Iterator[Entry]:
+  """The tensors of every place, in a style."""
+  for place in places(net):
+    prefix = style.prefix(net, place)
+    inner = INNER[place.kind]
+    names = style.inner.get(place.kind, ("",))
+    for (ours, kind), theirs in zip(inner.items(), names, strict=True):
+      if kind == "skip" and not place.skips:
+        continue
+      path = f"{place.ours}/{ours}".removesuffix("/")
+      if isinstance(theirs, str):
+        name = f"{prefix}{style.separator}{theirs}".removesuffix(
+          style.separator
+        )
+        yield from layer(path, name, kind, style)
+      else:
+        split = [f"{prefix}{style.separator}{name}" for name in theirs]
+        width = net.width(place.level)
+        yield from _separate(path, split, style, _columns(net, width))
+
+
+def layer(ours: str, theirs: str, kind: str, style: Style) -> Iterator[Entry]:
+  """The weight and, where there is one, the bias of a layer."""
+  weight, bias, to_ours, to_theirs = style.kinds[kind]
+  yield Entry(
+    f"{ours}/{WEIGHT.get(kind, 'kernel')}",
+    (f"{theirs}{style.separator}{weight}",),
+    to_ours,
+    lambda x: [to_theirs(x)],
+  )
+  if bias is not None:
+    yield Entry(
+      f"{ours}/bias",
+      (f"{theirs}{style.separator}{bias}",),
+      lambda x: x,
+      lambda x: [x],
+    )
+
+
+def _separate(ours, theirs, style, columns) -> Iterator[Entry]:
+  """One layer of ours that is three of theirs: q, k and v."""
+  entries = [list(layer(ours, name, "qkv", style)) for name in theirs]
+  for three in zip(*entries, strict=True):
+
+    def read(*parts, entry=three[0]):
+      joined = np.concatenate([entry.read(part) for part in parts], axis=-1)
+      ours = np.empty_like(joined)
+      ours[..., columns] = joined
+      return ours
+
+    def write(x, entry=three[0]):
+      parts = np.split(x[..., columns], 3, axis=-1)
+      return [entry.write(part)[0] for part in parts]
+
+    names = tuple(entry.theirs[0] for entry in three)
+    yield Entry(three[0].ours, names, read, write)
+
+
+def _columns(net: Encoder, width: int) -> np.ndarray:
+  """Where the fused projection has q's columns, then k's, then v's."""
+  heads = num_heads(width, net.heads, net.head_channels)
+  places = jnp.arange(3 * width, dtype=jnp.float32)[None, None]
+  parts = split_qkv(places, heads, net.qkv_order)
+  return np.concatenate([np.ravel(part) for part in parts]).astype(int)
+
+
+def read(tensors: Tensors, net: Encoder, entries: Sequence[Entry]) -> dict:
+  """Our parameters from theirs.
+
+  Args:
+    tensors: Arrays by their name; halves become float32, which is exact.
+    net: The network that they belong to.
+    entries: Of the network, in their style.
+
+  Returns:
+    The parameters.
+
+  Raises:
+    ValueError: If a tensor is missing, left over, not of floats or of
+      another shape than the network's; names it.
+  """
+  wanted = {name for entry in entries for name in entry.theirs}
+  _refuse("missing from", wanted - tensors.keys())
+  _refuse("unknown in", tensors.keys() - wanted)
+  arrays = {name: _floats(name, tensors[name]) for name in wanted}
+  shapes = _shapes(net, arrays, entries)
+  flat = {}
+  for entry in entries:
+    expected = entry.write(np.zeros(shapes[entry.ours], np.float32))
+    for name, like in zip(entry.theirs, expected, strict=True):
+      if arrays[name].shape != like.shape:
+        raise ValueError(
+          f"{name} is {arrays[name].shape} in the weights; the network has "
+          f"{like.shape}"
+        )
+    parts = [arrays[name] for name in entry.theirs]
+    flat[entry.ours] = np.ascontiguousarray(entry.read(*parts))
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def write(params: Mapping, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+  """Their tensors from our parameters: undoes ``read``.
+
+  Raises:
+    ValueError: If the parameters are not those of the network.
+  """
+  flat = traverse_util.flatten_dict(dict(params), sep="/")
+  wanted = {entry.ours for entry in entries}
+  _refuse("missing from", wanted - flat.keys())
+  _refuse("unknown in", flat.keys() - wanted)
+  return {
+    name: np.ascontiguousarray(part)
+    for entry in entries
+    for name, part in zip(
+      entry.theirs, entry.write(np.asarray(flat[entry.ours])), strict=True
+    )
+  }
+
+
+def _floats(name: str, tensor: np.ndarray) -> np.ndarray:
+  tensor = np.asarray(tensor)
+  if str(tensor.dtype) not in ("float32", "float16", "bfloat16"):
+    raise ValueError(
+      f"{name} is {tensor.dtype}; weights are float32, float16 or bfloat16"
+    )
+  return tensor.astype(np.float32)
+
+
+def _shapes(net, arrays, entries) -> dict[str, tuple[int, ...]]:
+  """The shapes of our parameters, with the channels of their input."""
+  names = {entry.ours: entry for entry in entries}
+  first = names["Conv_0/kernel"]
+  kernel = arrays[first.theirs[0]]
+  if kernel.ndim != 4:
+    raise ValueError(
+      f"{first.theirs[0]} is {kernel.shape} in the weights; a convolution "
+      "has four axes"
+    )
+  channels = first.read(kernel).shape[2]
+  unit, positions = 2 ** (len(net.multipliers) - 1), 1
+  if "pool/positions" in names:  # one per pixel of the smallest size, and one
+    table = arrays[names["pool/positions"].theirs[0]]
+    positions = max(table.shape[-1] - 1, 1) if table.ndim else 1
+  return param_shapes(net, (unit, unit * positions, channels))
+
+
+def param_shapes(
+  net: Encoder, image_shape: tuple[int, int, int]
+) -> dict[str, tuple[int, ...]]:
+  """The shape of every parameter by path; no memory is used."""
+  x = jnp.zeros((1, *image_shape))
+  args = [x, jnp.ones((1,), jnp.int32)]
+  if net.num_classes is not None:
+    args.append(jnp.zeros((1,), jnp.int32))
+  tree = jax.eval_shape(
+    lambda key: net.init(key, *args)["params"], jax.random.key(0)
+  )
+  shapes: Any = traverse_util.flatten_dict(tree, sep="/")
+  return {path: leaf.shape for path, leaf in shapes.items()}
+
+
+def groups_of(net: Encoder) -> set[int]:
+  """The numbers of groups that a network's normalisations have."""
+  if net.groups is not None:
+    return {net.groups}
+  unit = 2 ** (len(net.multipliers) - 1)
+  return {
+    num_groups(*shape)
+    for path, shape in param_shapes(net, (unit, unit, 3)).items()
+    if path.endswith("GroupNorm_0/scale")
+  }
+
+
+def check(net: Encoder, code: str, **settings: Any) -> None:
+  """Refuses networks that some published code would load and run wrongly.
+
+  Args:
+    net: The network.
+    code: Whose code.
+    **settings: What all of its networks have, though no shape shows it.
+
+  Raises:
+    ValueError: If the network differs; names the setting.
+  """
+  has = {name: getattr(net, name) for name in settings}
+  groups = groups_of(net)
+  if len(groups) == 1:
+    has["groups"] = groups.pop()
+  for name, value in settings.items():
+    if has[name] != value:
+      raise ValueError(
+        f"the network has {name}={has[name]!r}; in {code} code it is {value!r}"
+      )
+
+
+def _refuse(what: str, names: set) -> None:
+  if names:
+    some = ", ".join(sorted(map(str, names))[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    raise ValueError(f"{what} the weights: {some}{more}")

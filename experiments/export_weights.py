@@ -1,0 +1,134 @@
+"""Writes a run's weights for use elsewhere.
+
+  python -m experiments.export_weights --workdir=runs/cifar \
+    --format=diffusers --out=exported
+  python -m experiments.export_weights --workdir=runs/imagenet64 \
+    --format=openai --out=imagenet64.pt
+
+"diffusers" makes a folder that UNet2DModel and DDPMPipeline load; "openai"
+makes a .pt file in the layout of improved-diffusion and guided-diffusion, and
+beside it a .json file with the flags that their scripts then need. Networks
+that the other code would load and run wrongly are refused.
+"""
+
+import math
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import flags
+
+import diffusion_jax as dj
+from diffusion_jax.pretrained import diffusers_config, files
+from experiments import assemble, cli, runs, sample
+from experiments.import_weights import network
+
+
+def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
+  """Writes a diffusers folder: network and scheduler at the top.
+
+  Raises:
+    ValueError: If diffusers has no such network or process.
+  """
+  if not isinstance(net, dj.UNet):
+    raise ValueError("diffusers has no such classifier; use --format=openai")
+  unet = diffusers_config.config(net, image_shape)
+  scheduler = diffusers_config.scheduler(
+    config.schedule.to_dict(), config.target, config.variance
+  )
+  tensors = dj.pretrained.to_diffusers(params, net)
+  files.write(out / f"{files.WEIGHTS}.safetensors", tensors)
+  files.write_json(out / "scheduler_config.json", scheduler)
+  index = {
+    "_class_name": "DDPMPipeline",
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", "UNet2DModel"],
+  }
+  files.write_json(out / "model_index.json", index)
+  files.write_json(out / "config.json", unet)
+
+
+def to_openai(out: pathlib.Path, config, net, params, image_shape) -> None:
+  """Writes a .pt file, and the flags of OpenAI's scripts beside it.
+
+  Raises:
+    ValueError: If their code has no such network.
+  """
+  if out.suffix != ".pt":
+    raise ValueError(f"--out={out} must end in .pt")
+  files.write(out, dj.pretrained.to_openai(params, net))
+  files.write_json(out.with_suffix(".json"), script_flags(config, image_shape))
+
+
+def script_flags(config, image_shape) -> dict[str, Any]:
+  """What guided-diffusion's scripts call the settings of a run."""
+  model = config.model
+  size = image_shape[0]
+  return {
+    "image_size": size,
+    "num_channels": model.channels,
+    "channel_mult": ",".join(str(m) for m in model.multipliers),
+    "num_res_blocks": model.num_blocks,
+    "attention_resolutions": ",".join(
+      str(size >> level) for level in model.attention_levels
+    ),
+    "num_heads": model.heads,
+    "num_head_channels": model.head_channels or -1,
+    "use_new_attention_order": model.qkv_order == "qkv",
+    "use_scale_shift_norm": model.scale_shift,
+    "resblock_updown": model.resample == "block",
+    "class_cond": model.num_classes is not None,
+    "learn_sigma": config.variance.startswith("learned"),
+    "diffusion_steps": config.schedule.T,
+    "noise_schedule": config.schedule.name,
+    "rescale_timesteps": not math.isclose(model.time_scale, 1.0),
+  }
+
+
+FORMATS: Mapping[str, Any] = {"diffusers": to_diffusers, "openai": to_openai}
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  cli.tune_cpu()
+  values = flags.FlagValues()
+  for name, text in {
+    "workdir": "run directory",
+    "format": f"one of {', '.join(FORMATS)}",
+    "out": "folder (diffusers) or .pt file (openai) to make",
+    "ema": "rate of the average, or raw; by default the slowest",
+  }.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  cli.parse(argv, values)
+  with cli.user_errors():
+    for name in ("workdir", "format", "out"):
+      if values[name].value is None:
+        raise ValueError(f"--{name} is missing")
+    export(values)
+
+
+def export(values: flags.FlagValues) -> None:
+  """Reads the run and writes its weights.
+
+  Raises:
+    ValueError: For anything a user may have got wrong.
+  """
+  write = FORMATS[assemble.named("--format", values.format, FORMATS)]
+  out, workdir = pathlib.Path(values.out), pathlib.Path(values.workdir)
+  if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    raise ValueError(f"--out={out} is there already; choose another")
+  config, data = runs.load(workdir)
+  shape = tuple(data["image_shape"])
+  net = network(config, shape, data["num_classes"])
+  ema = sample.average(config, values.ema)
+  state = sample.restore(workdir, config, net, shape)
+  params = jax.device_get(state.params if ema == "raw" else state.ema[ema])
+  write(out, config, net, params, shape)
+  which = "raw parameters" if ema == "raw" else f"average {ema}"
+  cli.say(f"the {which} of step {int(state.step)} are written to {out}")
+
+
+if __name__ == "__main__":
+  main(sys.argv)

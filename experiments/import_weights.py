@@ -1,0 +1,383 @@
+"""Makes a run directory of published weights.
+
+  python -m experiments.import_weights --source=google/ddpm-cifar10-32 \
+    --workdir=runs/cifar
+  python -m experiments.import_weights --source=64x64_diffusion.pt \
+    --preset=adm-imagenet64 --workdir=runs/imagenet64
+
+The source is a file of OpenAI's (.pt), a diffusers folder or its name on the
+Hugging Face hub, or a TensorFlow checkpoint of the first DDPM code. What its
+shapes do not tell comes from the preset, from the folder's own settings or
+from a configuration file of yours (--config). Sample, evaluate and train take
+the run like any other; to measure or train, name the data:
+--config.data.name=PATH.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+import diffusion_jax as dj
+from diffusion_jax.models import Classifier, presets
+from diffusion_jax.models.unet import Encoder
+from diffusion_jax.pretrained import diffusers_config, files
+from experiments import assemble, cli, runs
+from experiments.cli import Config
+from experiments.configs import common
+
+# What a source without settings of its process leaves open.
+PROCESS = ("schedule.name", "schedule.T", "target", "variance")
+
+
+class Source(NamedTuple):
+  """Where weights come from and what is known of them before they are read.
+
+  Attributes:
+    path: File, folder, or prefix of a TensorFlow checkpoint.
+    unet: The settings of a diffusers folder.
+    process: What its scheduler says of the process.
+  """
+
+  path: pathlib.Path
+  unet: dict[str, Any] | None = None
+  process: dict[str, Any] | None = None
+
+
+def look(name: str) -> Source:
+  """Finds a source, on the hub if need be, and reads its settings.
+
+  Raises:
+    ValueError: If there is no such source or its settings are refused.
+  """
+  path = files.find(name)
+  if not path.is_dir():
+    return Source(path)
+  unet = files.read_json(files.model_folder(path) / "config.json")
+  scheduler = files.scheduler_file(path)
+  process = {}
+  if scheduler is not None:
+    settings = files.read_json(scheduler)
+    process = diffusers_config.process(settings)
+    if not settings.get("clip_sample", True):
+      cli.say(f"{scheduler} does not clip x0 to [-1, 1]; the samplers here do")
+  return Source(path, unet, process)
+
+
+def tensors(source: Source) -> dict[str, np.ndarray]:
+  """Reads a source's weights."""
+  if source.unet is not None:
+    return files.read(files.weights_file(files.model_folder(source.path)))
+  if source.path.is_file():
+    return files.read(source.path)
+  module = dj.pretrained.tensorflow
+  return module.network_variables(module.read_checkpoint(source.path))
+
+
+def usual(source: Source, preset: str | None) -> Config:
+  """The configuration that a source and a preset make, to be overridden.
+
+  Raises:
+    ValueError: If the preset is unknown, or is not the source's model.
+  """
+  if preset is not None:
+    assemble.named("--preset", preset, presets.PRESETS)
+    found = presets.PRESETS[preset]
+    if found.low_res is not None:
+      raise ValueError(
+        f"--preset={preset} enlarges images, which the commands do not do "
+        "yet; diffusion_jax.pretrained.from_openai reads its weights"
+      )
+    if isinstance(found.net, Classifier):
+      return classifier(found)
+    config = common.published(preset, data=_no_data(found.size))
+    _check_preset(source, config, preset)
+    return config
+  if source.unet is None:
+    raise ValueError(
+      f"{source.path} does not say what its shapes do not tell, such as the "
+      "heads and the schedule: pass --preset=NAME, one of "
+      f"{', '.join(presets.PRESETS)}; or --config=FILE"
+    )
+  model = _model(source.unet)
+  process = dict(source.process or {})
+  learned = process.get("variance", "").startswith("learned")
+  sampling, preview = {}, {}
+  if "schedule" in process:
+    T = process["schedule"]["T"]
+    sampling = {"steps": T}
+    preview = {"steps": min(common.make().preview.steps, T)}
+  return common.make(
+    data=_no_data(source.unet.get("sample_size")),
+    model=model,
+    loss={"name": "hybrid" if learned else "simple"},
+    sampling=sampling,
+    preview=preview,
+    **process,
+  )
+
+
+def _no_data(size) -> dict[str, Any]:
+  """The data of weights that have seen none here; their size is known."""
+  sizes = () if size is None else (size,) if isinstance(size, int) else size
+  return {"name": "", "size": tuple(sizes)}
+
+
+def _model(unet: Mapping[str, Any]) -> dict[str, Any]:
+  """The part of a config.json that a configuration's ``model`` holds."""
+  settings = diffusers_config.settings(unet)
+  del settings["out_channels"]  # the image's, or twice if it learns variances
+  return settings
+
+
+def classifier(preset: presets.Preset) -> Config:
+  """The configuration of a classifier's run."""
+  config = common.make(
+    schedule=preset.schedule,
+    data=_no_data(preset.size),
+    ema={"rates": ()},
+    batch_size=preset.training["batch_size"],
+    num_steps=preset.training["num_steps"],
+    flip=preset.training["flip"],
+    optim={
+      "lr": preset.training["lr"],
+      "weight_decay": preset.training["weight_decay"],
+    },
+  )
+  with config.unlocked():
+    config.kind = "classifier"
+    config.update({"model": common.settings(preset.net)})
+  return config
+
+
+def _check_preset(source: Source, config: Config, preset: str) -> None:
+  """Refuses a preset that a folder's own settings contradict."""
+  if source.unet is None:
+    return
+  theirs = runs.flat({"model": _model(source.unet), **(source.process or {})})
+  ours = runs.flat(config.to_dict())
+  for key, value in theirs.items():
+    # Rates of dropout are for training; schedules are compared as tables.
+    if key == "model.dropout" or key.startswith("schedule."):
+      continue
+    if ours[key] != value:
+      raise ValueError(
+        f"--preset={preset} has {key}={ours[key]!r}, the source {value!r}"
+      )
+  if source.process:
+    there = common.make(schedule=source.process["schedule"])
+    if not np.array_equal(
+      assemble.schedule(config).log_snr, assemble.schedule(there).log_snr
+    ):
+      raise ValueError(
+        f"--preset={preset} has the schedule {config.schedule.to_dict()}, the "
+        f"source {source.process['schedule']}"
+      )
+
+
+def check_said(source: Source, preset, argv: Sequence[str]) -> None:
+  """Asks by name for what neither source nor preset nor command line says."""
+  if preset is not None or source.unet is None:
+    return
+  known = runs.flat(source.process or {})
+  given = {arg.lstrip("-").split("=")[0] for arg in argv}
+  doubtful = [
+    key for key in PROCESS if key not in known and f"config.{key}" not in given
+  ]
+  if doubtful:
+    raise ValueError(
+      f"{source.path} does not say {', '.join(doubtful)}: pass --preset=NAME, "
+      f"or {', '.join(f'--config.{key}=...' for key in doubtful)}"
+    )
+
+
+def network(
+  config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> Encoder:
+  """The network of a run, a U-Net or a classifier."""
+  if config.get("kind") == "classifier":
+    return Classifier(**config.model.to_dict())
+  return assemble.model(config, image_shape, num_classes)
+
+
+class Format(NamedTuple):
+  """How weights are recognised and read.
+
+  Attributes:
+    prefix: Of a name that every network has.
+    first: The first convolution, whose input is the image.
+    axis: Of its input channels.
+    read: To our parameters.
+  """
+
+  prefix: str
+  first: str
+  axis: int
+  read: Callable[..., dict[str, Any]]
+
+
+FORMATS = (
+  Format(
+    "time_embed.", "input_blocks.0.0.weight", 1, dj.pretrained.from_openai
+  ),
+  Format("time_embedding.", "conv_in.weight", 1, dj.pretrained.from_diffusers),
+  Format("temb/", "conv_in/W", 2, dj.pretrained.from_tensorflow),
+)
+
+
+def format_of(weights: Mapping[str, np.ndarray]) -> Format:
+  """The format that the names of weights are in.
+
+  Raises:
+    ValueError: If it is none that is known.
+  """
+  for known in FORMATS:
+    if any(name.startswith(known.prefix) for name in weights):
+      return known
+  some = ", ".join(sorted(weights)[:3])
+  raise ValueError(
+    f"the weights are in no known format; their names are {some}, ..."
+  )
+
+
+def image_shape(
+  config: Config, source: Source, weights: Mapping[str, np.ndarray]
+) -> tuple[int, int, int]:
+  """(H, W, C) of the images, from the settings and the first convolution.
+
+  Raises:
+    ValueError: If the size is not known or the channels contradict.
+  """
+  size = tuple(config.data.size)
+  if not size:
+    raise ValueError(
+      f"{source.path} does not say how large its images are: pass "
+      '--config.data.size="(32,)"'
+    )
+  known = format_of(weights)
+  if known.first not in weights:
+    raise ValueError(f"missing from the weights: {known.first}")
+  shape = weights[known.first].shape
+  if len(shape) != 4:
+    raise ValueError(f"{known.first} is {shape} in the weights, not a kernel")
+  channels = shape[known.axis]
+  said = None if source.unet is None else source.unet.get("in_channels", 3)
+  if said not in (None, channels):
+    raise ValueError(
+      f"in_channels={said} in {source.path}, but {known.first} has {channels}"
+    )
+  return size[0], size[-1], channels
+
+
+def convert(weights: Mapping[str, np.ndarray], net: Encoder) -> dict[str, Any]:
+  """Parameters from weights, in whichever format their names are.
+
+  Raises:
+    ValueError: If the names are of no known format, or do not fit.
+  """
+  known = format_of(weights)
+  if isinstance(net, Classifier) and known.prefix != "time_embed.":
+    raise ValueError("the preset is OpenAI's classifier, the weights are not")
+  return known.read(weights, net)
+
+
+def describe(config: Config, shape, name: str) -> dict[str, Any]:
+  """What data.json says of data that this run has not seen."""
+  classes = config.model.get("num_labels") or config.model.num_classes or 0
+  return {
+    "name": f"none yet; the weights are {name}",
+    "examples": 0,
+    "image_shape": list(shape),
+    "num_classes": classes,
+    "class_names": [str(k) for k in range(classes)],
+    "fingerprint": None,  # see runs.start
+  }
+
+
+def write(
+  workdir: pathlib.Path, config: Config, data: dict, params, origin: dict
+) -> None:
+  """Writes the run: the weights are the parameters and every average."""
+  tx = assemble.optimizer(config)
+  state = assemble.state(config, jax.tree.map(jax.numpy.asarray, params), tx)
+  with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
+    checkpoints.save(state)
+  text = json.dumps(origin, indent=2) + "\n"
+  (workdir / "imported.json").write_text(text)
+  runs.describe_run(workdir, json.loads(config.to_json_best_effort()), data)
+
+
+def check_empty(workdir: pathlib.Path) -> None:
+  """Refuses a directory that holds something."""
+  if workdir.exists() and (workdir.is_file() or any(workdir.iterdir())):
+    raise ValueError(f"{workdir} is not empty; choose another --workdir")
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  cli.tune_cpu()
+  values = flags.FlagValues()
+  for name, text in {
+    "source": "file, folder, TensorFlow prefix, or OWNER/NAME on the hub",
+    "preset": f"one of {', '.join(presets.PRESETS)}",
+    "workdir": "run directory to make",
+  }.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  known = cli.peek(argv, "source", "preset", "workdir", "config")
+  help_only = "--help" in argv or "-h" in argv
+  with cli.user_errors():
+    if help_only:
+      source, preset = Source(pathlib.Path()), None
+      cli.define_known_config(values, argv, common.make())
+    else:
+      for name in ("source", "workdir"):
+        if not known[name]:
+          raise ValueError(f"--{name} is missing")
+      check_empty(pathlib.Path(str(known["workdir"])))
+      source, preset = look(str(known["source"])), known["preset"]
+      if known["config"]:
+        if preset:
+          raise ValueError("--preset and --config exclude each other")
+        cli.define_config(values, argv, known["config"])
+      else:
+        cli.define_known_config(values, argv, usual(source, preset))
+        check_said(source, preset, argv)
+  cli.parse(argv, values)
+  with cli.user_errors():
+    run(source, values.config, values)
+
+
+def run(source: Source, config: Config, values: flags.FlagValues) -> None:
+  """Reads, checks, writes.
+
+  Raises:
+    ValueError: For anything a user may have got wrong.
+  """
+  workdir = pathlib.Path(values.workdir)
+  assemble.check(config, assemble.schedule(config))
+  if config.get("kind") != "classifier":
+    assemble.loss_at(config)
+  weights = tensors(source)
+  shape = image_shape(config, source, weights)
+  data = describe(config, shape, values.source)
+  net = network(config, shape, data["num_classes"])
+  params = convert(weights, net)
+  origin = {
+    "source": values.source,
+    "path": str(source.path),
+    "preset": values.preset,
+  }
+  write(workdir, config, data, params, origin)
+  count = sum(x.size for x in jax.tree.leaves(params))
+  cli.say(f"{count:,} parameters of {values.source} are written to {workdir}")
+  if config.get("kind") != "classifier":
+    cli.say(f"next: python -m experiments.sample --workdir={workdir}")
+
+
+if __name__ == "__main__":
+  main(sys.argv)
