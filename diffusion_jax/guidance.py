@@ -11,10 +11,11 @@ strong denoiser.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.process import (
   Batch,
@@ -144,7 +145,7 @@ def classifier_step(
 
 
 def classifier_free(
-  denoise: Callable[..., Array],
+  denoise: Callable[..., Any],
   y: Int[Array, " B"],
   no_class: int,
   scale: Scale,
@@ -183,6 +184,26 @@ def classifier_free(
     return _extrapolate(strong, weak, x_t, t, scale, interval, rescale)
 
   return guided
+
+
+def drop_labels(
+  key: Key[Array, ""], y: Int[Array, " B"], rate: Scale, no_class: int
+) -> Int[Array, " B"]:
+  """Replaces labels by ``no_class``, each with probability ``rate``.
+
+  What training for ``classifier_free`` does (Ho and Salimans 2022, algorithm
+  1): one network learns both predictions.
+
+  Args:
+    key: For the draw.
+    y: Labels.
+    rate: 0.1 to 0.2 is usual.
+    no_class: The label that stands for none, usually the number of classes.
+
+  Returns:
+    Labels.
+  """
+  return jnp.where(jax.random.bernoulli(key, rate, y.shape), no_class, y)
 
 
 def autoguidance(

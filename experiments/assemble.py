@@ -169,14 +169,33 @@ def model(
   options = config.model.to_dict()
   if config.variance.startswith("learned"):
     options["out_channels"] = 2 * image_shape[-1]
-  net = _call("model", dj.UNet, options)
-  if net.num_classes is not None and net.num_classes != num_classes:
+  asked = options["num_classes"]
+  if asked is not None and asked != num_classes:
     raise ValueError(
-      f"model.num_classes={net.num_classes}, but the data have "
-      f"{num_classes} classes"
+      f"model.num_classes={asked}, but the data have {num_classes} classes"
     )
+  if hides_labels(config):
+    options["num_classes"] = (asked or 0) + 1  # the last is no class
+  net = _call("model", dj.UNet, options)
   dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
+
+
+def hides_labels(config: Config) -> bool:
+  """Whether training hides labels, which classifier-free guidance needs.
+
+  Raises:
+    ValueError: If there are no labels to hide, or the part is none.
+  """
+  rate = config.get("label_dropout", 0.0)
+  if not 0 <= rate < 1:
+    raise ValueError(f"label_dropout={rate} must be in [0, 1)")
+  if rate and config.model.num_classes is None:
+    raise ValueError(
+      f"label_dropout={rate} hides labels, but the network takes none: "
+      "set model.num_classes"
+    )
+  return rate > 0
 
 
 def optimizer(

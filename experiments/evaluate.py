@@ -5,7 +5,8 @@
 
 "frechet" is the Frechet distance in pixel space, next to that of one random
 half of the data to the other, and which classes the samples look like. "bpd"
-is the variational bound on -log2 p(x_0) in bits per dimension. The figures
+is the variational bound on -log2 p(x_0) in bits per dimension. "agreement" is
+how often a classifier sees the class that was asked for. The figures
 are appended to evaluation.jsonl in the run directory with how they were made.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import sklearn.svm
 import tqdm
 from absl import flags
 
@@ -154,7 +156,41 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   }
 
 
-METRICS = {"frechet": frechet, "bpd": bits_per_dim}
+def agreement(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
+  """How often a classifier sees the class that was asked for.
+
+  A support vector machine that learnt one half of the data; what it gets
+  right of the other half is given beside it.
+
+  Raises:
+    ValueError: If the run's network is told no classes.
+  """
+  count = plan.config.model.num_classes
+  if count is None:
+    raise ValueError("agreement needs a network that is told classes")
+  real = source.gather(np.random.default_rng(0).permutation(len(source)))
+  x, y = pixels(real["image"]), real["label"]
+  half = len(x) // 2
+  judge = sklearn.svm.SVC(C=10).fit(x[:half], y[:half])
+  samples = pixels(dj.images.to_uint8(sample.draw(plan)))
+  asked = np.array(plan.classes or range(count))
+  asked = asked[np.arange(len(samples)) % len(asked)]
+  row = {
+    "samples": len(samples),
+    "guidance": plan.guidance,
+    "agreement": float((judge.predict(samples) == asked).mean()),
+    "judge": "SVC(C=10) of pixels, on one half of the data",
+    "judge_accuracy": float(judge.score(x[half:], y[half:])),
+  }
+  cli.say(
+    f"{row['agreement']:.1%} of {len(samples)} samples are of the class asked "
+    f"for, guidance {plan.guidance}; of the data that the judge had not seen "
+    f"it gets {row['judge_accuracy']:.1%} right"
+  )
+  return row
+
+
+METRICS = {"frechet": frechet, "bpd": bits_per_dim, "agreement": agreement}
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Samples from a network, compiled once, with something to watch meanwhile."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,8 +16,8 @@ class Generator:
   A walk is cut into up to 50 equal pieces, one compiled program for all of
   them, so that there is progress to report and a film to show. Noise is keyed
   by image and step, and a solver's memory is handed on: neither pieces nor
-  batches change a pixel. Where the
-  network knows classes, image k is of class k modulo their number.
+  batches change a pixel. Where classes are known, image k is of class
+  ``classes[k % len(classes)]``, by default of each in turn.
 
   Args:
     config: Of the run.
@@ -26,6 +27,8 @@ class Generator:
     pairs: The (t, s) to walk.
     batch: Images at a time.
     eta: Of the samplers that take it.
+    classes: To draw.
+    guidance: Scale of classifier-free guidance; None is without.
   """
 
   def __init__(
@@ -38,20 +41,30 @@ class Generator:
     pairs: dj.timesteps.Pairs,
     batch: int,
     eta: float | None = None,
+    classes: Sequence[int] = (),
+    guidance: float | None = None,
   ):
     schedule = assemble.schedule(config)
+    count = config.model.num_classes
+    self._classes = np.array(classes or range(count or 0), np.int32)
+    self._guidance = guidance
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
     self._batch = batch
     self._eta = eta
     shape = tuple(image_shape)
 
-    def walk(params, x, history, key, pairs, first, eta):
-      images = first + jax.numpy.arange(batch)
-      y = None if net.num_classes is None else images % net.num_classes
+    def walk(params, x, history, key, pairs, first, eta, y, scale):
+      def of_class(x_t, t, y):
+        return net.apply({"params": params}, x_t, t, y)
+
+      if scale is None:
+        denoise = functools.partial(of_class, y=y)
+      else:
+        denoise = dj.guidance.classifier_free(of_class, y, count, scale)
       x, kept = dj.sample(
         assemble.sampler(config, sampler, eta),
-        lambda x_t, t: net.apply({"params": params}, x_t, t, y),
+        denoise,
         schedule,
         (batch, *shape),
         key,
@@ -74,11 +87,17 @@ class Generator:
 
   def walk(self, params, key: jax.Array, first: int) -> Iterator[jax.Array]:
     """One batch from image ``first`` on: x_T, then x after every piece."""
-    x = self._noise(key, first + np.arange(self._batch))
+    images = first + np.arange(self._batch)
+    x = self._noise(key, images)
+    y = None
+    if len(self._classes):
+      y = self._classes[images % len(self._classes)]
     history = self._remember(x)
     yield x
     for piece in self._pieces:
-      x, history = self._walk(params, x, history, key, piece, first, self._eta)
+      x, history = self._walk(
+        params, x, history, key, piece, first, self._eta, y, self._guidance
+      )
       yield x
 
   def __call__(

@@ -3,11 +3,13 @@
 python -m experiments.sample --workdir=runs/digits
 python -m experiments.sample --workdir=runs/digits --num=1797 --out=out.npz
 python -m experiments.sample --workdir=runs/digits --steps=20
+python -m experiments.sample --workdir=runs/digits-classes --classes=3,8
 """
 
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,6 +37,8 @@ class Plan:
   spacing: str | None
   pairs: dj.timesteps.Pairs
   eta: float | None
+  classes: tuple[int, ...]
+  guidance: float | None
   num: int
   seed: int
   batch: int
@@ -79,6 +83,17 @@ def define_flags(
     lower_bound=0.0,
     upper_bound=1.0,
   )
+  define(
+    flags.DEFINE_float,
+    "guidance",
+    "scale of classifier-free guidance, where the run was trained with "
+    "label_dropout: 1 is off, more follows the class more closely",
+  )
+  define(
+    flags.DEFINE_list,
+    "classes",
+    "names or numbers of the classes to draw in turn; by default all",
+  )
   define(whole, "seed", "of all noise", 0)
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
@@ -112,6 +127,8 @@ def plan(values: flags.FlagValues) -> Plan:
     spacing=spacing,
     pairs=pairs,
     eta=values.eta,
+    classes=_classes(values, config, data["class_names"]),
+    guidance=_guidance(values, config),
     num=values.num or 0,
     seed=values.seed,
     batch=min(values.batch, values.num or values.batch),
@@ -138,6 +155,32 @@ def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
     steps = config.sampling.steps
   schedule = assemble.schedule(config)
   return sampler, spacing, assemble.walk(schedule, sampler, spacing, steps)
+
+
+def _classes(values, config, names: Sequence[str]) -> tuple[int, ...]:
+  """The classes that --classes names; none for all."""
+  if not values.classes:
+    return ()
+  count = config.model.num_classes
+  if count is None:
+    raise ValueError("--classes: this run's network knows no classes")
+  known = {str(number): number for number in range(count)}
+  known |= {name: number for number, name in enumerate(names)}
+  return tuple(
+    known[assemble.named("--classes", name, known)] for name in values.classes
+  )
+
+
+def _guidance(values, config) -> float | None:
+  """The scale of guidance, by default the configuration's."""
+  if values.guidance is None:
+    return config.sampling.get("guidance")
+  if not assemble.hides_labels(config):
+    raise ValueError(
+      "--guidance: this run was trained without label_dropout, so its network "
+      "does not know how to draw without a class"
+    )
+  return values.guidance
 
 
 def average(config: cli.Config, wanted: str | None) -> str:
@@ -181,6 +224,8 @@ def draw(plan: Plan) -> np.ndarray:
     pairs=plan.pairs,
     batch=plan.batch,
     eta=plan.eta,
+    classes=plan.classes,
+    guidance=plan.guidance,
   )
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False

@@ -29,6 +29,7 @@ from experiments.cli import Config
 from experiments.generate import Generator
 from experiments.reporting import Log, plot_loss
 
+LABELS = 2**32 - 1  # a number that no step reaches, for a key of its own
 DEFAULT_CONFIG = "configs/digits.py"
 
 
@@ -79,7 +80,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
       {"params": params}, x_t, t, y, train=True, rngs={"dropout": dropout_key}
     )
 
-  step = functools.partial(
+  take_step = functools.partial(
     dj.training.train_step,
     apply=apply,
     schedule=schedule,
@@ -89,6 +90,19 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
     micro_batches=config.micro_batches,
     ema_warmup=config.ema.warmup,
   )
+
+  def step(state, batch, key):
+    if assemble.hides_labels(config):
+      key_labels = jax.random.fold_in(key, LABELS)
+      y = dj.guidance.drop_labels(
+        jax.random.fold_in(key_labels, state.step),
+        batch["label"],
+        config.label_dropout,
+        no_class=config.model.num_classes,
+      )
+      batch = {**batch, "label": y}
+    return take_step(state, batch, key)
+
   replicated = dj.parallel.replicated(mesh)
   return Run(
     config=config,
@@ -109,6 +123,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> Run:
         config.preview.steps,
       ),
       batch=config.preview.num,
+      guidance=config.sampling.guidance,
     ),
     train_step=jax.jit(
       step, donate_argnums=0, out_shardings=(replicated, replicated)

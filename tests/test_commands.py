@@ -12,6 +12,7 @@ from test_tfds import write_cifar
 
 import diffusion_jax as dj
 from experiments import evaluate, runs, sample, train
+from experiments import presets as list_presets
 from experiments.configs import common
 
 # The smallest network that still is one.
@@ -173,6 +174,52 @@ def test_a_learned_variance_trains_resumes_and_is_measured(tmp_path, capsys):
   rows = (cut / "evaluation.jsonl").read_text().splitlines()
   again = json.loads(rows[-1])
   np.testing.assert_allclose(again["bpd"], row["bpd"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+  """A run whose network is told the digit, or sometimes not."""
+  workdir = tmp_path_factory.mktemp("conditional") / "run"
+  command(
+    train,
+    *TINY,
+    f"--workdir={workdir}",
+    "--config.model.num_classes=10",
+    "--config.label_dropout=0.5",
+    "--config.optim.lr=0.02",
+    "--config.optim.warmup_steps=0",
+    "--config.sampling.guidance=2.0",
+    "--config.num_steps=8",
+  )
+  return workdir
+
+
+def test_classes_and_guidance_decide_what_is_drawn(conditional, tmp_path):
+  def draw(name, *flags):
+    out = tmp_path / f"{name}.npz"
+    command(
+      sample, f"--workdir={conditional}", "--num=4", *flags, f"--out={out}"
+    )
+    return np.load(out)["images"]
+
+  default = draw("default")
+  np.testing.assert_array_equal(draw("same", "--guidance=2"), default)
+  np.testing.assert_array_equal(draw("turn", "--classes=0,1,2,3"), default)
+  strong, threes = draw("strong", "--guidance=9"), draw("3", "--classes=3")
+  assert (strong != default).any()
+  # Image 3 is a three either way; the others were of other classes.
+  np.testing.assert_array_equal(threes[3], default[3])
+  assert (threes[:3] != default[:3]).any()
+
+
+def test_agreement_is_measured(conditional, capsys):
+  flags = ("--metrics=agreement", "--num=20", "--steps=2", "--guidance=3")
+  command(evaluate, f"--workdir={conditional}", *flags)
+  assert "of 20 samples are of the class asked for" in capsys.readouterr().out
+  row = json.loads((conditional / "evaluation.jsonl").read_text())
+  assert row["judge_accuracy"] > 0.95
+  assert 0 <= row["agreement"] < 0.6  # an untrained network's guesses
+  assert row["guidance"] == 3
 
 
 def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
@@ -391,6 +438,14 @@ BAD_SAMPLING = {
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
   "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),
+  "guidance": (["--workdir={run}", "--guidance=2"], "without label_dropout"),
+  "classes": (["--workdir={run}", "--classes=3"], "knows no classes"),
+  "eta": (
+    ["--workdir={run}", "--sampler=unipc", "--eta=1"],
+    "has no eta; ddim",
+  ),
+  "spacing": (["--workdir={run}", "--spacing=odd"], "'odd' is not one of even"),
+  "stride": (["--workdir={run}", "--spacing=ddim400"], "nearest is ddim334"),
   "torn config": (["--workdir={torn}"], "config.json is not valid JSON"),
 }
 
@@ -408,6 +463,14 @@ def test_bad_sampling_input_is_one_line_and_status_2(
   with pytest.raises(SystemExit) as stop:
     command(sample, *flags)
   assert_one_error(stop, capsys, message)
+
+
+def test_presets_are_listed_with_their_parameters(capsys):
+  command(list_presets)
+  lines = capsys.readouterr().out.splitlines()
+  assert max(map(len, lines)) <= 100
+  row = next(line for line in lines if line.startswith("adm-imagenet64 "))
+  assert "295,904,454" in row and "cosine 1000" in row
 
 
 def test_help_names_every_flag(capsys):
@@ -435,7 +498,8 @@ def test_every_config_assembles(path, tmp_path):
   config = values.config
   schedule = train.assemble.schedule(config)
   train.assemble.check(config, schedule)
-  net = train.assemble.model(config, (32, 32, 3), 10)
+  classes = config.model.num_classes or 10
+  net = train.assemble.model(config, (32, 32, 3), classes)
   shapes = jax.eval_shape(
     lambda key: train.assemble.init(
       config, net, (32, 32, 3), train.assemble.optimizer(config), key

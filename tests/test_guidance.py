@@ -215,3 +215,13 @@ def test_one_guided_step_is_the_published_codes(name, form):
   np.testing.assert_allclose(
     out, numbers[f"{name}_guided_{form}"], rtol=1e-6, atol=1e-9
   )
+
+
+def test_hidden_labels_are_as_many_as_asked_and_nothing_else_changes():
+  y = jnp.arange(20_000) % 7
+  hidden = guidance.drop_labels(jax.random.key(0), y, 0.15, no_class=7)
+  gone = np.asarray(hidden == 7)
+  assert abs(gone.mean() - 0.15) < 5 * np.sqrt(0.15 * 0.85 / 20_000)
+  np.testing.assert_array_equal(hidden[~gone], y[~gone])
+  none = guidance.drop_labels(jax.random.key(0), y, 0.0, no_class=7)
+  np.testing.assert_array_equal(none, y)

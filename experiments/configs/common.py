@@ -43,6 +43,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;
       # hybrid or vlb, which learn the variance.
       "loss": {"name": "simple", "weight": "none"},
+      # Part of the labels that training hides, for classifier-free guidance.
+      "label_dropout": 0.0,
       "timesteps": "uniform",  # or antithetic; importance, by past losses
       # Arguments of diffusion_jax.UNet.
       "model": {
@@ -91,6 +93,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "sampler": "ancestral",
         "steps": 1000,
         "spacing": config_dict.placeholder(str),  # by default the sampler's
+        "guidance": config_dict.placeholder(float),  # scale; 1 is off
       },
     }
   )
