@@ -101,8 +101,8 @@ def train_step(
 
   Args:
     state: The state so far.
-    batch: "image", [B, H, W, C] in [-1, 1], and "label", [B], or None for
-      an unconditional network.
+    batch: "image", [B, H, W, C] in [-1, 1], and "label", which ``apply``
+      gets as y: [B], a tree of such arrays, or None.
     key: The run's training key, the same at every step.
     apply: ``(params, x_t, t, y, dropout_key) -> output``.
     schedule: The noise schedule.

@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -33,6 +35,8 @@ SCHEDULES = (
 )  # fmt: skip
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
+# Numbers that no step reaches, for keys of their own.
+LABELS = 2**32 - 1
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
@@ -196,6 +200,30 @@ def hides_labels(config: Config) -> bool:
       "set model.num_classes"
     )
   return rate > 0
+
+
+def conditions(config: Config) -> Callable[..., dict[str, Any]]:
+  """What the network is told of each image in training.
+
+  Returns:
+    ``(batch, key, step) -> arguments`` of the network's call, by name; a
+    pure function, drawn for the whole batch, so that neither micro-batches
+    nor devices change it.
+  """
+  hides = hides_labels(config)
+
+  def told(batch, key, step):
+    if config.model.num_classes is None:
+      return {}
+    y = batch["label"]
+    if hides:
+      key_labels = jax.random.fold_in(jax.random.fold_in(key, LABELS), step)
+      y = dj.guidance.drop_labels(
+        key_labels, y, config.label_dropout, config.model.num_classes
+      )
+    return {"y": y}
+
+  return told
 
 
 def optimizer(

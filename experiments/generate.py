@@ -50,7 +50,7 @@ class Generator:
     self._guidance = guidance
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
-    self._batch = batch
+    self.batch = batch
     self._eta = eta
     shape = tuple(image_shape)
 
@@ -87,7 +87,7 @@ class Generator:
 
   def walk(self, params, key: jax.Array, first: int) -> Iterator[jax.Array]:
     """One batch from image ``first`` on: x_T, then x after every piece."""
-    images = first + np.arange(self._batch)
+    images = first + np.arange(self.batch)
     x = self._noise(key, images)
     y = None
     if len(self._classes):
@@ -119,11 +119,11 @@ class Generator:
     Returns:
       [num, H, W, C].
     """
-    batches = -(-num // self._batch)
+    batches = -(-num // self.batch)
     finished = []
     for b in range(batches):
       x = None
-      for i, x in enumerate(self.walk(params, key, b * self._batch)):
+      for i, x in enumerate(self.walk(params, key, b * self.batch)):
         if progress is not None:
           x.block_until_ready()  # what is reported has happened
           progress((b + i / len(self._pieces)) / batches)
