@@ -31,8 +31,8 @@ def rows() -> Iterator[tuple[str, ...]]:
       size,
       f"{presets.count_params(preset):,}",
       f"{preset.schedule['name']} {preset.schedule['T']}",
-      "" if classifier else preset.variance,
-      preset.loss,
+      "classifier" if classifier else preset.variance,
+      "" if classifier else preset.loss,
       "" if classifier else steps + (f", x{guidance:g}" if guidance else ""),
     )
 
