@@ -44,14 +44,16 @@ def log_prob_gradient(
   Returns:
     ``(x_t, t) -> gradient``; no example's gradient depends on another's.
   """
+  # A mean would divide each gradient by B.
+  return jax.grad(lambda x_t, t: log_prob(classify(x_t, t), y).sum())
 
-  def log_prob(x_t, t):
-    chosen = jnp.take_along_axis(
-      jax.nn.log_softmax(classify(x_t, t)), y[:, None], axis=1
-    )
-    return chosen.sum()  # a mean would divide each gradient by B
 
-  return jax.grad(log_prob)
+def log_prob(
+  logits: Float[Array, "B K"], y: Int[Array, " B"]
+) -> Float[Array, " B"]:
+  """Log p(y) of each example, from the logits of all classes."""
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+  return chosen[:, 0]
 
 
 def classifier(

@@ -8,6 +8,8 @@ noise's error first, so that a weight means the same thing whatever the
 network predicts.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -208,6 +210,30 @@ def hybrid_at(
   )
   mse = mean_per_example((truth - prediction) ** 2)
   return mse + vlb_weight * schedule.T * term
+
+
+def cross_entropy_at(
+  log_prob: Callable[..., Float[Array, " B"]],
+  schedule: Schedule,
+  x0: Batch,
+  t: Int[Array, " B"],
+  eps: Batch,
+) -> Float[Array, " B"]:
+  """-log p(y | x_t) of a classifier of noisy images.
+
+  Args:
+    log_prob: ``(x_t, t) -> [B]``, the log-probability of each example's
+      class, see ``guidance.log_prob``. A classifier that knows nothing scores
+      log of the number of classes.
+    schedule: The noise schedule.
+    x0: Clean data.
+    t: Steps, 1..T.
+    eps: The noise to add, the shape of x0.
+
+  Returns:
+    [B], nats.
+  """
+  return -log_prob(process.q_sample(schedule, x0, t, eps), t)
 
 
 def _bound_term(schedule, output, x0, x_t, t, *, target, variance):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import importance, losses, timesteps
 from diffusion_jax.schedules import Schedule
@@ -154,7 +154,7 @@ def train_step(
     )
     for rate, average in state.ema.items()
   }
-  quartile = jax.nn.one_hot((t - 1) * 4 // schedule.T, 4)
+  quartile = by_quarter(t, schedule.T)
   metrics = Metrics(
     loss=(scale * loss).mean(),
     quartile_loss=loss @ quartile,
@@ -163,6 +163,11 @@ def train_step(
     param_norm=optax.tree.norm(params),
   )
   return TrainState(state.step + 1, params, ema, opt_state, history), metrics
+
+
+def by_quarter(t: Int[Array, " B"], T: int) -> Float[Array, "B 4"]:
+  """One-hot: the quarter of 1..T in which each t is, the cleanest first."""
+  return jax.nn.one_hot((t - 1) * 4 // T, 4)
 
 
 def _mean_gradient(loss_fn, params, parts):
@@ -196,11 +201,13 @@ def _join(x: Array) -> Array:
 
 
 def quartiles(
-  loss: Float[np.ndarray, "4"], count: Float[np.ndarray, "4"]
+  loss: Float[np.ndarray, "4"],
+  count: Float[np.ndarray, "4"],
+  name: str = "loss",
 ) -> dict[str, float]:
   """Mean loss by quarter of t, for logs; quarters without examples drop."""
   return {
-    f"loss_q{i}": float(total / n)
+    f"{name}_q{i}": float(total / n)
     for i, (total, n) in enumerate(zip(loss, count, strict=True))
     if n > 0
   }

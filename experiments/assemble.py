@@ -169,7 +169,11 @@ def model(
       the run is a classifier.
   """
   if config.get("kind") == "classifier":
-    raise ValueError("this run is a classifier, which draws no images")
+    raise ValueError(
+      "this run is a classifier, which draws no images: train it with "
+      "experiments.train_classifier, pass it as --classifier of "
+      "experiments.sample"
+    )
   options = config.model.to_dict()
   if config.variance.startswith("learned"):
     options["out_channels"] = 2 * image_shape[-1]
@@ -183,6 +187,37 @@ def model(
   net = _call("model", dj.UNet, options)
   dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
+
+
+def classifier(
+  config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> dj.models.Classifier:
+  """The classifier of ``config.model`` for images of this shape.
+
+  Raises:
+    ValueError: If it does not fit the images or their classes, or the run is
+      not a classifier.
+  """
+  if config.get("kind") != "classifier":
+    raise ValueError(
+      "this run is not a classifier; experiments.train_classifier trains one"
+    )
+  net = _call("model", dj.models.Classifier, config.model.to_dict())
+  if net.num_labels != num_classes:
+    raise ValueError(
+      f"model.num_labels={net.num_labels}, but the data have {num_classes} "
+      "classes"
+    )
+  dj.models.check_size(image_shape[:2], len(net.multipliers))
+  return net
+
+
+def network(
+  config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> dj.UNet | dj.models.Classifier:
+  """The network of a run, a U-Net or a classifier."""
+  make = classifier if config.get("kind") == "classifier" else model
+  return make(config, image_shape, num_classes)
 
 
 def hides_labels(config: Config) -> bool:
@@ -233,7 +268,7 @@ def optimizer(
   return _call("optim", dj.training.optimizer, config.optim.to_dict())
 
 
-def init(config, net: dj.UNet, image_shape, tx, key) -> dj.state.TrainState:
+def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key."""
   x = jnp.zeros((1, *image_shape))
   one = jnp.ones((1,), jnp.int32)

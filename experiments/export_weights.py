@@ -23,7 +23,6 @@ from absl import flags
 import diffusion_jax as dj
 from diffusion_jax.pretrained import diffusers_config, files
 from experiments import assemble, cli, runs, sample
-from experiments.import_weights import network
 
 
 def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
@@ -121,7 +120,7 @@ def export(values: flags.FlagValues) -> None:
     raise ValueError(f"--out={out} is there already; choose another")
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
-  net = network(config, shape, data["num_classes"])
+  net = assemble.network(config, shape, data["num_classes"])
   ema = sample.average(config, values.ema)
   state = sample.restore(workdir, config, net, shape)
   params = jax.device_get(state.params if ema == "raw" else state.ema[ema])

@@ -94,7 +94,7 @@ def usual(source: Source, preset: str | None) -> Config:
         "yet; diffusion_jax.pretrained.from_openai reads its weights"
       )
     if isinstance(found.net, Classifier):
-      return classifier(found)
+      return common.published_classifier(preset, data=_no_data(found.size))
     config = common.published(preset, data=_no_data(found.size))
     _check_preset(source, config, preset)
     return config
@@ -133,26 +133,6 @@ def _model(unet: Mapping[str, Any]) -> dict[str, Any]:
   settings = diffusers_config.settings(unet)
   del settings["out_channels"]  # the image's, or twice if it learns variances
   return settings
-
-
-def classifier(preset: presets.Preset) -> Config:
-  """The configuration of a classifier's run."""
-  config = common.make(
-    schedule=preset.schedule,
-    data=_no_data(preset.size),
-    ema={"rates": ()},
-    batch_size=preset.training["batch_size"],
-    num_steps=preset.training["num_steps"],
-    flip=preset.training["flip"],
-    optim={
-      "lr": preset.training["lr"],
-      "weight_decay": preset.training["weight_decay"],
-    },
-  )
-  with config.unlocked():
-    config.kind = "classifier"
-    config.update({"model": common.settings(preset.net)})
-  return config
 
 
 def _check_preset(source: Source, config: Config, preset: str) -> None:
@@ -194,15 +174,6 @@ def check_said(source: Source, preset, argv: Sequence[str]) -> None:
       f"{source.path} does not say {', '.join(doubtful)}: pass --preset=NAME, "
       f"or {', '.join(f'--config.{key}=...' for key in doubtful)}"
     )
-
-
-def network(
-  config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> Encoder:
-  """The network of a run, a U-Net or a classifier."""
-  if config.get("kind") == "classifier":
-    return Classifier(**config.model.to_dict())
-  return assemble.model(config, image_shape, num_classes)
 
 
 class Format(NamedTuple):
@@ -365,7 +336,7 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   weights = tensors(source)
   shape = image_shape(config, source, weights)
   data = describe(config, shape, values.source)
-  net = network(config, shape, data["num_classes"])
+  net = assemble.network(config, shape, data["num_classes"])
   params = convert(weights, net)
   origin = {
     "source": values.source,

@@ -47,7 +47,7 @@ PROCESS = ("schedule.name=linear", "schedule.T=1000", "target=eps",
 def state_of(workdir):
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
-  net = import_weights.network(config, shape, data["num_classes"])
+  net = import_weights.assemble.network(config, shape, data["num_classes"])
   return net, sample.restore(workdir, config, net, shape)
 
 

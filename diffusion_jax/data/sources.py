@@ -154,6 +154,64 @@ class LazySource(Source):
     return {"image": images[indices], "label": labels[indices]}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Part(Source):
+  """Some examples of a source.
+
+  Attributes:
+    whole: The source.
+    chosen: Which examples, by their indices in it.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+  chosen: np.ndarray = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.chosen)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    return self.whole.gather(self.chosen[indices])
+
+
+def hold_out(source: Source, every: int) -> tuple[Source, Source]:
+  """Cuts a source in two: without, and only, every so-many-th example.
+
+  Pictures in folders come class by class, of which each then gives its share.
+
+  Args:
+    source: The whole.
+    every: At least 2.
+
+  Returns:
+    The larger and the smaller part.
+
+  Raises:
+    ValueError: If a part would be empty.
+  """
+  if not 2 <= every <= len(source):
+    raise ValueError(
+      f"held_out={every} must be 2 or more, and at most the {len(source)} "
+      "examples"
+    )
+  last = np.arange(len(source)) % every == every - 1
+
+  def part(chosen: np.ndarray, words: str) -> Part:
+    return Part(
+      name=f"{source.name} ({words} 1 of {every})",
+      image_shape=source.image_shape,
+      class_names=source.class_names,
+      fingerprint=fingerprint(source.fingerprint, chosen),
+      whole=source,
+      chosen=chosen,
+    )
+
+  return part(np.flatnonzero(~last), "without"), part(
+    np.flatnonzero(last), "only"
+  )
+
+
 def fingerprint(*parts: object) -> str:
   """16 hexadecimal digits of SHA-256 over arrays (their bytes) and texts."""
   digest = hashlib.sha256()

@@ -104,6 +104,27 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   return config
 
 
+def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
+  """As ``make``, of a classifier of noisy images.
+
+  Args:
+    **changes: As for ``make``; ``model`` has the settings of
+      ``models.Classifier``.
+
+  Returns:
+    The configuration.
+  """
+  config = make(ema={"rates": ()}, optim={"warmup_steps": 0, "clip": None})
+  with config.unlocked():
+    config.kind = "classifier"
+    # Every how many-th example is not learnt from but measured; 0 is none.
+    config.held_out = 0
+    config.loss = {"name": "cross_entropy"}
+    config.model.update({"num_labels": 1000, "pool": "attention"})
+  config.update(changes)
+  return config
+
+
 def check_variant(variant: str, allowed: Sequence[str]) -> None:
   """Checks the part of --config after the colon.
 
@@ -155,6 +176,22 @@ def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
       "ema": {"rates": (training.pop("ema"),), "warmup": False},
       "every": {"log": 100, "preview": 10_000, "checkpoint": 5_000},
       "sampling": sampling,
+      **training,
+      **changes,
+    }
+  )
+
+
+def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
+  """As ``published``, of a classifier."""
+  preset = presets.PRESETS[name]
+  training = dict(preset.training)
+  optim = {key: training.pop(key) for key in ("lr", "weight_decay")}
+  return make_classifier(
+    **{
+      "schedule": preset.schedule,
+      "model": settings(preset.net),
+      "optim": optim,
       **training,
       **changes,
     }
