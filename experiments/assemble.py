@@ -120,11 +120,31 @@ def draw(config: Config):
   return getattr(dj.timesteps, name)
 
 
-def sampler(config: Config, name: str, eta=None, *, clip: bool = True):
-  """The step or solver of this name for the network of ``config``."""
+def sampler(
+  config: Config,
+  name: str,
+  eta=None,
+  *,
+  target: str | None = None,
+  clip: bool = True,
+):
+  """The step or solver of this name for the network of ``config``.
+
+  Args:
+    config: Of the run.
+    name: Of the sampler.
+    eta: Where it takes one.
+    target: What is predicted, where that is not what the network predicts.
+    clip: Whether to clip the predicted clean data to [-1, 1].
+
+  Returns:
+    What ``dj.sample`` takes.
+  """
   options = {
-    "target": config.target, "variance": config.variance, "clip": clip,
-  }  # fmt: skip
+    "target": target or config.target,
+    "variance": config.variance,
+    "clip": clip,
+  }
   if name in TAKE_ETA:
     options["eta"] = 0.0 if eta is None else eta
   return SAMPLERS[name](**options)
@@ -146,7 +166,8 @@ def check(config: Config, noise: dj.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
   named("target", config.target, dj.process.TARGETS)
   named("variance", config.variance, dj.process.VARIANCES)
-  for sampling in (config.preview, config.sampling):
+  draws = config.get("kind") != "classifier"
+  for sampling in (config.preview, config.sampling) if draws else ():
     named("sampler", sampling.sampler, SAMPLERS)
     walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
   for key, least in {"num_steps": 1, "keep_checkpoints": 1}.items():

@@ -166,8 +166,12 @@ def agreement(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
     ValueError: If the run's network is told no classes.
   """
   count = plan.config.model.num_classes
+  if plan.judge is not None:
+    count = plan.judge.net.num_labels
   if count is None:
-    raise ValueError("agreement needs a network that is told classes")
+    raise ValueError(
+      "agreement needs a network that is told classes, or a --classifier"
+    )
   real = source.gather(np.random.default_rng(0).permutation(len(source)))
   x, y = pixels(real["image"]), real["label"]
   half = len(x) // 2
@@ -177,7 +181,6 @@ def agreement(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   asked = asked[np.arange(len(samples)) % len(asked)]
   row = {
     "samples": len(samples),
-    "guidance": plan.guidance,
     "agreement": float((judge.predict(samples) == asked).mean()),
     "judge": "SVC(C=10) of pixels, on one half of the data",
     "judge_accuracy": float(judge.score(x[half:], y[half:])),
@@ -218,6 +221,8 @@ def main(argv: list[str]) -> None:
       "fingerprint": source.fingerprint,
       "ema": plan.ema,
       "seed": plan.seed,
+      "guidance": plan.guidance,
+      "classifier": None if plan.judge is None else plan.judge.name,
     }
     for name in values.metrics:
       row |= METRICS[name](plan, source)

@@ -2,12 +2,27 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import diffusion_jax as dj
 from experiments import assemble
+
+
+class Judge(NamedTuple):
+  """A classifier to guide with.
+
+  Attributes:
+    name: Of its run.
+    net: Its network.
+    params: Its parameters.
+  """
+
+  name: str
+  net: dj.models.Classifier
+  params: Any
 
 
 class Generator:
@@ -28,7 +43,9 @@ class Generator:
     batch: Images at a time.
     eta: Of the samplers that take it.
     classes: To draw.
-    guidance: Scale of classifier-free guidance; None is without.
+    guidance: Scale of guidance, classifier-free unless there is a judge;
+      None is without. May be set anew: no scale is compiled into a program.
+    judge: The classifier to guide with.
   """
 
   def __init__(
@@ -43,27 +60,36 @@ class Generator:
     eta: float | None = None,
     classes: Sequence[int] = (),
     guidance: float | None = None,
+    judge: Judge | None = None,
   ):
     schedule = assemble.schedule(config)
     count = config.model.num_classes
+    if judge is not None:
+      count = judge.net.num_labels
     self._classes = np.array(classes or range(count or 0), np.int32)
-    self._guidance = guidance
+    self._judge = None if judge is None else judge.params
+    self.guidance = guidance
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
     self.batch = batch
     self._eta = eta
     shape = tuple(image_shape)
 
-    def walk(params, x, history, key, pairs, first, eta, y, scale):
+    def walk(params, x, history, key, pairs, first, eta, y, scale, judged):
       def of_class(x_t, t, y):
-        return net.apply({"params": params}, x_t, t, y)
+        told = () if config.model.num_classes is None else (y,)
+        return net.apply({"params": params}, x_t, t, *told)
 
-      if scale is None:
-        denoise = functools.partial(of_class, y=y)
-      else:
+      step = assemble.sampler(config, sampler, eta)
+      denoise = functools.partial(of_class, y=y)
+      if judge is not None:
+        step, denoise = _judged(
+          config, schedule, sampler, eta, denoise, judge.net, judged, y, scale
+        )
+      elif scale is not None:
         denoise = dj.guidance.classifier_free(of_class, y, count, scale)
       x, kept = dj.sample(
-        assemble.sampler(config, sampler, eta),
+        step,
         denoise,
         schedule,
         (batch, *shape),
@@ -96,8 +122,9 @@ class Generator:
     yield x
     for piece in self._pieces:
       x, history = self._walk(
-        params, x, history, key, piece, first, self._eta, y, self._guidance
-      )
+        params, x, history, key, piece, first,
+        self._eta, y, self.guidance, self._judge,
+      )  # fmt: skip
       yield x
 
   def __call__(
@@ -129,3 +156,32 @@ class Generator:
           progress((b + i / len(self._pieces)) / batches)
       finished.append(np.asarray(x))
     return np.concatenate(finished)[:num]
+
+
+def _judged(config, schedule, name, eta, denoise, net, params, y, scale):
+  """The step and the denoiser that a classifier guides.
+
+  Ancestral sampling has its mean moved; all else is given a guided score,
+  whose x0_hat is not clipped again (see ``dj.guidance``).
+  """
+  gradient = dj.guidance.log_prob_gradient(
+    lambda x_t, t: net.apply({"params": params}, x_t, t), y
+  )
+  if name == "ancestral":
+    step = functools.partial(
+      dj.guidance.classifier_step,
+      gradient=gradient,
+      scale=scale,
+      target=config.target,
+      variance=config.variance,
+    )
+    return step, denoise
+  guided = dj.guidance.classifier(
+    denoise,
+    schedule,
+    gradient,
+    scale,
+    target=config.target,
+    variance=config.variance,
+  )
+  return assemble.sampler(config, name, eta, target="eps", clip=False), guided

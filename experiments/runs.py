@@ -131,10 +131,12 @@ def changeable(workdir: pathlib.Path) -> Config:
   """A run's configuration, to be overridden: its keys have their types.
 
   Raises:
-    ValueError: If it is not the configuration of a diffusion model.
+    ValueError: If its keys are not those of a training command.
   """
   config = read_json(workdir, "config")
   try:
+    if config.get("kind") == "classifier":
+      return common.make_classifier(**config)
     return common.make(**config)
   except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(

@@ -19,7 +19,7 @@ from absl import flags
 
 import diffusion_jax as dj
 from experiments import assemble, cli, runs
-from experiments.generate import Generator
+from experiments.generate import Generator, Judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Plan:
   eta: float | None
   classes: tuple[int, ...]
   guidance: float | None
+  judge: Judge | None
   num: int
   seed: int
   batch: int
@@ -87,8 +88,10 @@ def define_flags(
     flags.DEFINE_float,
     "guidance",
     "scale of classifier-free guidance, where the run was trained with "
-    "label_dropout: 1 is off, more follows the class more closely",
+    "label_dropout: 1 is off, more follows the class more closely. With "
+    "--classifier that of its gradient: 0 is off, 1 the default",
   )
+  define(text, "classifier", "run directory of a classifier to guide with")
   define(
     flags.DEFINE_list,
     "classes",
@@ -114,6 +117,9 @@ def plan(values: flags.FlagValues) -> Plan:
   net = assemble.model(config, shape, data["num_classes"])
   ema = average(config, values.ema)
   sampler, spacing, pairs = _walk(values, config)
+  judge = None
+  if values.classifier is not None:
+    judge = _judge(pathlib.Path(values.classifier), config, data)
   state = restore(workdir, config, net, shape)
   return Plan(
     workdir=workdir,
@@ -127,8 +133,9 @@ def plan(values: flags.FlagValues) -> Plan:
     spacing=spacing,
     pairs=pairs,
     eta=values.eta,
-    classes=_classes(values, config, data["class_names"]),
-    guidance=_guidance(values, config),
+    classes=_classes(values, config, judge, data["class_names"]),
+    guidance=_guidance(values, config, judge),
+    judge=judge,
     num=values.num or 0,
     seed=values.seed,
     batch=min(values.batch, values.num or values.batch),
@@ -157,13 +164,18 @@ def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
   return sampler, spacing, assemble.walk(schedule, sampler, spacing, steps)
 
 
-def _classes(values, config, names: Sequence[str]) -> tuple[int, ...]:
+def _classes(values, config, judge, names: Sequence[str]) -> tuple[int, ...]:
   """The classes that --classes names; none for all."""
   if not values.classes:
     return ()
   count = config.model.num_classes
+  if judge is not None:
+    count = judge.net.num_labels
   if count is None:
-    raise ValueError("--classes: this run's network knows no classes")
+    raise ValueError(
+      "--classes: this run's network knows no classes; a --classifier could "
+      "guide it"
+    )
   known = {str(number): number for number in range(count)}
   known |= {name: number for number, name in enumerate(names)}
   return tuple(
@@ -171,14 +183,46 @@ def _classes(values, config, names: Sequence[str]) -> tuple[int, ...]:
   )
 
 
-def _guidance(values, config) -> float | None:
+def _judge(workdir: pathlib.Path, config, data) -> Judge:
+  """The classifier of a run, which must be made for what is sampled.
+
+  Raises:
+    ValueError: If it is of other images, classes or noise.
+  """
+  theirs, their_data = runs.load(workdir)
+  ours = {
+    "image_shape": data["image_shape"], "num_classes": data["num_classes"],
+  }  # fmt: skip
+  for what, value in ours.items():
+    if their_data[what] != value:
+      raise ValueError(
+        f"--classifier={workdir} has {what} {their_data[what]}, the run {value}"
+      )
+  shape = tuple(data["image_shape"])
+  net = assemble.classifier(theirs, shape, data["num_classes"])
+  noises = [assemble.schedule(one).log_snr for one in (theirs, config)]
+  if not np.array_equal(*noises):
+    raise ValueError(
+      f"--classifier={workdir} has the schedule {theirs.schedule.to_dict()}, "
+      f"the run {config.schedule.to_dict()}"
+    )
+  state = restore(workdir, theirs, net, shape)
+  ema = average(theirs, None)
+  return Judge(
+    str(workdir), net, state.params if ema == "raw" else state.ema[ema]
+  )
+
+
+def _guidance(values, config, judge: Judge | None) -> float | None:
   """The scale of guidance, by default the configuration's."""
+  if judge is not None:
+    return 1.0 if values.guidance is None else values.guidance
   if values.guidance is None:
     return config.sampling.get("guidance")
   if not assemble.hides_labels(config):
     raise ValueError(
       "--guidance: this run was trained without label_dropout, so its network "
-      "does not know how to draw without a class"
+      "does not know how to draw without a class; pass a --classifier"
     )
   return values.guidance
 
@@ -215,6 +259,7 @@ def draw(plan: Plan) -> np.ndarray:
   cli.say(
     f"{plan.num} images from step {plan.step}, {plan.sampler} with "
     f"{len(plan.pairs)} steps each"
+    + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
   )
   generator = Generator(
     plan.config,
@@ -226,6 +271,7 @@ def draw(plan: Plan) -> np.ndarray:
     eta=plan.eta,
     classes=plan.classes,
     guidance=plan.guidance,
+    judge=plan.judge,
   )
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False

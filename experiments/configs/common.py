@@ -121,7 +121,8 @@ def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
     config.held_out = 0
     config.loss = {"name": "cross_entropy"}
     config.model.update({"num_labels": 1000, "pool": "attention"})
-  config.update(changes)
+  with config.schedule.unlocked():
+    config.update(changes)
   return config
 
 

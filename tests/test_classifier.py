@@ -1,0 +1,248 @@
+"""Classifiers: what they learn against closed forms, the commands as run."""
+
+import functools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_commands import TINY, assert_one_error, command
+
+import diffusion_jax as dj
+from experiments import assemble, sample, train, train_classifier
+from experiments.generate import Generator
+
+CLASSIFIER = (
+  "--config=configs/classifier.py:smoke",
+  "--config.model.channels=8",
+  "--config.model.multipliers=(1,)",
+  "--config.model.attention_levels=()",
+  "--config.every.log=2",
+  "--config.every.checkpoint=4",
+)
+
+
+def test_cross_entropy_of_bayes_rule_is_the_entropy_left():
+  # x_0 = +-1 of one pixel: H(y | x_t) is one integral over x_t.
+  schedule = dj.schedules.cosine(1000)
+  n, step = 20_000, 400
+  y = jnp.arange(n) % 2
+  x0 = (2.0 * y - 1).reshape(n, 1, 1, 1)
+  t = jnp.full(n, step)
+  eps = jax.random.normal(jax.random.key(0), x0.shape)
+  alpha, sigma = float(schedule.alpha[step]), float(schedule.sigma[step])
+
+  def classify(x_t, t):
+    logit = 2 * alpha * x_t.reshape(-1) / sigma**2
+    return jnp.stack([0 * logit, logit], axis=1)
+
+  def loss(classify):
+    log_prob = lambda x, t: dj.guidance.log_prob(classify(x, t), y)
+    return dj.losses.cross_entropy_at(log_prob, schedule, x0, t, eps)
+
+  x = np.linspace(-8, 8, 4001)
+  density = np.exp(-((x - alpha) ** 2) / (2 * sigma**2)) / (
+    sigma * np.sqrt(2 * np.pi)
+  )
+  left = np.logaddexp(0, -2 * alpha * x / sigma**2)
+  entropy = (density * left).sum() * (x[1] - x[0])
+  got = np.asarray(loss(classify))
+  assert 0.05 < entropy < 0.6  # neither certain nor ignorant
+  assert abs(got.mean() - entropy) < 5 * got.std() / np.sqrt(n)
+  ignorant = loss(lambda x_t, t: 0 * classify(x_t, t))
+  np.testing.assert_allclose(ignorant, np.log(2), rtol=1e-6)
+
+
+def test_accuracy_is_counted_in_the_right_quarter():
+  # Right where t is small: all of the first half, none of the second.
+  schedule = dj.schedules.cosine(40)
+  label = jnp.arange(64) % 3
+
+  class Half:
+    def apply(self, _, x_t, t):
+      sure = jnp.where(t <= 20, 1.0, -1.0)
+      return sure[:, None] * jax.nn.one_hot(label, 3)
+
+  right, count = train_classifier.right_by_quarter(
+    Half(), schedule, {}, jnp.zeros((64, 2, 2, 1)), label, jax.random.key(0)
+  )
+  np.testing.assert_array_equal(count, 16)
+  np.testing.assert_array_equal(right, [16, 16, 0, 0])
+
+
+def test_held_out_examples_are_apart_and_of_every_class():
+  source = dj.data.load("digits")
+  learnt, held = dj.data.hold_out(source, 5)
+  assert (len(learnt), len(held)) == (1438, 359)
+  assert learnt.fingerprint != held.fingerprint != source.fingerprint
+  np.testing.assert_array_equal(held[0]["image"], source[4]["image"])
+  every = np.sort([*learnt.chosen, *held.chosen])
+  np.testing.assert_array_equal(every, np.arange(1797))
+  labels = held.gather(np.arange(len(held)))["label"]
+  assert np.bincount(labels).min() > 20
+
+
+@pytest.mark.parametrize("every", [1, -3, 1798])
+def test_bad_parts_to_hold_out_are_refused(every):
+  with pytest.raises(ValueError, match=f"held_out={every} must be 2 or more"):
+    dj.data.hold_out(dj.data.load("digits"), every)
+
+
+@pytest.fixture(scope="module")
+def runs_of_both(tmp_path_factory):
+  """A diffusion model that knows no classes, and a classifier."""
+  folder = tmp_path_factory.mktemp("runs")
+  diffusion, classifier = folder / "diffusion", folder / "classifier"
+  command(train, *TINY, f"--workdir={diffusion}", "--config.num_steps=4")
+  command(
+    train_classifier,
+    *CLASSIFIER,
+    f"--workdir={classifier}",
+    "--config.num_steps=8",
+  )
+  return diffusion, classifier
+
+
+def checkpoint(workdir):
+  config, data = sample.runs.load(workdir)
+  shape = tuple(data["image_shape"])
+  net = assemble.network(config, shape, data["num_classes"])
+  return sample.restore(workdir, config, net, shape)
+
+
+def test_a_classifiers_run_logs_accuracies_and_resumes(
+  runs_of_both, tmp_path, capsys
+):
+  _, whole = runs_of_both
+  lines = (whole / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [row["step"] for row in rows] == [2, 4, 6, 8]
+  for row in rows:
+    for quarter in range(4):
+      assert 0 <= row[f"accuracy_q{quarter}"] <= 1
+      assert 0 <= row[f"held_out_accuracy_q{quarter}"] <= 1
+  # Ten classes about which nothing is known yet.
+  assert abs(rows[0]["loss"] - np.log(10)) < 0.3
+  cut = tmp_path / "cut"
+  flags = (*CLASSIFIER, f"--workdir={cut}")
+  command(train_classifier, *flags, "--config.num_steps=4")
+  command(train_classifier, f"--workdir={cut}", "--config.num_steps=8")
+  assert "held-out pictures classified rightly" in capsys.readouterr().out
+  chex.assert_trees_all_equal(checkpoint(cut), checkpoint(whole))
+
+
+def draw(out, diffusion, *flags):
+  command(sample, f"--workdir={diffusion}", "--num=8", *flags, f"--out={out}")
+  return np.load(out)["images"]
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "unipc"])
+def test_a_classifier_pushes_samples_to_what_it_takes_for_the_class(
+  sampler, runs_of_both, tmp_path
+):
+  diffusion, classifier = runs_of_both
+  flags = (f"--sampler={sampler}", "--steps=8", "--classes=3,5")
+  guided = (*flags, f"--classifier={classifier}")
+  draws = functools.partial(draw, tmp_path / "a.npz", diffusion)
+  free = draws(*flags[:2])
+  off, on = draws(*guided, "--guidance=0"), draws(*guided, "--guidance=50")
+  # The same equations, the prediction clipped before instead of after.
+  assert np.abs(off.astype(int) - free).max() <= 1
+
+  state = checkpoint(classifier)
+  config, _ = sample.runs.load(classifier)
+  net = assemble.classifier(config, (8, 8, 1), 10)
+
+  def log_prob(images):
+    x = dj.images.from_uint8(images)
+    logits = net.apply({"params": state.params}, x, jnp.ones(8, jnp.int32))
+    return float(dj.guidance.log_prob(logits, jnp.array([3, 5] * 4)).mean())
+
+  assert log_prob(on) > log_prob(off) + 0.01
+
+
+def test_another_scale_compiles_nothing():
+  traces = []
+
+  class Net:
+    def apply(self, _, x_t, t, y):
+      traces.append(1)
+      return x_t * 0.1 + dj.process.per_example(y, x_t) * 0.01
+
+  config = sample.runs.common.make()
+  config.model.num_classes = 3
+  schedule = assemble.schedule(config)
+  generator = Generator(
+    config, Net(), (2, 2, 1),
+    sampler="ddim", pairs=assemble.walk(schedule, "ddim", None, 4), batch=4,
+    guidance=1.5,
+  )  # fmt: skip
+  one = generator({}, jax.random.key(0), 4)
+  count = len(traces)
+  generator.guidance = 4.0
+  other = generator({}, jax.random.key(0), 4)
+  assert len(traces) == count > 0
+  assert np.abs(one - other).max() > 0
+
+
+BAD_GUIDES = {
+  "no classifier": (["--classifier={diffusion}"], "is not a classifier"),
+  "missing": (["--classifier={diffusion}x"], "no run directory"),
+  "no class": (
+    ["--classifier={classifier}", "--classes=ten"],
+    "'ten' is not one of 0, 1",
+  ),
+  "sampled": (["--workdir={classifier}"], "draws no images"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_GUIDES)
+def test_bad_classifiers_are_one_line(name, runs_of_both, capsys):
+  flags, message = BAD_GUIDES[name]
+  named = dict(zip(("diffusion", "classifier"), runs_of_both, strict=True))
+  flags = [f"--workdir={runs_of_both[0]}", *(f.format(**named) for f in flags)]
+  with pytest.raises(SystemExit) as stop:
+    command(sample, *flags)
+  assert_one_error(stop, capsys, message)
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--config.schedule.T=500", "has the schedule .*T': 500.* the run "),
+    ("--config.data.size=(16,)", r"image_shape \[16, 16, 1\], the run \[8, 8"),
+  ],
+)
+def test_a_classifier_of_other_pictures_or_noise_is_refused(
+  flag, message, runs_of_both, tmp_path, capsys
+):
+  other = tmp_path / "other"
+  flags = ("--config.num_steps=1", f"--workdir={other}", flag)
+  command(train_classifier, *CLASSIFIER, *flags)
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as stop:
+    command(sample, f"--workdir={runs_of_both[0]}", f"--classifier={other}")
+  assert_one_error(stop, capsys, message)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--config.model.num_labels=7"], "num_labels=7, but the data have 10"),
+    (["--config.model.pool=max"], "pool='max' is not one of"),
+    (["--config.held_out=1"], "held_out=1 must be 2 or more"),
+  ],
+)
+def test_bad_classifier_training_is_one_line(flags, message, tmp_path, capsys):
+  with pytest.raises(SystemExit) as stop:
+    command(train_classifier, *CLASSIFIER, f"--workdir={tmp_path}/a", *flags)
+  assert_one_error(stop, capsys, message)
+
+
+def test_a_diffusion_models_configuration_is_refused(tmp_path, capsys):
+  flags = ("--config=configs/digits.py", f"--workdir={tmp_path / 'a'}")
+  with pytest.raises(SystemExit) as stop:
+    command(train_classifier, *flags)
+  assert_one_error(stop, capsys, "this run is not a classifier")
