@@ -31,6 +31,7 @@ from diffusion_jax import (
   state,
   timesteps,
   training,
+  upsampling,
   weights,
 )
 from diffusion_jax.models import UNet
@@ -76,5 +77,6 @@ __all__ = [
   "state",
   "timesteps",
   "training",
+  "upsampling",
   "weights",
 ]

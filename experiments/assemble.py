@@ -36,7 +36,7 @@ SCHEDULES = (
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
 # Numbers that no step reaches, for keys of their own.
-LABELS = 2**32 - 1
+LABELS, LOW_RES = 2**32 - 1, 2**32 - 2
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
@@ -205,9 +205,37 @@ def model(
     )
   if hides_labels(config):
     options["num_classes"] = (asked or 0) + 1  # the last is no class
+  if low_res_shape(config, image_shape) is not None:
+    options["noisy_low_res"] = _low_res_noise(config) > 0
   net = _call("model", dj.UNet, options)
   dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
+
+
+def low_res_shape(
+  config: Config, image_shape: tuple[int, int, int]
+) -> tuple[int, int, int] | None:
+  """(h, w, C) of the pictures that a run enlarges; None if it does not.
+
+  Raises:
+    ValueError: If they are no equal parts of the large ones.
+  """
+  size = config.low_res.size if "low_res" in config else ()
+  if not size:
+    return None
+  small = size[0], size[-1]
+  dj.upsampling.check_size(image_shape[:2], small)
+  return *small, image_shape[-1]
+
+
+def _low_res_noise(config: Config) -> int:
+  """The largest step of noise on small pictures."""
+  most = config.low_res.noise
+  if not 0 <= most <= config.schedule.T:
+    raise ValueError(
+      f"low_res.noise={most} must be a step in 0..T={config.schedule.T}"
+    )
+  return most
 
 
 def classifier(
@@ -258,8 +286,13 @@ def hides_labels(config: Config) -> bool:
   return rate > 0
 
 
-def conditions(config: Config) -> Callable[..., dict[str, Any]]:
+def conditions(
+  config: Config, noise: dj.Schedule, image_shape: tuple[int, int, int]
+) -> Callable[..., dict[str, Any]]:
   """What the network is told of each image in training.
+
+  Its class, where the network knows any, and the picture made small, where it
+  is to enlarge.
 
   Returns:
     ``(batch, key, step) -> arguments`` of the network's call, by name; a
@@ -267,17 +300,27 @@ def conditions(config: Config) -> Callable[..., dict[str, Any]]:
     nor devices change it.
   """
   hides = hides_labels(config)
+  small = low_res_shape(config, image_shape)
 
   def told(batch, key, step):
-    if config.model.num_classes is None:
-      return {}
-    y = batch["label"]
+    key_labels, key_small = (
+      jax.random.fold_in(jax.random.fold_in(key, purpose), step)
+      for purpose in (LABELS, LOW_RES)
+    )
+    known = {}
+    if config.model.num_classes is not None:
+      known["y"] = batch["label"]
     if hides:
-      key_labels = jax.random.fold_in(jax.random.fold_in(key, LABELS), step)
-      y = dj.guidance.drop_labels(
-        key_labels, y, config.label_dropout, config.model.num_classes
+      known["y"] = dj.guidance.drop_labels(
+        key_labels, known["y"], config.label_dropout, config.model.num_classes
       )
-    return {"y": y}
+    if small is not None:
+      known["low_res"] = dj.upsampling.shrink(batch["image"], small[:2])
+      if config.low_res.noise:
+        known["low_res"], known["low_res_t"] = dj.upsampling.augment(
+          key_small, noise, known["low_res"], config.low_res.noise
+        )
+    return known
 
   return told
 
@@ -293,8 +336,13 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key."""
   x = jnp.zeros((1, *image_shape))
   one = jnp.ones((1,), jnp.int32)
-  y = () if net.num_classes is None else (one - 1,)
-  return state(config, net.init(key, x, one, *y)["params"], tx)
+  told = {} if net.num_classes is None else {"y": one - 1}
+  small = low_res_shape(config, image_shape)
+  if small is not None:
+    told["low_res"] = jnp.zeros((1, *small))
+    if net.noisy_low_res:
+      told["low_res_t"] = one
+  return state(config, net.init(key, x, one, **told)["params"], tx)
 
 
 def state(config, params, tx) -> dj.state.TrainState:

@@ -40,7 +40,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   tx = assemble.optimizer(config)
   source = assemble.source(config)
   net = assemble.model(config, source.image_shape, source.num_classes)
-  conditions = assemble.conditions(config)
+  conditions = assemble.conditions(config, schedule, source.image_shape)
 
   def apply(params, x_t, t, told, dropout_key):
     return net.apply(

@@ -89,8 +89,8 @@ class Encoder(nn.Module):
     """Channels of a level."""
     return int(self.channels * self.multipliers[level])
 
-  def embed(self, t, y):
-    """The activated embedding of time and class, [B, 4 * channels]."""
+  def embed(self, t, y, low_res_t=None):
+    """The activated embedding of all that is told, [B, 4 * channels]."""
     if (y is None) != (self.num_classes is None):
       raise ValueError(
         f"a network with num_classes={self.num_classes} was called with "
@@ -110,6 +110,13 @@ class Encoder(nn.Module):
         embedding_init=nn.initializers.normal(1.0),
         name="classes",
       )(y)
+    if low_res_t is not None:
+      h = sinusoid(low_res_t * self.time_scale, self.channels, self.embedding)
+      h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res1")(h)
+      h = nn.silu(h)
+      emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res2")(
+        h
+      )
     return nn.silu(emb)
 
   def res_block(self, h, emb, train, level, resample=None):
@@ -169,10 +176,16 @@ class UNet(Encoder):
   """Predicts, from (x_t, t), an image of x_t's height and width.
 
   The way up has one block more per level than the way down; each activation
-  of the way down is handed across to its mirror image. The attributes are
-  those of ``Encoder``. With a learned variance, ``out_channels`` is twice the
-  image's.
+  of the way down is handed across to its mirror image. With a learned
+  variance, ``out_channels`` is twice the image's. The attributes are those of
+  ``Encoder`` and:
+
+  Attributes:
+    noisy_low_res: Whether the small pictures, where it enlarges any, come
+      with noise; then it is told to which step they are noised.
   """
+
+  noisy_low_res: bool = False
 
   @nn.compact
   def __call__(
@@ -181,6 +194,7 @@ class UNet(Encoder):
     t: Num[Array, " B"],
     y: Int[Array, " B"] | None = None,
     low_res: Float[Array, "B h w c"] | None = None,
+    low_res_t: Num[Array, " B"] | None = None,
     *,
     train: bool = False,
   ) -> Float[Array, "B H W C_out"]:
@@ -192,6 +206,8 @@ class UNet(Encoder):
       y: Their classes, where the network is conditional.
       low_res: Smaller images to be upsampled: they are enlarged bilinearly
         and joined to x_t's channels.
+      low_res_t: The steps to which these are noised, 0..T, where
+        ``noisy_low_res``.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -201,8 +217,13 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
+    if self.noisy_low_res != (low_res_t is not None):
+      raise ValueError(
+        f"a network with noisy_low_res={self.noisy_low_res} was called "
+        f"{'with' if low_res_t is not None else 'without'} low_res_t"
+      )
     out_channels = self.out_channels or x_t.shape[-1]
-    emb = self.embed(t, y)
+    emb = self.embed(t, y, low_res_t)
     if low_res is not None:
       size = (*x_t.shape[:3], low_res.shape[-1])
       x_t = jnp.concatenate(

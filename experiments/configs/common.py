@@ -45,6 +45,9 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       "loss": {"name": "simple", "weight": "none"},
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
+      # To enlarge pictures of this size, () is not to. The network learns of
+      # pictures made small and noised to random steps 0..noise.
+      "low_res": {"size": (), "noise": 0},
       "timesteps": "uniform",  # or antithetic; importance, by past losses
       # Arguments of diffusion_jax.UNet.
       "model": {
@@ -150,7 +153,7 @@ def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
     The configuration.
   """
   preset = presets.PRESETS[name]
-  training = dict(preset.training)
+  training, low_res = dict(preset.training), preset.low_res
   rescale = training.pop("rescale_vlb", True)
   loss: dict[str, Any] = {"name": preset.loss, "weight": "none"}
   if preset.loss == "hybrid":
@@ -177,6 +180,7 @@ def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
       "ema": {"rates": (training.pop("ema"),), "warmup": False},
       "every": {"log": 100, "preview": 10_000, "checkpoint": 5_000},
       "sampling": sampling,
+      "low_res": {"size": () if low_res is None else (low_res,)},
       **training,
       **changes,
     }
@@ -202,7 +206,7 @@ def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
 def settings(net: Any) -> dict[str, Any]:
   """The settings of a network that ``config.model`` holds."""
   # What follows from the data or the variance is not a setting.
-  derived = {"out_channels", "dtype", "parent", "name"}
+  derived = {"out_channels", "noisy_low_res", "dtype", "parent", "name"}
   return {
     field.name: getattr(net, field.name)
     for field in dataclasses.fields(net)

@@ -1,0 +1,77 @@
+"""Upsampling: diffusion of large pictures, told small ones.
+
+A cascade is a model of small pictures and one or more that enlarge them. The
+small pictures to learn from are made of the large ones. Those that a model
+draws differ from them a little; noise on both hides the difference
+(conditioning augmentation, Ho et al. 2021, "Cascaded Diffusion Models").
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.process import Batch, q_sample
+from diffusion_jax.schedules import Schedule
+
+
+def shrink(
+  x0: Float[Array, "B H W C"], size: Sequence[int]
+) -> Float[Array, "B h w C"]:
+  """Means of equal boxes ("area"), as Improved DDPM's upsamplers learn.
+
+  Args:
+    x0: Pictures.
+    size: Height and width to come to, which must divide theirs.
+
+  Returns:
+    Smaller pictures.
+
+  Raises:
+    ValueError: If the size does not divide that of the pictures.
+  """
+  b, h, w, c = x0.shape
+  check_size((h, w), size)
+  low_h, low_w = size
+  boxes = x0.reshape(b, low_h, h // low_h, low_w, w // low_w, c)
+  return boxes.mean(axis=(2, 4))
+
+
+def check_size(large: Sequence[int], small: Sequence[int]) -> None:
+  """Refuses sizes of which one does not divide the other.
+
+  >>> check_size((8, 8), (3, 4))
+  Traceback (most recent call last):
+  ...
+  ValueError: small pictures of 3 x 4 do not divide those of 8 x 8
+  """
+  for n, low in zip(large, small, strict=True):
+    if low < 1 or n % low:
+      raise ValueError(
+        f"small pictures of {small[0]} x {small[1]} do not divide those of "
+        f"{large[0]} x {large[1]}"
+      )
+
+
+def augment(
+  key: Key[Array, ""], schedule: Schedule, low_res: Batch, most: int
+) -> tuple[Batch, Int[Array, " B"]]:
+  """Noises small pictures to random steps, for training.
+
+  Each gets a step s of its own, uniform on 0..most, and is drawn from
+  q(x_s | x_0); the network is told s. So one network learns all amounts of
+  noise, and sampling chooses one. With most = 0 nothing changes.
+
+  Args:
+    key: For the steps and the noise.
+    schedule: The noise schedule.
+    low_res: The pictures.
+    most: The largest step, 0..T.
+
+  Returns:
+    The noisy pictures, and their steps.
+  """
+  key_s, key_eps = jax.random.split(key)
+  s = jax.random.randint(key_s, low_res.shape[:1], 0, most + 1)
+  eps = jax.random.normal(key_eps, low_res.shape, low_res.dtype)
+  return q_sample(schedule, low_res, s, eps), s
