@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from reference import notes
 
 from diffusion_jax import schedules, spacing, timesteps
-from tests.reference import notes
 
 PUBLISHED = notes("schedules")["spaced_timesteps"]
 LONG = schedules.linear(100_000)
