@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from test_tfds import write_cifar
 
-import diffusion_jax as dj
-from experiments import evaluate, runs, sample, train
+from experiments import assemble, evaluate, runs, sample, train
 from experiments import presets as list_presets
 from experiments.configs import common
 
@@ -491,22 +490,21 @@ def test_help_names_every_flag(capsys):
   ids=lambda path: path.stem,
 )
 def test_every_config_assembles(path, tmp_path):
-  values = train.flags.FlagValues()
+  values = sample.flags.FlagValues()
   argv = ["", f"--config={path}"]
-  train.cli.define_config(values, argv, train.DEFAULT_CONFIG)
-  train.cli.parse(argv, values)
+  sample.cli.define_config(values, argv, train.DEFAULT_CONFIG)
+  sample.cli.parse(argv, values)
   config = values.config
-  schedule = train.assemble.schedule(config)
-  train.assemble.check(config, schedule)
-  classes = config.model.num_classes or 10
-  net = train.assemble.model(config, (32, 32, 3), classes)
+  schedule = assemble.schedule(config)
+  assemble.check(config, schedule)
+  classes = config.model.num_classes or config.model.get("num_labels") or 10
+  net = assemble.network(config, (64, 64, 3), classes)
   shapes = jax.eval_shape(
-    lambda key: train.assemble.init(
-      config, net, (32, 32, 3), train.assemble.optimizer(config), key
+    lambda key: assemble.init(
+      config, net, (64, 64, 3), assemble.optimizer(config), key
     ),
     jax.random.key(0),
   )
   if path.stem == "cifar":
     count = sum(x.size for x in jax.tree.leaves(shapes.params))
     assert count == 35_746_307
-  assert isinstance(net, dj.UNet)
