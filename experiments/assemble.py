@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import diffusion_jax as dj
@@ -228,6 +229,31 @@ def low_res_shape(
   return *small, image_shape[-1]
 
 
+def first_low_res(
+  config: Config, source: dj.data.Source, num: int
+) -> np.ndarray | None:
+  """The first images of the data, made small; None where none is enlarged."""
+  small = low_res_shape(config, source.image_shape)
+  if small is None:
+    return None
+  images = source.gather(np.arange(min(num, len(source))))["image"]
+  return np.asarray(
+    dj.upsampling.shrink(dj.images.from_uint8(images), small[:2])
+  )
+
+
+def count_classes(config: Config, source: dj.data.Source) -> None:
+  """Writes the number of the data's classes where the configuration has 0."""
+  for name in ("num_classes", "num_labels"):
+    if config.model.get(name) == 0:
+      if not source.num_classes:
+        raise ValueError(
+          f"model.{name}=0 takes the number of classes from the data, but "
+          f"{source.name} has none; sort the pictures into one folder each"
+        )
+      config.model[name] = source.num_classes
+
+
 def _low_res_noise(config: Config) -> int:
   """The largest step of noise on small pictures."""
   most = config.low_res.noise
@@ -312,7 +338,10 @@ def conditions(
       known["y"] = batch["label"]
     if hides:
       known["y"] = dj.guidance.drop_labels(
-        key_labels, known["y"], config.label_dropout, config.model.num_classes
+        key_labels,
+        known["y"],
+        config.label_dropout,
+        no_class=int(config.model.num_classes),
       )
     if small is not None:
       known["low_res"] = dj.upsampling.shrink(batch["image"], small[:2])
@@ -322,6 +351,19 @@ def conditions(
         )
     return known
 
+  return told
+
+
+def known(config: Config, net, x0, y) -> dict[str, Any]:
+  """What the network is told of clean images outside training."""
+  told = {}
+  if config.model.num_classes is not None:
+    told["y"] = y
+  small = low_res_shape(config, x0.shape[1:])
+  if small is not None:
+    told["low_res"] = dj.upsampling.shrink(x0, small[:2])
+    if net.noisy_low_res:
+      told["low_res_t"] = jnp.zeros(len(x0), jnp.int32)
   return told
 
 

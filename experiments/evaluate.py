@@ -108,8 +108,9 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
 
   @jax.jit
   def bound(params, x0, y, key, first):
+    told = assemble.known(config, plan.net, x0, y)
     return dj.likelihood.variational_bound(
-      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, y),
+      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, **told),
       schedule,
       x0,
       key,
@@ -131,7 +132,7 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
       bound(
         plan.params,
         x0,
-        None if plan.net.num_classes is None else y,
+        y,
         jax.random.key(plan.seed),
         start,
       )
@@ -208,8 +209,12 @@ def main(argv: list[str]) -> None:
     for name in values.metrics:
       assemble.named("--metrics", name, METRICS)
     plan = sample.plan(values)
-    source = assemble.source(plan.config)
+    source = assemble.source(plan.last.config)
     num = values.num or len(source)
+    if "bpd" in values.metrics and plan.upsamplers:
+      raise ValueError(
+        "bpd is that of one model: measure the run and its --upsampler apart"
+      )
     if "bpd" in values.metrics and num > len(source):
       raise ValueError(
         f"--num={num} images were asked for, the data have {len(source)}"
@@ -223,6 +228,8 @@ def main(argv: list[str]) -> None:
       "seed": plan.seed,
       "guidance": plan.guidance,
       "classifier": None if plan.judge is None else plan.judge.name,
+      "upsamplers": [str(stage.workdir) for stage in plan.upsamplers],
+      "low_res_noise": values.low_res_noise,
     }
     for name in values.metrics:
       row |= METRICS[name](plan, source)

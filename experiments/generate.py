@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
@@ -46,6 +47,10 @@ class Generator:
     guidance: Scale of guidance, classifier-free unless there is a judge;
       None is without. May be set anew: no scale is compiled into a program.
     judge: The classifier to guide with.
+    low_res: The small pictures to enlarge, [N, h, w, C], where the network
+      enlarges; image k is made of ``low_res[k % N]``.
+    low_res_noise: The step to noise these to, where the network has learnt
+      from noisy ones.
   """
 
   def __init__(
@@ -61,6 +66,8 @@ class Generator:
     classes: Sequence[int] = (),
     guidance: float | None = None,
     judge: Judge | None = None,
+    low_res: np.ndarray | None = None,
+    low_res_noise: int = 0,
   ):
     schedule = assemble.schedule(config)
     count = config.model.num_classes
@@ -73,12 +80,18 @@ class Generator:
     self._pieces = np.split(pairs, pieces)
     self.batch = batch
     self._eta = eta
+    self._low_res = low_res
     shape = tuple(image_shape)
 
-    def walk(params, x, history, key, pairs, first, eta, y, scale, judged):
+    def walk(
+      params, x, history, key, pairs, first, eta, y, scale, judged, small
+    ):
       def of_class(x_t, t, y):
-        told = () if config.model.num_classes is None else (y,)
-        return net.apply({"params": params}, x_t, t, *told)
+        told = {} if config.model.num_classes is None else {"y": y}
+        copies = len(x_t) // batch  # guidance asks of each image twice
+        for name, value in small.items():
+          told[name] = jnp.concatenate([value] * copies)
+        return net.apply({"params": params}, x_t, t, **told)
 
       step = assemble.sampler(config, sampler, eta)
       denoise = functools.partial(of_class, y=y)
@@ -105,7 +118,21 @@ class Generator:
       step = assemble.sampler(config, sampler)
       return dj.samplers.as_solver(step).init(x)
 
+    def shrunk(key, images, low_res):
+      if not net.noisy_low_res:
+        return {"low_res": low_res}
+      eps = dj.samplers.noise(
+        jax.random.fold_in(key, assemble.LOW_RES),
+        low_res_noise,
+        images,
+        low_res.shape[1:],
+      )
+      s = jnp.full(batch, low_res_noise)
+      noisy = dj.q_sample(schedule, low_res, s, eps)
+      return {"low_res": noisy, "low_res_t": s}
+
     self._walk = jax.jit(walk)
+    self._shrunk = jax.jit(shrunk)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
       lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape)
@@ -118,12 +145,16 @@ class Generator:
     y = None
     if len(self._classes):
       y = self._classes[images % len(self._classes)]
+    small = {}
+    if self._low_res is not None:
+      numbers = images % len(self._low_res)
+      small = self._shrunk(key, images, self._low_res[numbers])
     history = self._remember(x)
     yield x
     for piece in self._pieces:
       x, history = self._walk(
         params, x, history, key, piece, first,
-        self._eta, y, self.guidance, self._judge,
+        self._eta, y, self.guidance, self._judge, small,
       )  # fmt: skip
       yield x
 

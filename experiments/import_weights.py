@@ -88,11 +88,6 @@ def usual(source: Source, preset: str | None) -> Config:
   if preset is not None:
     assemble.named("--preset", preset, presets.PRESETS)
     found = presets.PRESETS[preset]
-    if found.low_res is not None:
-      raise ValueError(
-        f"--preset={preset} enlarges images, which the commands do not do "
-        "yet; diffusion_jax.pretrained.from_openai reads its weights"
-      )
     if isinstance(found.net, Classifier):
       return common.published_classifier(preset, data=_no_data(found.size))
     config = common.published(preset, data=_no_data(found.size))
@@ -236,7 +231,8 @@ def image_shape(
   shape = weights[known.first].shape
   if len(shape) != 4:
     raise ValueError(f"{known.first} is {shape} in the weights, not a kernel")
-  channels = shape[known.axis]
+  # A network that enlarges is given the small picture beside the noisy one.
+  channels = shape[known.axis] // (2 if config.low_res.size else 1)
   said = None if source.unet is None else source.unet.get("in_channels", 3)
   if said not in (None, channels):
     raise ValueError(
@@ -346,7 +342,17 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   write(workdir, config, data, params, origin)
   count = sum(x.size for x in jax.tree.leaves(params))
   cli.say(f"{count:,} parameters of {values.source} are written to {workdir}")
-  if config.get("kind") != "classifier":
+  if config.low_res.size:
+    cli.say(
+      "next: python -m experiments.sample --workdir=A_RUN "
+      f"--upsampler={workdir}"
+    )
+  elif config.get("kind") == "classifier":
+    cli.say(
+      "next: python -m experiments.sample --workdir=A_RUN "
+      f"--classifier={workdir}"
+    )
+  else:
     cli.say(f"next: python -m experiments.sample --workdir={workdir}")
 
 

@@ -4,6 +4,7 @@ python -m experiments.sample --workdir=runs/digits
 python -m experiments.sample --workdir=runs/digits --num=1797 --out=out.npz
 python -m experiments.sample --workdir=runs/digits --steps=20
 python -m experiments.sample --workdir=runs/digits-classes --classes=3,8
+python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 """
 
 import dataclasses
@@ -40,9 +41,17 @@ class Plan:
   classes: tuple[int, ...]
   guidance: float | None
   judge: Judge | None
+  low_res: np.ndarray | None
+  low_res_noise: int
   num: int
   seed: int
   batch: int
+  upsamplers: tuple["Plan", ...] = ()
+
+  @property
+  def last(self) -> "Plan":
+    """The stage of a cascade that makes the final images."""
+    return (self, *self.upsamplers)[-1]
 
 
 def define_flags(
@@ -97,6 +106,26 @@ def define_flags(
     "classes",
     "names or numbers of the classes to draw in turn; by default all",
   )
+  define(
+    flags.DEFINE_list,
+    "upsampler",
+    "run directories of upsamplers, smallest first: each enlarges the images "
+    "of the one before",
+  )
+  define(
+    text,
+    "low_res",
+    "pictures (folder, .zip, .npz, .npy) for --workdir to enlarge, if it is "
+    "an upsampler; by default those of its own data, made small",
+  )
+  define(
+    whole,
+    "low_res_noise",
+    "step to which upsamplers that know noisy pictures have them noised: "
+    "0 trusts the small picture, more makes up for its faults",
+    0,
+    lower_bound=0,
+  )
   define(whole, "seed", "of all noise", 0)
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
@@ -111,16 +140,43 @@ def plan(values: flags.FlagValues) -> Plan:
   """
   if values.workdir is None:
     raise ValueError("--workdir is missing: the directory of a run")
-  workdir = pathlib.Path(values.workdir)
+  first = _stage(values, pathlib.Path(values.workdir))
+  if assemble.low_res_shape(first.config, first.image_shape):
+    first = dataclasses.replace(first, low_res=_low_res(values, first))
+  elif values.low_res is not None:
+    raise ValueError(f"--low_res: {first.workdir} enlarges no pictures")
+  stages = [first]
+  for name in values.upsampler or ():
+    stages.append(_upsampler(values, pathlib.Path(name), stages[-1]))
+  if values.low_res_noise and not any(s.net.noisy_low_res for s in stages):
+    raise ValueError(
+      "--low_res_noise: no upsampler here has learnt from noisy pictures, see "
+      "low_res.noise of configurations"
+    )
+  return dataclasses.replace(first, upsamplers=tuple(stages[1:]))
+
+
+def _stage(
+  values: flags.FlagValues, workdir: pathlib.Path, *, enlarges: bool = False
+) -> Plan:
+  """What one run is to draw; ``enlarges`` where it is not the first."""
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
   net = assemble.model(config, shape, data["num_classes"])
-  ema = average(config, values.ema)
+  ema = average(config, None if enlarges else values.ema)
   sampler, spacing, pairs = _walk(values, config)
   judge = None
-  if values.classifier is not None:
+  if values.classifier is not None and not enlarges:
     judge = _judge(pathlib.Path(values.classifier), config, data)
+  names = data["class_names"]
+  skip = enlarges and config.model.num_classes is None
   state = restore(workdir, config, net, shape)
+  noise = values.low_res_noise if net.noisy_low_res else 0
+  if noise and noise > config.low_res.noise:
+    raise ValueError(
+      f"--low_res_noise={noise}: {workdir} has learnt from pictures noised to "
+      f"steps 0..{config.low_res.noise}"
+    )
   return Plan(
     workdir=workdir,
     config=config,
@@ -133,13 +189,53 @@ def plan(values: flags.FlagValues) -> Plan:
     spacing=spacing,
     pairs=pairs,
     eta=values.eta,
-    classes=_classes(values, config, judge, data["class_names"]),
-    guidance=_guidance(values, config, judge),
+    classes=() if skip else _classes(values, config, judge, names),
+    guidance=(
+      config.sampling.get("guidance")
+      if enlarges
+      else _guidance(values, config, judge)
+    ),
     judge=judge,
+    low_res=None,
+    low_res_noise=noise,
     num=values.num or 0,
     seed=values.seed,
     batch=min(values.batch, values.num or values.batch),
   )
+
+
+def _upsampler(values, workdir: pathlib.Path, below: Plan) -> Plan:
+  """The next stage of a cascade.
+
+  Raises:
+    ValueError: If it does not enlarge what the stage below it draws.
+  """
+  stage = _stage(values, workdir, enlarges=True)
+  small = assemble.low_res_shape(stage.config, stage.image_shape)
+  if small != below.image_shape:
+    size = "nothing" if small is None else " x ".join(map(str, small))
+    raise ValueError(
+      f"--upsampler={workdir} enlarges {size}; {below.workdir} draws "
+      f"{' x '.join(map(str, below.image_shape))}"
+    )
+  told = below.judge is not None or below.config.model.num_classes is not None
+  if stage.config.model.num_classes is not None and not told:
+    raise ValueError(
+      f"--upsampler={workdir} is told classes; {below.workdir} draws none"
+    )
+  return stage
+
+
+def _low_res(values, plan: Plan) -> np.ndarray:
+  """The small pictures that --low_res names, or those of the run's data."""
+  shape = assemble.low_res_shape(plan.config, plan.image_shape)
+  assert shape is not None
+  if values.low_res is None:
+    source = assemble.source(plan.config)
+    return assemble.first_low_res(plan.config, source, values.num or len(source))
+  source = dj.data.load(values.low_res, size=shape[:2], channels=shape[2])
+  count = min(len(source), values.num or len(source))
+  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
 
 
 def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
@@ -200,8 +296,9 @@ def _judge(workdir: pathlib.Path, config, data) -> Judge:
       )
   shape = tuple(data["image_shape"])
   net = assemble.classifier(theirs, shape, data["num_classes"])
-  noises = [assemble.schedule(one).log_snr for one in (theirs, config)]
-  if not np.array_equal(*noises):
+  if not np.array_equal(
+    assemble.schedule(theirs).log_snr, assemble.schedule(config).log_snr
+  ):
     raise ValueError(
       f"--classifier={workdir} has the schedule {theirs.schedule.to_dict()}, "
       f"the run {config.schedule.to_dict()}"
@@ -255,9 +352,22 @@ def restore(workdir, config, net, shape) -> dj.state.TrainState:
 
 
 def draw(plan: Plan) -> np.ndarray:
-  """Draws the planned images under a progress bar: [num, H, W, C]."""
+  """Draws the planned images, stage by stage: [num, H, W, C]."""
+  images = _draw_stage(plan)
+  for stage in plan.upsamplers:
+    images = _draw_stage(
+      dataclasses.replace(
+        stage, low_res=images, num=plan.num, batch=plan.batch
+      )
+    )
+  return images
+
+
+def _draw_stage(plan: Plan) -> np.ndarray:
+  """Draws what one run is to draw, under a progress bar."""
+  size = " x ".join(map(str, plan.image_shape[:2]))
   cli.say(
-    f"{plan.num} images from step {plan.step}, {plan.sampler} with "
+    f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
     f"{len(plan.pairs)} steps each"
     + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
   )
@@ -272,6 +382,8 @@ def draw(plan: Plan) -> np.ndarray:
     classes=plan.classes,
     guidance=plan.guidance,
     judge=plan.judge,
+    low_res=plan.low_res,
+    low_res_noise=plan.low_res_noise,
   )
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
@@ -333,7 +445,7 @@ def main(argv: list[str]) -> None:
     planned = plan(values)
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
-    check_out(out, planned.image_shape[-1])
+    check_out(out, planned.last.image_shape[-1])
   save(out, draw(planned))
   cli.say(f"written to {out}")
 

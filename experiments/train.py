@@ -39,6 +39,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source = assemble.source(config)
+  assemble.count_classes(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
 
@@ -80,6 +81,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     ),
     batch=config.preview.num,
     guidance=config.sampling.guidance,
+    low_res=assemble.first_low_res(config, source, config.preview.num),
   )
   return loop.settle(
     config,

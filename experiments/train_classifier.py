@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
@@ -38,6 +39,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source, held = assemble.source(config), None
+  assemble.count_classes(config, source)
   if config.get("held_out"):
     source, held = dj.data.hold_out(source, config.held_out)
   net = assemble.classifier(config, source.image_shape, source.num_classes)
@@ -46,7 +48,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     logits = net.apply(
       {"params": params}, x_t, t, train=True, rngs={"dropout": dropout_key}
     )
-    return dj.guidance.log_prob(logits, y)
+    return dj.guidance.log_prob(jnp.asarray(logits), y)
 
   step = functools.partial(
     dj.training.train_step,
