@@ -229,17 +229,12 @@ def low_res_shape(
   return *small, image_shape[-1]
 
 
-def first_low_res(
-  config: Config, source: dj.data.Source, num: int
-) -> np.ndarray | None:
-  """The first images of the data, made small; None where none is enlarged."""
-  small = low_res_shape(config, source.image_shape)
-  if small is None:
-    return None
+def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
+  """The first images of the data of a run that enlarges, made small."""
   images = source.gather(np.arange(min(num, len(source))))["image"]
-  return np.asarray(
-    dj.upsampling.shrink(dj.images.from_uint8(images), small[:2])
-  )
+  x0 = dj.images.from_uint8(images)
+  small = low_res_shape(config, source.image_shape) or source.image_shape
+  return np.asarray(dj.upsampling.shrink(x0, small[:2]))
 
 
 def count_classes(config: Config, source: dj.data.Source) -> None:
@@ -326,6 +321,7 @@ def conditions(
     nor devices change it.
   """
   hides = hides_labels(config)
+  none = config.model.num_classes or 0  # the label of no class
   small = low_res_shape(config, image_shape)
 
   def told(batch, key, step):
@@ -338,10 +334,7 @@ def conditions(
       known["y"] = batch["label"]
     if hides:
       known["y"] = dj.guidance.drop_labels(
-        key_labels,
-        known["y"],
-        config.label_dropout,
-        no_class=int(config.model.num_classes),
+        key_labels, known["y"], config.label_dropout, none
       )
     if small is not None:
       known["low_res"] = dj.upsampling.shrink(batch["image"], small[:2])

@@ -141,8 +141,9 @@ def plan(values: flags.FlagValues) -> Plan:
   if values.workdir is None:
     raise ValueError("--workdir is missing: the directory of a run")
   first = _stage(values, pathlib.Path(values.workdir))
-  if assemble.low_res_shape(first.config, first.image_shape):
-    first = dataclasses.replace(first, low_res=_low_res(values, first))
+  small = assemble.low_res_shape(first.config, first.image_shape)
+  if small is not None:
+    first = dataclasses.replace(first, low_res=_low_res(values, first, small))
   elif values.low_res is not None:
     raise ValueError(f"--low_res: {first.workdir} enlarges no pictures")
   stages = [first]
@@ -226,13 +227,11 @@ def _upsampler(values, workdir: pathlib.Path, below: Plan) -> Plan:
   return stage
 
 
-def _low_res(values, plan: Plan) -> np.ndarray:
+def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
   """The small pictures that --low_res names, or those of the run's data."""
-  shape = assemble.low_res_shape(plan.config, plan.image_shape)
-  assert shape is not None
   if values.low_res is None:
     source = assemble.source(plan.config)
-    return assemble.first_low_res(plan.config, source, values.num or len(source))
+    return assemble.low_res(plan.config, source, values.num or len(source))
   source = dj.data.load(values.low_res, size=shape[:2], channels=shape[2])
   count = min(len(source), values.num or len(source))
   return dj.images.from_uint8(source.gather(np.arange(count))["image"])
@@ -356,9 +355,7 @@ def draw(plan: Plan) -> np.ndarray:
   images = _draw_stage(plan)
   for stage in plan.upsamplers:
     images = _draw_stage(
-      dataclasses.replace(
-        stage, low_res=images, num=plan.num, batch=plan.batch
-      )
+      dataclasses.replace(stage, low_res=images, num=plan.num, batch=plan.batch)
     )
   return images
 

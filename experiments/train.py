@@ -81,7 +81,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     ),
     batch=config.preview.num,
     guidance=config.sampling.guidance,
-    low_res=assemble.first_low_res(config, source, config.preview.num),
+    low_res=(
+      assemble.low_res(config, source, config.preview.num)
+      if assemble.low_res_shape(config, source.image_shape)
+      else None
+    ),
   )
   return loop.settle(
     config,

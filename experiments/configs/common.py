@@ -61,6 +61,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "dropout": 0.0,
         "scale_shift": False,  # adaptive group normalisation
         "resample": "conv",  # or block
+        # To condition on; 0 is as many as the data have, None is not to.
         "num_classes": config_dict.placeholder(int),
         "time_scale": 1.0,
         "embedding": "sin_cos",

@@ -3,19 +3,22 @@
   python -m experiments.train --config=configs/folder.py \
     --config.data.name=PATH --config.data.size="(64,)" --workdir=runs/mine
 
-Pictures are cropped to the centre and resized. Classes, if you want them, are
-the sub-folders: --config.model.num_classes=N. The network has 35.7M
+Pictures are cropped to the centre and resized. The network has 35.7M
 parameters; on one GPU expect good samples of a few thousand 32 x 32 pictures
-after some 50,000 steps.
+after some 50,000 steps. Variants, as in --config=configs/folder.py:classes,
+  classes  is told the class of each picture, its sub-folder, by
+           classifier-free guidance: experiments.sample --classes=NAME
+  small    a tenth of the parameters, for a CPU or a first look
+  small-classes
 """
 
 from experiments.configs import common
 
 
 def get_config(variant: str = ""):
-  """The configuration; there are no variants."""
-  common.check_variant(variant, ())
-  return common.make(
+  """The configuration; ``variant`` is "" or one of the above."""
+  common.check_variant(variant, ("classes", "small", "small-classes"))
+  config = common.make(
     num_steps=100_000,
     data={"name": "pictures", "size": (32,)},
     flip=True,
@@ -26,3 +29,17 @@ def get_config(variant: str = ""):
     ema={"rates": (0.999, 0.9999), "warmup": True},
     sampling={"steps": 250},
   )
+  if variant.endswith("classes"):
+    config.model.num_classes = 0  # as many as there are sub-folders
+    config.label_dropout = 0.1
+    config.sampling.guidance = 2.0
+    config.flip = False  # of letters and signs; --config.flip=True for others
+  if variant.startswith("small"):
+    config.num_steps = 20_000
+    config.batch_size = 64
+    config.model.channels = 48
+    config.model.multipliers = (1, 2, 2)
+    config.model.num_blocks = 1
+    config.optim.lr = 5e-4
+    config.every.update({"preview": 1000, "checkpoint": 1000})
+  return config

@@ -1,0 +1,238 @@
+"""Edits pictures with a trained model: fills in, varies, goes between.
+
+  python -m experiments.edit --workdir=runs/digits --edit=inpaint
+  python -m experiments.edit --workdir=runs/digits --edit=vary
+  python -m experiments.edit --workdir=runs/digits --edit=interpolate
+
+The pictures are the first of the run's data, or those of --images. The result
+is one picture, by default samples/EDIT.png in the run directory; what its rows
+are is printed.
+"""
+
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import diffusion_jax as dj
+from experiments import assemble, cli, runs, sample
+
+JUMP = 10  # moves that inpainting repeats at a time
+# What of a picture's rows and columns is to be filled in.
+REGIONS = {
+  "right": (slice(None), slice(1, 2)),
+  "left": (slice(None), slice(0, 1)),
+  "top": (slice(0, 1), slice(None)),
+  "bottom": (slice(1, 2), slice(None)),
+}
+
+
+class Model(NamedTuple):
+  """What editing needs of a run.
+
+  Attributes:
+    config: Of the run.
+    schedule: Its noise.
+    denoise: ``(x_t, t) -> output``, told no class.
+    pairs: The (t, s) to walk.
+  """
+
+  config: cli.Config
+  schedule: dj.Schedule
+  denoise: dj.process.Denoise
+  pairs: dj.timesteps.Pairs
+
+
+class Request(NamedTuple):
+  """What the command line asks for."""
+
+  key: jax.Array
+  region: str
+
+
+def mask_of(shape: tuple[int, ...], region: str) -> np.ndarray:
+  """1 where an image stays as it is, 0 in the half to be filled in.
+
+  >>> mask_of((2, 4, 1), "right")[..., 0]
+  array([[1., 1., 0., 0.],
+         [1., 1., 0., 0.]])
+  """
+  h, w, _ = shape
+  mask = np.ones((h, w, 1))
+  rows, columns = (
+    slice(n // 2 * (part.start or 0), n if part.stop != 1 else n // 2)
+    for n, part in zip((h, w), REGIONS[region], strict=True)
+  )
+  mask[rows, columns] = 0
+  return mask
+
+
+def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
+  """Rows: the pictures, what is known of them, two ways to fill that in."""
+  mask = mask_of(x0.shape[1:], asked.region)
+  fill = jax.jit(
+    lambda key: dj.editing.inpaint(
+      assemble.sampler(model.config, "ancestral"),
+      model.denoise,
+      model.schedule,
+      x0,
+      mask,
+      key,
+      pairs=model.pairs,
+      jump=JUMP,
+    )
+  )
+  return [x0, x0 * mask, *map(fill, jax.random.split(asked.key))]
+
+
+def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
+  """Rows: the pictures, and what comes of them from ever noisier steps."""
+  rows = [x0]
+  for part, key in zip(
+    (0.25, 0.5, 0.75), jax.random.split(asked.key, 3), strict=True
+  ):
+    varied = functools.partial(
+      dj.editing.vary,
+      assemble.sampler(model.config, "ancestral"),
+      model.denoise,
+      model.schedule,
+      start=int(part * model.schedule.T),
+      pairs=model.pairs,
+    )
+    rows.append(jax.jit(varied)(x0, key))
+  return rows
+
+
+def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
+  """Each row: from a picture to the next one, through the noise of both."""
+  config = model.config
+  options = {"target": config.target, "variance": config.variance}
+  columns = len(x0)
+  ends = x0[: 2 * (min(columns, 8) // 2)]
+  weights = jnp.linspace(0, 1, columns)
+
+  @jax.jit
+  def between(ends):
+    noises = dj.solvers.encode(
+      model.denoise, model.schedule, ends, model.pairs, **options
+    )
+    mixed = jax.vmap(dj.editing.slerp, in_axes=(0, 0, None))(
+      noises[::2], noises[1::2], weights
+    )
+    x_T = mixed.reshape(-1, *ends.shape[1:])
+    x, _ = dj.sample(
+      assemble.sampler(config, "ddim", 0.0),
+      model.denoise,
+      model.schedule,
+      x_T.shape,
+      asked.key,
+      pairs=model.pairs,
+      x_T=x_T,
+    )
+    return x
+
+  return [between(ends)]
+
+
+EDITS: dict[str, Callable[..., list[jax.Array]]] = {
+  "inpaint": inpaint,
+  "vary": vary,
+  "interpolate": interpolate,
+}
+
+
+def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
+  """The model of the run, and the pictures to edit.
+
+  Raises:
+    ValueError: If there is no such run or its model cannot edit.
+  """
+  if values.workdir is None:
+    raise ValueError("--workdir is missing: the directory of a run")
+  workdir = pathlib.Path(values.workdir)
+  config, data = runs.load(workdir)
+  shape = tuple(data["image_shape"])
+  net = assemble.model(config, shape, data["num_classes"])
+  if assemble.low_res_shape(config, shape) is not None:
+    raise ValueError(f"{workdir} enlarges pictures; it does not edit them")
+  hides = assemble.hides_labels(config)
+  if config.model.num_classes is not None and not hides:
+    raise ValueError(
+      f"{workdir} was trained without label_dropout: its network does not "
+      "know how to draw without a class, as editing does"
+    )
+  ema = sample.average(config, values.ema)
+  schedule = assemble.schedule(config)
+  pairs = dj.spacing.named(schedule, "even", values.steps)
+  if values.edit == "inpaint" and len(pairs) % JUMP:
+    raise ValueError(
+      f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
+    )
+  x0 = pictures(values, config, shape)
+  state = sample.restore(workdir, config, net, shape)
+  params = state.params if ema == "raw" else state.ema[ema]
+
+  def denoise(x_t, t):
+    told = {"y": jnp.full(t.shape, config.model.num_classes)} if hides else {}
+    return net.apply({"params": params}, x_t, t, **told)
+
+  return Model(config, schedule, denoise, pairs), x0
+
+
+def pictures(values, config, shape) -> np.ndarray:
+  """The first pictures of --images, or of the run's data: [N, H, W, C]."""
+  if values.images is None:
+    source = assemble.source(config)
+  else:
+    source = dj.data.load(values.images, size=shape[:2], channels=shape[2])
+  count = min(values.num, len(source))
+  if count < 2:
+    raise ValueError(f"{source.name} has {count} pictures; 2 are needed")
+  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  cli.tune_cpu()
+  values = flags.FlagValues()
+  for name, text in {
+    "workdir": "run directory",
+    "images": "pictures to edit: folder, .zip, .npz, .npy; by default the data",
+    "ema": "rate of the average, or raw; by default the slowest",
+    "out": "the .png to write; by default samples/EDIT.png in the run",
+  }.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  for name, usual, text in (
+    ("num", 8, "how many pictures"),
+    ("steps", 100, "moves of a walk from noise to picture"),
+    ("seed", 0, "of all noise"),
+  ):
+    flags.DEFINE_integer(name, usual, text, lower_bound=0, flag_values=values)
+  for name, usual, known, text in (
+    ("edit", "inpaint", EDITS, "what to do"),
+    ("region", "right", REGIONS, "the half that inpaint fills in"),
+  ):
+    flags.DEFINE_enum(name, usual, list(known), text, flag_values=values)
+  cli.parse(argv, values)
+  with cli.user_errors():
+    model, x0 = load(values)
+    default = pathlib.Path(values.workdir) / "samples" / f"{values.edit}.png"
+    out = pathlib.Path(values.out or default)
+    if out.suffix != ".png":
+      raise ValueError(f"--out={out} must end in .png")
+  edit = EDITS[values.edit]
+  asked = Request(jax.random.key(values.seed), values.region)
+  rows = np.concatenate([np.asarray(r) for r in edit(model, x0, asked)])
+  dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
+  cli.say((edit.__doc__ or "").strip())
+  cli.say(f"written to {out}")
+
+
+if __name__ == "__main__":
+  main(sys.argv)

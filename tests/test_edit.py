@@ -1,0 +1,97 @@
+"""experiments.edit, run as a user runs it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_commands import TINY, assert_one_error, command
+
+import diffusion_jax as dj
+from experiments import edit, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("runs")
+  plain, told = folder / "plain", folder / "told"
+  command(train, *TINY, f"--workdir={plain}", "--config.num_steps=2")
+  classes = "--config.model.num_classes=10"
+  command(train, *TINY, classes, f"--workdir={told}", "--config.num_steps=2")
+  return plain, told
+
+
+def tiles(path, rows, columns):
+  """The images of a grid whose pixels are enlarged 8 times."""
+  with Image.open(path) as picture:
+    array = np.asarray(picture)[..., 0]
+  assert array.shape == (rows * 68 + 4, columns * 68 + 4)
+  return np.array(
+    [
+      [array[4 + r * 68 :, 4 + c * 68 :][:64:8, :64:8] for c in range(columns)]
+      for r in range(rows)
+    ]
+  )
+
+
+@pytest.mark.parametrize(
+  ("region", "kept"),
+  [
+    ("right", np.s_[:, :4]),
+    ("left", np.s_[:, 4:]),
+    ("top", np.s_[4:]),
+    ("bottom", np.s_[:4]),
+  ],
+)
+def test_inpainting_keeps_what_is_known(region, kept, trained, tmp_path):
+  out = tmp_path / "a.png"
+  flags = ("--edit=inpaint", f"--region={region}", "--num=3", "--steps=10")
+  command(edit, f"--workdir={trained[0]}", *flags, f"--out={out}")
+  data, known, *filled = tiles(out, 4, 3)
+  source = dj.data.load("digits")
+  np.testing.assert_array_equal(data[0], source[0]["image"][..., 0])
+  for row in (known, *filled):
+    for x, truth in zip(row, data, strict=True):
+      np.testing.assert_array_equal(x[kept], truth[kept])
+  assert (known == 128).sum() >= 3 * 32  # the rest is grey, then filled in
+  assert (filled[0] != filled[1]).any()
+
+
+def test_variations_keep_less_from_noisier_steps(trained, tmp_path):
+  out = tmp_path / "a.png"
+  flags = ("--edit=vary", "--num=4", "--steps=20")
+  command(edit, f"--workdir={trained[0]}", *flags, f"--out={out}")
+  data, *rows = tiles(out, 4, 4).astype(float)
+  kept = [np.corrcoef(data.ravel(), row.ravel())[0, 1] for row in rows]
+  assert kept[0] > kept[1] > kept[2]
+
+
+def test_interpolation_runs_from_one_picture_to_the_next(trained, tmp_path):
+  out = trained[0] / "samples" / "interpolate.png"
+  flags = ("--edit=interpolate", "--num=4", "--steps=200")
+  command(edit, f"--workdir={trained[0]}", *flags)
+  first, second = tiles(out, 2, 4).astype(float)
+  data = [dj.data.load("digits")[k]["image"][..., 0] for k in range(4)]
+  ends = first[0], first[-1], second[0], second[-1]
+  for end, picture in zip(ends, data, strict=True):
+    # 200 steps there and back.
+    assert np.abs(end - picture).mean() < 10
+  assert np.abs(first[1] - data[0]).mean() > 10
+
+
+BAD = {
+  "no workdir": ([], "--workdir is missing"),
+  "steps": (["--workdir={0}", "--steps=15"], "must be a multiple of 10"),
+  "many steps": (["--workdir={0}", "--steps=2000"], "must be in 1..T"),
+  "one picture": (["--workdir={0}", "--num=1"], "2 are needed"),
+  "no pictures": (["--workdir={0}", "--images=/nowhere"], "nowhere"),
+  "classes": (["--workdir={1}"], "without label_dropout"),
+  "format": (["--workdir={0}", "--out=a.jpg"], "must end in .png"),
+  "edit": (["--workdir={0}", "--edit=cut"], "should be one of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_edits_are_one_line(name, trained, capsys):
+  flags, message = BAD[name]
+  with pytest.raises(SystemExit) as stop:
+    command(edit, *(flag.format(*trained) for flag in flags))
+  assert_one_error(stop, capsys, message)
