@@ -232,7 +232,7 @@ def low_res_shape(
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   """The first images of the data of a run that enlarges, made small."""
   images = source.gather(np.arange(min(num, len(source))))["image"]
-  x0 = dj.images.from_uint8(images)
+  x0 = jnp.asarray(dj.images.from_uint8(images))
   small = low_res_shape(config, source.image_shape) or source.image_shape
   return np.asarray(dj.upsampling.shrink(x0, small[:2]))
 

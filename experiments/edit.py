@@ -13,7 +13,7 @@ import functools
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +56,11 @@ class Request(NamedTuple):
   region: str
 
 
-def mask_of(shape: tuple[int, ...], region: str) -> np.ndarray:
+def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
   """1 where an image stays as it is, 0 in the half to be filled in.
 
-  >>> mask_of((2, 4, 1), "right")[..., 0]
-  array([[1., 1., 0., 0.],
-         [1., 1., 0., 0.]])
+  >>> mask_of((2, 4, 1), "right")[..., 0].tolist()
+  [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
   """
   h, w, _ = shape
   mask = np.ones((h, w, 1))
@@ -70,7 +69,7 @@ def mask_of(shape: tuple[int, ...], region: str) -> np.ndarray:
     for n, part in zip((h, w), REGIONS[region], strict=True)
   )
   mask[rows, columns] = 0
-  return mask
+  return jnp.asarray(mask)
 
 
 def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
@@ -179,7 +178,9 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   params = state.params if ema == "raw" else state.ema[ema]
 
   def denoise(x_t, t):
-    told = {"y": jnp.full(t.shape, config.model.num_classes)} if hides else {}
+    told: dict[str, Any] = {}
+    if hides:
+      told["y"] = jnp.full(t.shape, config.model.num_classes)
     return net.apply({"params": params}, x_t, t, **told)
 
   return Model(config, schedule, denoise, pairs), x0

@@ -131,10 +131,11 @@ def test_an_upsampler_alone_enlarges_its_data(cascade, tmp_path):
   out = tmp_path / "a.npz"
   own = draw(out, *flags)
   given = draw(out, *flags, f"--low_res={tmp_path}/small.npz")
-  assert np.abs(own.astype(int) - given).mean() < 2
+  # Only rounded to bytes.
+  same = np.abs(own.astype(int) - given).mean()
   np.save(tmp_path / "t.npy", dj.images.to_uint8(small[::-1]))
   other = draw(out, *flags, f"--low_res={tmp_path}/t.npy")
-  assert np.abs(own.astype(int) - other).mean() > 2
+  assert same < 0.01 < np.abs(own.astype(int) - other).mean()
 
 
 def test_an_upsampler_resumes_with_the_same_bits(cascade, tmp_path):
