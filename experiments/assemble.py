@@ -197,8 +197,8 @@ def model(
       "experiments.sample"
     )
   options = config.model.to_dict()
-  if config.variance.startswith("learned"):
-    options["out_channels"] = 2 * image_shape[-1]
+  outputs = 2 if config.variance.startswith("learned") else 1
+  options["out_channels"] = outputs * image_shape[-1]
   asked = options["num_classes"]
   if asked is not None and asked != num_classes:
     raise ValueError(

@@ -74,7 +74,7 @@ def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
 
 def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   """Rows: the pictures, what is known of them, two ways to fill that in."""
-  mask = mask_of(x0.shape[1:], asked.region)
+  mask = jnp.broadcast_to(mask_of(x0.shape[1:], asked.region), x0.shape)
   fill = jax.jit(
     lambda key: dj.editing.inpaint(
       assemble.sampler(model.config, "ancestral"),
@@ -111,7 +111,10 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   """Each row: from a picture to the next one, through the noise of both."""
   config = model.config
-  options = {"target": config.target, "variance": config.variance}
+  # Clipping forgets: what it cuts on the way up does not come back.
+  options = {
+    "target": config.target, "variance": config.variance, "clip": False,
+  }  # fmt: skip
   columns = len(x0)
   ends = x0[: 2 * (min(columns, 8) // 2)]
   weights = jnp.linspace(0, 1, columns)
@@ -126,7 +129,7 @@ def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
     )
     x_T = mixed.reshape(-1, *ends.shape[1:])
     x, _ = dj.sample(
-      assemble.sampler(config, "ddim", 0.0),
+      assemble.sampler(config, "ddim", 0.0, clip=False),
       model.denoise,
       model.schedule,
       x_T.shape,

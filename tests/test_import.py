@@ -534,6 +534,13 @@ def test_openais_files_guide_and_enlarge(tmp_path):
   drawn = {}
   small = "--config.data.size=(4,)"
   low_res = ("--config.low_res.size=(4,)",)
+  theirs = [
+    f"--config.model.{setting}"
+    for setting in (
+      "channels=32", "embedding=cos_sin", "groups=32", "epsilon=1e-5",
+      "padding=symmetric", "qkv_order=heads",
+    )
+  ]  # fmt: skip
   made = {
     "model": (train, (*TINY, small)),
     "classifier": (
@@ -544,6 +551,7 @@ def test_openais_files_guide_and_enlarge(tmp_path):
   }
   for name, (module, flags) in made.items():
     own, file = tmp_path / "own" / name, tmp_path / f"{name}.pt"
+    flags = (*flags, *theirs)
     command(module, *flags, f"--workdir={own}", "--config.num_steps=2")
     command(
       export_weights, f"--workdir={own}", "--format=openai", "--ema=raw",
