@@ -111,10 +111,7 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   """Each row: from a picture to the next one, through the noise of both."""
   config = model.config
-  # Clipping forgets: what it cuts on the way up does not come back.
-  options = {
-    "target": config.target, "variance": config.variance, "clip": False,
-  }  # fmt: skip
+  options = {"target": config.target, "variance": config.variance}
   columns = len(x0)
   ends = x0[: 2 * (min(columns, 8) // 2)]
   weights = jnp.linspace(0, 1, columns)
@@ -129,7 +126,7 @@ def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
     )
     x_T = mixed.reshape(-1, *ends.shape[1:])
     x, _ = dj.sample(
-      assemble.sampler(config, "ddim", 0.0, clip=False),
+      assemble.sampler(config, "ddim", 0.0),
       model.denoise,
       model.schedule,
       x_T.shape,

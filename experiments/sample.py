@@ -288,13 +288,15 @@ def _judge(workdir: pathlib.Path, config, data) -> Judge:
   ours = {
     "image_shape": data["image_shape"], "num_classes": data["num_classes"],
   }  # fmt: skip
+  if not ours["num_classes"]:  # unknown, of imported weights
+    del ours["num_classes"]
   for what, value in ours.items():
     if their_data[what] != value:
       raise ValueError(
         f"--classifier={workdir} has {what} {their_data[what]}, the run {value}"
       )
   shape = tuple(data["image_shape"])
-  net = assemble.classifier(theirs, shape, data["num_classes"])
+  net = assemble.classifier(theirs, shape, their_data["num_classes"])
   if not np.array_equal(
     assemble.schedule(theirs).log_snr, assemble.schedule(config).log_snr
   ):
