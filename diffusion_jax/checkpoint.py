@@ -161,7 +161,9 @@ class Checkpoints:
     if jax.process_index() == 0:
       folder = pathlib.Path(self._manager.directory) / str(step) / "default"
       problem = _difference(folder)
-    damaged = multihost_utils.broadcast_one_to_all(np.array(problem is not None))
+    damaged = multihost_utils.broadcast_one_to_all(
+      np.array(problem is not None)
+    )
     if damaged:
       raise Damaged(problem or "the first process found it damaged")
 

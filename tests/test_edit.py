@@ -11,7 +11,6 @@ import diffusion_jax as dj
 from experiments import assemble, edit, train
 from experiments.configs import common
 
-
 # Nothing of it is clipped to [-1, 1].
 NARROW = Mixture(means=(0.1,), weights=(1.0,), std=0.2)
 
