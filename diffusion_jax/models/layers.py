@@ -203,7 +203,7 @@ def num_heads(channels: int, heads: int, head_channels: int | None) -> int:
     ValueError: If they cannot share the channels equally.
   """
   if head_channels is not None:
-    heads = channels // max(head_channels, 1)
+    heads = channels // head_channels
   if heads < 1 or channels % (head_channels or heads):
     raise ValueError(
       f"attention over {channels} channels cannot have {heads=}, "

@@ -26,7 +26,9 @@ def check_settings(net: Any) -> None:
   widths = [int(net.channels * m) for m in net.multipliers]
   _check_numbers("channels * multipliers", widths, least=1)
   _check_numbers("num_blocks", [net.num_blocks], least=1)
-  _check_numbers("groups", [net.groups or 1], least=1)
+  for name in ("groups", "head_channels"):
+    if getattr(net, name) is not None:
+      _check_numbers(name, [getattr(net, name)], least=1)
   levels = len(net.multipliers)
   wrong = [n for n in net.attention_levels if not 0 <= n < levels]
   if wrong:
