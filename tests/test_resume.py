@@ -201,15 +201,12 @@ def test_what_a_killed_save_left_is_cleared_by_the_next_writer_only(
 ):
   copy = shutil.copytree(saved[0], tmp_path / "c")
   rest = shutil.copytree(copy / "2", copy / "3.orbax-checkpoint-tmp")
-  for mark in list(rest.rglob("commit_success.txt")):
-    mark.unlink()
   with dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints:
     assert checkpoints.latest_step() == 2
   assert rest.exists()
   with dj.checkpoint.Checkpoints(copy) as checkpoints:
     assert checkpoints.latest_step() == 2
-    checkpoints.wait()
-  assert not rest.exists()
+    assert not rest.exists()
 
 
 # ---------------------------------------------------------- run directory
@@ -321,7 +318,7 @@ def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path, capsys):
   assert "FLOP per step of 32 images" in out[1]
   kB = 4 * count / 1000
   assert f"{kB:.3g} kB parameters, {kB:.3g} kB averages" in out[2]
-  assert f"{2 * kB + 0.004:.3g} kB optimizer" in out[2]  # and a count
+  assert f"{2 * kB + 0.008:.3g} kB optimizer" in out[2]  # and two counts
   assert not list(tmp_path.iterdir())
 
 
