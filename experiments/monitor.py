@@ -13,12 +13,18 @@ _PART = 64  # of them at a time in memory as floats
 _FILTERS = 0  # seed of the random network, the same for every run
 
 
+def spread(length: int, most: int) -> np.ndarray:
+  """At most so many indices, evenly spread over 0..length-1."""
+  count = min(length, most)
+  return np.arange(count) * length // count
+
+
 class Statistics(NamedTuple):
   """What is compared of some pictures, one row for each."""
 
-  colour: np.ndarray
-  saturation: np.ndarray
-  features: np.ndarray | None
+  colour: Any
+  saturation: Any
+  features: Any  # None where no distance is asked for
 
 
 class Monitor:
@@ -97,24 +103,18 @@ class Monitor:
   @functools.cached_property
   def _data(self) -> Statistics:
     """Of the pictures that previews are compared with."""
-    every, count = len(self._source), min(len(self._source), PICTURES)
+    every = len(self._source)
     # Spread over all: pictures in folders come class by class.
     chosen = (
       np.arange(min(self._num, every))
       if self._paired
-      else np.arange(count) * every // count
+      else spread(every, PICTURES)
     )
     parts = [
       self._statistics(dj.images.from_uint8(self._source.gather(part)["image"]))
       for part in np.split(chosen, range(_PART, len(chosen), _PART))
     ]
-    # zip: one tuple of arrays for each figure.
-    return Statistics(
-      *(
-        None if figure[0] is None else np.concatenate(figure)
-        for figure in zip(*parts, strict=True)
-      )
-    )
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
   @functools.cached_property
   def _own(self) -> float | None:
