@@ -25,13 +25,14 @@ class Browser:
     read_theirs, write_ours = os.pipe()
     self._in, self._out, self._buffer = write_ours, read_ours, b""
     self._last, self.events = 0, []
-    # The browser reads from file 3 and writes to 4: let a shell number them.
+    # The browser reads from file 3 and writes to 4: a shell numbers them.
+    # bash: others may know no file past 9.
     self._process = subprocess.Popen(
       [
-        "sh",
+        "bash",
         "-c",
         f'exec "$@" 3<&{read_theirs} 4>&{write_theirs}',
-        "sh",
+        "bash",
         CHROMIUM,
         *FLAGS,
         f"--user-data-dir={profile}",

@@ -82,16 +82,20 @@ def found_out(
   plan: sample.Plan | str, source: dj.data.Source | str
 ) -> list[Element]:
   """The sections that need network and data."""
-  for absent in (plan, source):
-    if isinstance(absent, str):
-      return [
-        sections.section(title, sections.missing(absent))
-        for title in (findings.CURVE, findings.MEMORY)
-      ]
-  assert not isinstance(plan, str) and not isinstance(source, str)
+  if isinstance(plan, str):
+    absent = plan
+  elif isinstance(source, str):
+    absent = source
+  elif len(source) < 2:
+    absent = "The data are one picture, beside which nothing is near or far."
+  else:
+    return [
+      findings.loss_against_t(plan, source),
+      findings.memory(plan, source),
+    ]
   return [
-    findings.loss_against_t(plan, source),
-    findings.memory(plan, source),
+    sections.section(title, sections.missing(absent))
+    for title in (findings.CURVE, findings.MEMORY)
   ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.report.markup import Element, element
 
 WIDTH, HEIGHT = 400, 250
-LEFT, TOP, BOTTOM = 46, 10, 212
+LEFT, TOP, BOTTOM = 52, 10, 212
 RIGHT, RIGHT_UNNAMED = 308, 390  # room for the names of lines, and without
 POINTS = 200  # of a line, at most
 LABEL_GAP = 13

@@ -120,7 +120,7 @@ def picture(
 
 def still(image: Image.Image, most_bytes: int) -> str:
   """The address of a PNG, or of a JPEG where that takes too many bytes."""
-  data = _file(image, "PNG", optimize=True)
+  data = _file(image, "PNG")
   if len(data) <= most_bytes:
     return data_url("png", data)
   return data_url("jpeg", _file(image, "JPEG", quality=85))
