@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 400, 250
 LEFT, TOP, BOTTOM = 52, 10, 212
 RIGHT, RIGHT_UNNAMED = 308, 390  # room for the names of lines, and without
 POINTS = 200  # of a line, at most
-LABEL_GAP = 13
+LABEL_GAP = 14
 
 
 class Line(NamedTuple):

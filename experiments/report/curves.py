@@ -117,7 +117,7 @@ def colours(record: Record) -> Element:
       note="Part of the values beyond ±0.99 of ±1, beside that of the data.",
     ),
     chart(
-      compared("distance"),
+      _distances(of),
       title="Average and newest parameters",
       x_label="step",
       y_label="relative distance",
@@ -150,6 +150,16 @@ def colours(record: Record) -> Element:
     ),
     deck(*charts),
   )
+
+
+def _distances(of) -> list[Line]:
+  """Of every average, the slowest standing out."""
+  averages = [name for name, rows in of.items() if "distance" in rows[0]]
+  lines = [
+    _line(of[name], "distance", short_name(name), f"q{k % 4}")
+    for k, name in enumerate(averages)
+  ]
+  return [*lines[:-1], *(line._replace(style="main") for line in lines[-1:])]
 
 
 def _drifts(of, shown, styles, chance) -> list[Element | None]:
