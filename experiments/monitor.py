@@ -75,7 +75,11 @@ class Monitor:
     distance = (
       {}
       if average is params
-      else {"distance": float(_relative_distance(average, params))}
+      else {
+        "distance": float(
+          dj.parallel.fetch(_relative_distance(average, params))
+        )
+      }
     )
     drawn, data = self._statistics(samples), self._data
     row = {

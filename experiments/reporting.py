@@ -10,6 +10,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from experiments import runs
+
 
 class Log:
   """Progress, .jsonl files and TensorBoard; only the first process speaks.
@@ -132,10 +134,8 @@ class Log:
 def _reopen(path: pathlib.Path, last_step: int) -> IO[str]:
   """Opens a .jsonl file to go on after this step."""
   kept = [row for row in read_metrics(path) if row["step"] <= last_step]
-  file = path.open("w")
-  for row in kept:
-    _write(file, row)
-  return file
+  runs.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return path.open("a")
 
 
 def _write(file: IO[str], row: dict) -> None:

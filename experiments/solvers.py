@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusion_jax as dj
-from experiments import assemble, cli
+from experiments import assemble, cli, devices
 
 CALLS = (5, 10, 20, 50)
 SCHEDULES = ("linear", "cosine")
@@ -202,7 +202,7 @@ def plot(path: pathlib.Path, title: str, table: dict[str, list[float]]) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
 
   def define(kind, name, default, text, **options):

@@ -18,7 +18,7 @@ from absl import flags
 from PIL import Image
 
 import diffusion_jax as dj
-from experiments import assemble, cli, sample
+from experiments import assemble, cli, devices, sample
 from experiments.report import animation, curves, findings, sections
 from experiments.report.markup import Element, element, render
 from experiments.report.record import Record, read
@@ -169,7 +169,7 @@ def page(record: Record, *content: Element | None) -> str:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = define_flags(flags.FlagValues())
   cli.parse(argv, values)
   with cli.user_errors():
