@@ -5,9 +5,11 @@ seed and the step, and so is the position in the data. A checkpoint appears
 whole or not at all, and says by checksums what it was when it was written.
 """
 
+import errno
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -50,9 +52,9 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        save_interval_steps=0 if read_only else 1,
-        read_only=read_only,
+        max_to_keep=keep,
+        create=not read_only,
+        save_root_metadata=not read_only,
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=True,
       ),
@@ -83,6 +85,7 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest_step():
       return
+    _check_room(self._manager.directory, state)
     try:
       self._manager.save(step, args=_Save(state))
     except _UNREADABLE as error:
@@ -230,6 +233,23 @@ def _difference(folder: pathlib.Path) -> str | None:
     if written.get(name) != found[name]:
       return f"{name} has changed since it was written"
   return None
+
+
+def _check_room(directory, state: TrainState) -> None:
+  """Refuses to begin what could not be finished.
+
+  Raises:
+    OSError: If the disk has less room than the state takes.
+  """
+  needed = sum(x.nbytes for x in jax.tree.leaves(state))
+  free = shutil.disk_usage(directory).free
+  if free < needed:
+    raise OSError(
+      errno.ENOSPC,
+      f"No space left for a checkpoint: it takes {needed / 1e6:.1f} MB, "
+      f"{free / 1e6:.1f} MB are free; those before it are whole",
+      str(directory),
+    )
 
 
 def _not_saved(directory, error: Exception) -> OSError:

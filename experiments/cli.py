@@ -5,6 +5,7 @@ A user's mistake is one line on standard error and exit status 2.
 
 import contextlib
 import errno
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -50,7 +51,11 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
-  """Turns what the system refuses, a full disk, into one line and status 1."""
+  """Turns what the system refuses, a full disk, into one line and status 1.
+
+  The process ends there and then: what threads of libraries still hold, they
+  would try to write again, and fail with many lines.
+  """
   try:
     yield
   except OSError as error:
@@ -58,7 +63,9 @@ def system_errors() -> Iterator[None]:
       words in str(error) for words in ("No space left", "quota exceeded")
     )
     advice = "; free some space, the same command then goes on" if full else ""
-    raise fail(f"{error}{advice}", status=1) from error
+    fail(f"{error}{advice}", status=1)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
