@@ -70,7 +70,7 @@ class Log:
     for file in self._files.values():
       with contextlib.suppress(*([OSError] if error else [])):
         file.close()
-      self._board.close()
+    self._board.close()
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Logs the values of the steps since the last call."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 import diffusion_jax as dj
 from experiments import assemble, cli, devices, sample
-from experiments.report import animation, curves, findings, sections
+from experiments.report import animation, curves, findings, sections, tables
 from experiments.report.markup import Element, element, render
 from experiments.report.record import Record, read
 
@@ -189,8 +189,8 @@ def main(argv: list[str]) -> None:
     curves.training(record),
     curves.colours(record),
     *found_out(plan, source),
-    sections.evaluations(record),
-    sections.settings(record),
+    tables.evaluations(record),
+    tables.settings(record),
   )
   out.parent.mkdir(parents=True, exist_ok=True)
   # Names of files may hold what is no Unicode.
