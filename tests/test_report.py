@@ -281,13 +281,25 @@ def test_missing_parts_are_named(trained, tmp_path, change, sentences):
     assert sentence in page.text
 
 
+def test_other_data_than_those_of_the_run_are_named(trained, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(trained, run)
+  data = runs.read_json(run, "data")
+  (run / "data.json").write_text(json.dumps({**data, "fingerprint": "0"}))
+  warning = "The data have changed since this run was trained"
+  assert warning in shown(run, "--nonetwork").text
+  assert warning not in shown(trained, "--nonetwork").text
+
+
 def test_data_that_are_gone_are_named(trained, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(trained, run)
   without_data(run)
+  (run / "samples" / "denoising.gif").unlink()  # as before the end of training
   page = shown(run)
   assert "The data cannot be read here: no data set or path" in page.text
-  assert page.all("source")  # the animation needs no data
+  assert "Drawn from step 8." in page.text  # the animation needs no data
+  assert page.all("source")
 
 
 def test_a_classifier_has_its_own_curves(tmp_path):
@@ -300,7 +312,10 @@ def test_a_classifier_has_its_own_curves(tmp_path):
     "".join(json.dumps(row) + "\n" for row in rows)
   )
   page = shown(run)
-  assert "A classifier draws no pictures." in page.text
+  # It draws nothing, and nothing says that it does not yet.
+  assert [a["id"] for a in page.all("section")] == [
+    "training", "evaluations", "how-it-was-made",
+  ]  # fmt: skip
   charted = [svg["aria-label"].split(":")[0] for svg in page.all("svg")]
   assert charted == ["Loss", "Accuracy"]
 

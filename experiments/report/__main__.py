@@ -55,8 +55,6 @@ def plan_or_why_not(
   config = record.config
   if not values.network:
     return "Left out by --nonetwork."
-  if config.get("kind") == "classifier":
-    return "This run is a classifier: it has no samples and no loss of noise."
   if record.checkpoint is None:
     return (
       "There is no checkpoint yet: one comes every "
@@ -108,6 +106,23 @@ def film(plan: sample.Plan | str, record: Record) -> Element:
     return animation.animation([], plan)
   frames = [Image.fromarray(frame) for frame in findings.film(plan)]
   return animation.animation(frames, f"Drawn from step {plan.step:,}.")
+
+
+def drawings(
+  plan: sample.Plan | str | None, record: Record
+) -> list[Element | None]:
+  """All sections with pictures; of a classifier, which has no plan, a few."""
+  if plan is None:
+    return [curves.training(record)]
+  source = source_or_why_not(record)
+  return [
+    changed(record, source),
+    sections.samples(record),
+    film(plan, record),
+    curves.training(record),
+    curves.colours(record),
+    *found_out(plan, source),
+  ]
 
 
 def changed(record: Record, source: dj.data.Source | str) -> Element | None:
@@ -179,16 +194,12 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(values.out or record.workdir / "report.html")
     if out.suffix != ".html":
       raise ValueError(f"--out={out} must end in .html")
-    plan = plan_or_why_not(values, record)
-  source = source_or_why_not(record)
+    plan = None
+    if record.config.get("kind") != "classifier":
+      plan = plan_or_why_not(values, record)
   text = page(
     record,
-    changed(record, source),
-    sections.samples(record),
-    film(plan, record),
-    curves.training(record),
-    curves.colours(record),
-    *found_out(plan, source),
+    *drawings(plan, record),
     tables.evaluations(record),
     tables.settings(record),
   )

@@ -121,8 +121,6 @@ def _duration(seconds: float) -> str:
 def samples(record: Record) -> Element:
   """Sample grids: the newest large, the earlier ones small."""
   title = "Samples"
-  if record.config.get("kind") == "classifier":
-    return section(title, missing("A classifier draws no pictures."))
   if not record.grids:
     every = record.config.every.preview
     return section(
