@@ -120,7 +120,8 @@ def test_distance_of_scaled_parameters_is_the_scale():
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (3, 5, 2), (33, 64, 3)])
 def test_random_features_take_any_image(shape):
-  x = np.random.default_rng(0).normal(size=(6, *shape)).astype(np.float32)
+  x = np.random.default_rng(0).normal(size=(6, *shape))
+  x = jnp.asarray(x, jnp.float32)
   key = jax.random.key(0)
 
   def features(x, **options):
@@ -143,7 +144,9 @@ def test_random_features_tell_digits_from_their_lookalikes():
   one, other = digits[:500], digits[500:]
   mixed = rng.permuted(other.reshape(500, 64), axis=1).reshape(other.shape)
   features = [
-    np.asarray(dj.metrics.random_features(x, jax.random.key(0)))
+    np.asarray(
+      dj.metrics.random_features(jnp.asarray(x, jnp.float32), jax.random.key(0))
+    )
     for x in (one, other, other + 0.1, mixed)
   ]
   same, brighter, scrambled = [
