@@ -49,13 +49,15 @@ class Checkpoints:
     self, directory: pathlib.Path, *, keep: int = 3, read_only: bool = False
   ):
     self._read_only = read_only
+    if not read_only and jax.process_index() == 0:
+      for rest in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(rest)
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=not read_only,
         save_root_metadata=not read_only,
-        cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=True,
       ),
       item_handlers=_Checksummed(),

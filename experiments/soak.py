@@ -115,7 +115,8 @@ class Faults:
   def damage(self) -> None:
     """One byte of the newest checkpoint changes; the one before must do."""
     folder = self._workdir / "checkpoints"
-    newest = max(folder.glob("[0-9]*"), key=lambda path: int(path.name))
+    whole = [path for path in folder.iterdir() if path.name.isdigit()]
+    newest = max(whole, key=lambda path: int(path.name))
     path = max(
       (p for p in newest.rglob("*") if p.is_file()),
       key=lambda p: p.stat().st_size,
