@@ -17,6 +17,11 @@ from diffusion_jax.state import TrainState, update_ema
 # (params, x_t, t, y, dropout_key) -> output
 Apply = Callable[..., Any]
 LossAt = Callable[..., Float[Array, " B"]]
+# What is left of the learning rate when a part of the decay is done.
+DECAYS = {
+  "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
+  "linear": lambda done: 1 - done,
+}
 
 
 class Metrics(NamedTuple):
@@ -44,6 +49,7 @@ def optimizer(
   lr: float,
   warmup_steps: int = 0,
   decay_steps: int | None = None,
+  decay: str = "cosine",
   clip: float | None = None,
   b1: float = 0.9,
   b2: float = 0.999,
@@ -56,8 +62,8 @@ def optimizer(
     lr: Learning rate.
     warmup_steps: The rate grows linearly, lr * min(step / warmup_steps, 1);
       the first update has rate 0, as in the DDPM code.
-    decay_steps: If set, the rate also falls to 0 at this step along a
-      cosine.
+    decay_steps: If set, the rate also falls to 0 at this step.
+    decay: How it falls, along a "cosine" or "linear".
     clip: Largest global norm of the gradient; None does not clip.
     b1: Decay of Adam's first moment.
     b2: Decay of Adam's second moment.
@@ -83,13 +89,14 @@ def optimizer(
   ):  # fmt: skip
     if not right:
       raise ValueError(f"{name}={value} must be {meaning}")
+  if decay not in DECAYS:
+    raise ValueError(f"{decay=} is not one of {', '.join(DECAYS)}")
 
   def rate(step):
     warm = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0
     if decay_steps is None:
       return lr * warm
-    done = jnp.minimum(step / decay_steps, 1)
-    return lr * warm * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    return lr * warm * DECAYS[decay](jnp.minimum(step / decay_steps, 1))
 
   adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
   if clip is None:

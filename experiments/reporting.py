@@ -67,10 +67,9 @@ class Log:
       return
     self._bar.close()
     # What an error of the disk has left unwritten fails again here.
-    for file in self._files.values():
+    for opened in (*self._files.values(), self._board):
       with contextlib.suppress(*([OSError] if error else [])):
-        file.close()
-    self._board.close()
+        opened.close()
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Logs the values of the steps since the last call."""

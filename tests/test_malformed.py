@@ -49,6 +49,7 @@ OVERRIDES = [
   "model.dtype=float33", "model.dtype=int32", "model.remat=perhaps",
   "model.depth=3",
   "optim.lr=-1", "optim.lr=nan", "optim.lr=fast", "optim.warmup_steps=-1",
+  "optim.decay=quickly",
   "optim.decay_steps=0", "optim.decay_steps=-4", "optim.clip=0",
   "optim.clip=-1", "optim.b1=1", "optim.b1=-0.1", "optim.b2=2",
   "optim.eps=-1", "optim.weight_decay=-1", "optim.momentum=0.9",

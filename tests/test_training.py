@@ -170,6 +170,10 @@ def test_learning_rate_warms_up_from_zero_and_decays_to_zero():
   np.testing.assert_allclose(
     updates(warmup_steps=4, decay_steps=8), ramp * cosine, atol=1e-4
   )
+  line = 1 - np.arange(9) / 8
+  np.testing.assert_allclose(
+    updates(decay_steps=8, decay="linear"), line, atol=1e-4
+  )
 
 
 def test_clipping_bounds_the_gradient():

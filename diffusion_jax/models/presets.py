@@ -200,6 +200,8 @@ def _adm_classifier(size, params, num_blocks, num_steps) -> Preset:
       "batch_size": 256,
       "num_steps": num_steps,
       "lr": 3e-4,
+      "decay": "linear",
+      "decay_steps": num_steps,
       "weight_decay": 0.05,
       "flip": True,
     },

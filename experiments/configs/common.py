@@ -79,7 +79,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       "optim": {
         "lr": 2e-4,
         "warmup_steps": 5000,
-        "decay_steps": config_dict.placeholder(int),  # to 0 along a cosine
+        "decay_steps": config_dict.placeholder(int),  # to 0 at this step
+        "decay": "cosine",  # or linear
         "clip": 1.0,
         "b1": 0.9,
         "b2": 0.999,
@@ -199,7 +200,10 @@ def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
   """As ``published``, of a classifier."""
   preset = presets.PRESETS[name]
   training = dict(preset.training)
-  optim = {key: training.pop(key) for key in ("lr", "weight_decay")}
+  optim = {
+    key: training.pop(key)
+    for key in ("lr", "weight_decay", "decay", "decay_steps")
+  }
   return make_classifier(
     **{
       "schedule": preset.schedule,
