@@ -1,16 +1,33 @@
 """Checkpoints of a training run, with Orbax.
 
 Saved are the whole ``TrainState`` and nothing else: keys are derived from the
-seed and the step, and so is the position in the data.
+seed and the step, and so is the position in the data. A checkpoint appears
+whole or not at all, and says by checksums what it was when it was written.
 """
 
+import hashlib
+import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from diffusion_jax.state import TrainState
+
+CHECKSUMS = "checksums.json"
+# Orbax's mark of a complete checkpoint, which it writes last.
+_MARK = "commit_success.txt"
+# What reading a file that is not what it was can come to, in Orbax and in
+# tensorstore.
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+
+
+class Damaged(ValueError):
+  """A checkpoint is not what was written."""
 
 
 class Checkpoints:
@@ -21,61 +38,214 @@ class Checkpoints:
   Args:
     directory: Where they lie; made if need be.
     keep: How many of the newest to keep.
+    read_only: Touch nothing, for readers of a run that may be training.
+      Without it, what a killed run left half written is cleared away: there
+      must be no other writer.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int = 3):
+  def __init__(
+    self, directory: pathlib.Path, *, keep: int = 3, read_only: bool = False
+  ):
+    self._read_only = read_only
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
+        max_to_keep=None if read_only else keep,
+        save_interval_steps=0 if read_only else 1,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=True,
       ),
-      item_handlers=ocp.StandardCheckpointHandler(),
+      item_handlers=_Checksummed(),
     )
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    self._manager.close()
+  def __exit__(self, kind, error, trace):
+    try:
+      self._manager.close()
+    except _UNREADABLE as late:
+      if error is None:
+        raise _not_saved(self._manager.directory, late) from late
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint; None where there is none."""
     return self._manager.latest_step()
 
   def save(self, state: TrainState) -> None:
-    """Saves the state under its step; a step saved before stays as it is."""
-    step = int(state.step)
-    if step != self.latest_step():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+    """Saves the state under its step; a step saved before stays as it is.
 
-  def restore(self, like: Any, step: int | None = None) -> TrainState:
+    Raises:
+      OSError: If this save, or the one before in the background, failed. The
+        checkpoints before it are as they were.
+    """
+    step = int(state.step)
+    if step == self.latest_step():
+      return
+    try:
+      self._manager.save(step, args=_Save(state))
+    except _UNREADABLE as error:
+      raise _not_saved(self._manager.directory, error) from error
+
+  def wait(self) -> None:
+    """Returns once everything is saved.
+
+    Raises:
+      OSError: As ``save``.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except _UNREADABLE as error:
+      raise _not_saved(self._manager.directory, error) from error
+
+  def restore(
+    self,
+    like: Any,
+    step: int | None = None,
+    *,
+    tell: Callable[[str], object] | None = None,
+  ) -> TrainState:
     """Reads a checkpoint.
 
     Args:
       like: A state of ``jax.ShapeDtypeStruct``s, as ``jax.eval_shape`` makes
         it, with the shardings to restore to.
-      step: Which; by default the newest.
+      step: Which; by default the newest that is not damaged.
+      tell: Is told, in a line, of each damaged one that is passed over. With
+        None a damaged one is an error.
 
     Returns:
       The state.
 
     Raises:
-      ValueError: If there is none, or it holds other arrays than ``like``.
+      ValueError: If there is none that can be read, or it holds other arrays
+        than ``like``.
     """
-    step = self.latest_step() if step is None else step
-    if step is None:
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    steps = steps if step is None else [step]
+    if not steps:
       raise ValueError(
         f"no checkpoint in {self._manager.directory}; train first"
       )
-    saved = self._manager.item_metadata(step)
-    _check_same(like, saved)
-    state = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    for candidate in steps:
+      try:
+        return self._restore(candidate, like)
+      except Damaged as error:
+        if tell is None:
+          raise
+        tell(f"checkpoint {candidate} is passed over: {error}")
+        self._set_aside(candidate)
+    raise ValueError(
+      f"every checkpoint in {self._manager.directory} is damaged: put back a "
+      "copy, or train anew in another directory"
+    )
+
+  def _restore(self, step: int, like: Any) -> TrainState:
+    self._verify(step)
+    try:
+      saved = self._manager.item_metadata(step)
+      have = _shapes(saved)
+    except _UNREADABLE as error:
+      raise Damaged(_first_line(error)) from error
+    _check_same(_shapes(like), have)
+    try:
+      state = self._manager.restore(step, args=_Restore(like))
+    except _UNREADABLE as error:
+      raise Damaged(_first_line(error)) from error
     return cast(TrainState, state)
 
+  def _verify(self, step: int) -> None:
+    """Compares the files with their checksums, on one process for all."""
+    problem = None
+    if jax.process_index() == 0:
+      folder = pathlib.Path(self._manager.directory) / str(step) / "default"
+      problem = _difference(folder)
+    damaged = multihost_utils.broadcast_one_to_all(
+      np.array(problem is not None)
+    )
+    if damaged:
+      raise Damaged(problem or "the first process found it damaged")
 
-def _check_same(like: Any, saved: Any) -> None:
+  def _set_aside(self, step: int) -> None:
+    """Makes room for the checkpoint of this step to come."""
+    if self._read_only:
+      return
+    if jax.process_index() == 0:
+      folder = pathlib.Path(self._manager.directory)
+      aside = folder / f"damaged-{step}"
+      number = 0
+      while aside.exists():
+        number += 1
+        aside = folder / f"damaged-{step}-{number}"
+      (folder / str(step)).rename(aside)
+    multihost_utils.sync_global_devices("damaged checkpoint set aside")
+    self._manager.reload()
+
+
+class _Checksummed(ocp.StandardCheckpointHandler):
+  """Writes checksums beside the arrays before a checkpoint is made visible."""
+
+  def finalize(self, directory) -> None:
+    super().finalize(directory)
+    folder = pathlib.Path(directory)
+    # Of three or more processes each may get here; what they write is equal.
+    if jax.process_index() == 0:
+      (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+
+
+@ocp.args.register_with_handler(_Checksummed, for_save=True)
+class _Save(ocp.args.StandardSave):
+  """Orbax finds a handler by the type of its arguments."""
+
+
+@ocp.args.register_with_handler(_Checksummed, for_restore=True)
+class _Restore(ocp.args.StandardRestore):
+  """As ``_Save``."""
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+  """BLAKE2 of each file below a folder that holds what was saved."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and path.name not in (CHECKSUMS, _MARK):
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+      found[path.relative_to(folder).as_posix()] = digest
+  return found
+
+
+def _difference(folder: pathlib.Path) -> str | None:
+  """What is not as it was when it was written; None where all is."""
+  try:
+    written = json.loads((folder / CHECKSUMS).read_text())
+    found = _checksums(folder)
+  except FileNotFoundError:
+    return None if folder.is_dir() else "its files are missing"
+  except (OSError, ValueError) as error:
+    return _first_line(error)
+  for name in sorted(written.keys() | found.keys()):
+    if name not in found:
+      return f"{name} is missing"
+    if written.get(name) != found[name]:
+      return f"{name} has changed since it was written"
+  return None
+
+
+def _not_saved(directory, error: Exception) -> OSError:
+  return OSError(
+    f"a checkpoint could not be saved in {directory}, those before it are "
+    f"whole: {_first_line(error)}"
+  )
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0][:200] if lines else type(error).__name__
+
+
+def _check_same(want: dict, have: dict) -> None:
   """Names the first array that is missing, extra or of another shape."""
-  want, have = _shapes(like), _shapes(saved)
   for name in sorted(want.keys() | have.keys()):
     if want.get(name) != have.get(name):
       raise ValueError(

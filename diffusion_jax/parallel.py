@@ -1,9 +1,15 @@
-"""Devices: one mesh, batches split over it, everything else replicated."""
+"""Devices: one mesh, batches split over it, parameters copied or split too.
 
+Everything is one program on one mesh, from a laptop's CPU to a pod: what is
+split how is said here, XLA adds the communication.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -23,6 +29,63 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def split_block(mesh: Mesh) -> NamedSharding:
+  """A block of batches, [K, B, ...]: the second axis is split."""
+  return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
+def fully_split(tree: Any, mesh: Mesh, *, least: int = 1024) -> Any:
+  """Shardings that leave each of N devices 1/N of every large array.
+
+  "Fully sharded data parallel", ZeRO stage 3 (Rajbhandari et al. 2020): the
+  state of training is stored in parts, and parameters are put together only
+  while they are used, see ``gather``.
+
+  Args:
+    tree: Arrays or their shapes.
+    mesh: The devices.
+    least: Arrays of fewer elements are copied to every device: splitting
+      them would save nothing and cost messages.
+
+  Returns:
+    A tree of shardings. Of each array the longest axis that N divides is
+    split, the last of equals; an array without one is copied.
+  """
+
+  def one(x):
+    axes = [n for n, size in enumerate(x.shape) if size % mesh.size == 0]
+    if not axes or np.prod(x.shape) < least:
+      return replicated(mesh)
+    longest = max(axes, key=lambda n: (x.shape[n], n))
+    spec = [None] * longest + ["data"]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree.map(one, tree)
+
+
+def gather(mesh: Mesh) -> Callable[[Any], Any]:
+  """Puts together parameters that are ``fully_split``, in a compiled step.
+
+  Returns:
+    ``params -> params``: whole on every device. Of the gradient each device
+    keeps the part that it updates, so that the sum over devices is the step's
+    only reduction.
+  """
+
+  def constrain(tree, shardings):
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
+  @jax.custom_vjp
+  def whole(params):
+    return constrain(params, jax.tree.map(lambda _: replicated(mesh), params))
+
+  def backward(_, gradient):
+    return (constrain(gradient, fully_split(gradient, mesh)),)
+
+  whole.defvjp(lambda params: (whole(params), None), backward)
+  return whole
+
+
 def check_batch(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
   """Refuses a batch that cannot be cut evenly.
 
@@ -39,16 +102,38 @@ def check_batch(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     )
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts this process's rows of a batch on its devices.
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Puts this process's part of each array on its devices.
 
   Args:
-    batch: A pytree of arrays, the rows that this process read.
-    mesh: The mesh.
+    tree: A pytree of arrays, the rows that this process read.
+    sharding: Of the whole, such as ``split(mesh)``.
 
   Returns:
-    Global arrays, split over the first axis.
+    Global arrays.
   """
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(split(mesh), x), batch
+    lambda x: jax.make_array_from_process_local_data(sharding, x), tree
+  )
+
+
+def fetch(tree: Any) -> Any:
+  """The whole of each array as NumPy, on every process.
+
+  A process sees its own devices only; what others hold is sent to it.
+  """
+
+  def one(x):
+    if x.is_fully_addressable or x.is_fully_replicated:
+      return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+  return jax.tree.map(one, tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that each device holds of these arrays, or of their shapes."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )

@@ -165,6 +165,36 @@ def train_step(
   return TrainState(state.step + 1, params, ema, opt_state, history), metrics
 
 
+def train_block(
+  step: Callable[..., tuple[TrainState, Metrics]],
+  state: TrainState,
+  batches: Any,
+  key: Key[Array, ""],
+) -> tuple[TrainState, Metrics]:
+  """Takes a step on each of K batches, in one program.
+
+  Between two steps nothing waits for the host: what counts where a step is
+  shorter than a dispatch.
+
+  Args:
+    step: ``(state, batch, key) -> (state, metrics)``.
+    state: The state so far.
+    batches: A batch whose arrays have one axis more, [K, B, ...].
+    key: The run's training key.
+
+  Returns:
+    The state after K steps, and the metrics of each, [K, ...].
+  """
+
+  def body(state, batch):
+    return step(state, batch, key)
+
+  if len(jax.tree.leaves(batches)[0]) == 1:  # A loop of one is no loop.
+    state, metrics = body(state, jax.tree.map(lambda x: x[0], batches))
+    return state, jax.tree.map(lambda x: x[None], metrics)
+  return jax.lax.scan(body, state, batches)
+
+
 def by_quarter(t: Int[Array, " B"], T: int) -> Float[Array, "B 4"]:
   """One-hot: the quarter of 1..T in which each t is, the cleanest first."""
   return jax.nn.one_hot((t - 1) * 4 // T, 4)

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import assemble, cli, runs, sample
+from experiments import assemble, cli, devices, runs, sample
 
 JUMP = 10  # moves that inpainting repeats at a time
 # What of a picture's rows and columns is to be filled in.
@@ -200,7 +200,7 @@ def pictures(values, config, shape) -> np.ndarray:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
   for name, text in {
     "workdir": "run directory",

@@ -23,7 +23,7 @@ import tqdm
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import assemble, cli, sample
+from experiments import assemble, cli, devices, sample
 
 MAX_DIMENSIONS = 3072  # of a covariance of pixels: a 32 x 32 colour image
 
@@ -199,7 +199,7 @@ METRICS = {"frechet": frechet, "bpd": bits_per_dim, "agreement": agreement}
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = sample.define_flags(flags.FlagValues(), num=None)
   flags.DEFINE_list(
     "metrics", "frechet", f"of {', '.join(METRICS)}", flag_values=values

@@ -22,7 +22,7 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.pretrained import diffusers_config, files
-from experiments import assemble, cli, runs, sample
+from experiments import assemble, cli, devices, runs, sample
 
 
 def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
@@ -91,7 +91,7 @@ FORMATS: Mapping[str, Any] = {"diffusers": to_diffusers, "openai": to_openai}
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
   for name, text in {
     "workdir": "run directory",

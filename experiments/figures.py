@@ -32,7 +32,7 @@ from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax import plots
-from experiments import assemble, cli, edit, runs, sample
+from experiments import assemble, cli, devices, edit, runs, sample
 from experiments.generate import Generator
 
 T = 1000
@@ -206,7 +206,7 @@ def save(path: pathlib.Path, figure: Any) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
   for name, usual, text in (
     ("only", None, f"one of {', '.join([*FORMULAS, *OF_A_RUN])}"),

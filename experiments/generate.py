@@ -32,7 +32,8 @@ class Generator:
   A walk is cut into up to 50 equal pieces, one compiled program for all of
   them, so that there is progress to report and a film to show. Noise is keyed
   by image and step, and a solver's memory is handed on: neither pieces nor
-  batches change a pixel. Where classes are known, image k is of class
+  batches change a pixel. A batch is split over the devices, filled up to a
+  multiple of them. Where classes are known, image k is of class
   ``classes[k % len(classes)]``, by default of each in turn.
 
   Args:
@@ -79,6 +80,9 @@ class Generator:
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
     self.batch = batch
+    mesh = dj.parallel.data_mesh()
+    rows = self._rows = -(-batch // mesh.size) * mesh.size
+    split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = eta
     self._low_res = low_res
     shape = tuple(image_shape)
@@ -88,11 +92,13 @@ class Generator:
     ):
       def of_class(x_t, t, y):
         told = {} if config.model.num_classes is None else {"y": y}
-        copies = len(x_t) // batch  # guidance asks of each image twice
+        copies = len(x_t) // rows  # guidance asks of each image twice
         for name, value in small.items():
           told[name] = jnp.concatenate([value] * copies)
         return net.apply({"params": params}, x_t, t, **told)
 
+      params, judged = jax.lax.with_sharding_constraint((params, judged), whole)
+      y, small = jax.lax.with_sharding_constraint((y, small), split)
       step = assemble.sampler(config, sampler, eta)
       denoise = functools.partial(of_class, y=y)
       if judge is not None:
@@ -105,7 +111,7 @@ class Generator:
         step,
         denoise,
         schedule,
-        (batch, *shape),
+        (rows, *shape),
         key,
         pairs=pairs,
         x_T=x,
@@ -127,7 +133,7 @@ class Generator:
         images,
         low_res.shape[1:],
       )
-      s = jnp.full(batch, low_res_noise)
+      s = jnp.full(rows, low_res_noise)
       noisy = dj.q_sample(schedule, low_res, s, eps)
       return {"low_res": noisy, "low_res_t": s}
 
@@ -135,12 +141,13 @@ class Generator:
     self._shrunk = jax.jit(shrunk)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
-      lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape)
+      lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape),
+      out_shardings=split,
     )
 
   def walk(self, params, key: jax.Array, first: int) -> Iterator[jax.Array]:
     """One batch from image ``first`` on: x_T, then x after every piece."""
-    images = first + np.arange(self.batch)
+    images = first + np.arange(self._rows)
     x = self._noise(key, images)
     y = None
     if len(self._classes):
@@ -177,15 +184,15 @@ class Generator:
     Returns:
       [num, H, W, C].
     """
-    batches = -(-num // self.batch)
+    batches = -(-num // self._rows)
     finished = []
     for b in range(batches):
       x = None
-      for i, x in enumerate(self.walk(params, key, b * self.batch)):
+      for i, x in enumerate(self.walk(params, key, b * self._rows)):
         if progress is not None:
           x.block_until_ready()  # what is reported has happened
           progress((b + i / len(self._pieces)) / batches)
-      finished.append(np.asarray(x))
+      finished.append(dj.parallel.fetch(x))
     return np.concatenate(finished)[:num]
 
 

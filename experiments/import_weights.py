@@ -27,7 +27,7 @@ import diffusion_jax as dj
 from diffusion_jax.models import Classifier, presets
 from diffusion_jax.models.unet import Encoder
 from diffusion_jax.pretrained import diffusers_config, files
-from experiments import assemble, cli, runs
+from experiments import assemble, cli, devices, runs
 from experiments.cli import Config
 from experiments.configs import common
 
@@ -287,7 +287,7 @@ def check_empty(workdir: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
   for name, text in {
     "source": "file, folder, TensorFlow prefix, or OWNER/NAME on the hub",

@@ -3,13 +3,15 @@
 A command settles what is learnt (its step), what is shown on the way
 (``measure`` and ``preview``) and what is left at the end (``finish``); the
 rest is here: resuming, logs, checkpoints, and a stop where numbers are not
-finite.
+finite or a signal asks for one.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -18,9 +20,13 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import cli, runs
+from experiments import cli, devices, dry_run, runs
 from experiments.cli import Config
+from experiments.interruption import Interruption
 from experiments.reporting import Log
+
+# Programs that wait on the device. More would only hold more batches there.
+AHEAD = 8
 
 
 def _nothing(*_) -> dict[str, float]:
@@ -37,7 +43,8 @@ class Run:
     source: What it is trained on.
     batches: Of the source, by step.
     mesh: The devices.
-    train_step: ``(state, batch, key) -> (state, metrics)``, compiled.
+    train_block: ``(state, batches, key) -> (state, metrics)``, compiled; the
+      batches and the metrics have an axis more, one entry for each step.
     abstract_state: Shapes and shardings of the state.
     init: ``key -> state``, compiled.
     measure: ``(state, batch, key) -> figures`` that join each logged line.
@@ -50,7 +57,7 @@ class Run:
   source: dj.data.Source
   batches: grain.MapDataset
   mesh: jax.sharding.Mesh
-  train_step: Callable
+  train_block: Callable
   abstract_state: Any
   init: Callable
   measure: Callable[..., Mapping[str, float]] = _nothing
@@ -58,15 +65,42 @@ class Run:
   finish: Callable[..., object] = _nothing
 
 
-def command_line(argv: list[str], default: str) -> tuple[Config, pathlib.Path]:
-  """The configuration and the directory that a training command names.
+def main(
+  argv: list[str],
+  default: str,
+  prepare: Callable[[Config, pathlib.Path], Run],
+) -> None:
+  """A training command, from its command line to its last word.
+
+  Args:
+    argv: The command line.
+    default: The configuration file where none is named.
+    prepare: Builds the run of a configuration in a directory.
+  """
+  devices.start()
+  config, workdir, dry = command_line(argv, default)
+  with cli.user_errors():
+    run = prepare(config, workdir)
+    if not dry:
+      runs.start(workdir, config, runs.describe(run.source))
+  if dry:
+    dry_run.report(run)
+  else:
+    train(run)
+
+
+def command_line(
+  argv: list[str], default: str
+) -> tuple[Config, pathlib.Path, bool]:
+  """What a training command names.
 
   Args:
     argv: The command line.
     default: The configuration file where none is named.
 
   Returns:
-    Both; the configuration of the directory itself where only that is named.
+    The configuration, that of the directory itself where only a directory is
+    named; the directory; whether to stop after saying what the run needs.
   """
   values = flags.FlagValues()
   known = cli.peek(argv, "config", "workdir")
@@ -82,33 +116,49 @@ def command_line(argv: list[str], default: str) -> tuple[Config, pathlib.Path]:
     "where the run is written; by default runs/NAME, NAME that of the config",
     flag_values=values,
   )
+  flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "print parameters, FLOPs and memory of a step, and stop",
+    flag_values=values,
+  )
   cli.parse(argv, values)
   name = cli.config_name(argv, default)
-  return values.config, pathlib.Path(values.workdir or f"runs/{name}")
+  workdir = pathlib.Path(values.workdir or f"runs/{name}")
+  return values.config, workdir, values.dry_run
 
 
 def mesh(config: Config) -> jax.sharding.Mesh:
   """The devices, which the batch of ``config`` must fit."""
-  devices = dj.parallel.data_mesh()
-  dj.parallel.check_batch(config.batch_size, devices, config.micro_batches)
-  return devices
+  found = dj.parallel.data_mesh()
+  dj.parallel.check_batch(config.batch_size, found, config.micro_batches)
+  if config.steps_per_dispatch < 1:
+    raise ValueError(
+      f"steps_per_dispatch={config.steps_per_dispatch} must be at least 1"
+    )
+  return found
+
+
+def gathered(config: Config, found: jax.sharding.Mesh) -> Callable:
+  """Puts split parameters together for the network, in a compiled step."""
+  return dj.parallel.gather(found) if config.fsdp else lambda params: params
 
 
 def settle(
   config: Config,
   workdir: pathlib.Path,
-  devices: jax.sharding.Mesh,
+  found: jax.sharding.Mesh,
   source: dj.data.Source,
   init: Callable,
   step: Callable,
   **shown: Callable,
 ) -> Run:
-  """Opens the run's directory and compiles nothing yet.
+  """Decides where everything lies, and compiles nothing yet.
 
   Args:
     config: Of the run.
     workdir: Its directory.
-    devices: See ``mesh``.
+    found: See ``mesh``.
     source: What it is trained on.
     init: ``key -> state``.
     step: ``(state, batch, key) -> (state, metrics)``; the batch has "image"
@@ -119,7 +169,7 @@ def settle(
     The run.
 
   Raises:
-    ValueError: If the data, the state or the directory do not allow it.
+    ValueError: If the data or the state do not allow it.
   """
   batches = dj.data.batches(
     source,
@@ -130,52 +180,88 @@ def settle(
     process_count=jax.process_count(),
   )
   abstract = jax.eval_shape(init, jax.random.key(0))
-  runs.start(workdir, config, runs.describe(source))
-  replicated = dj.parallel.replicated(devices)
+  whole = dj.parallel.replicated(found)
+  place = (
+    dj.parallel.fully_split(abstract, found)
+    if config.fsdp
+    else jax.tree.map(lambda _: whole, abstract)
+  )
   return Run(
     config=config,
     workdir=workdir,
     source=source,
     batches=batches,
-    mesh=devices,
-    train_step=jax.jit(
-      step, donate_argnums=0, out_shardings=(replicated, replicated)
+    mesh=found,
+    train_block=jax.jit(
+      functools.partial(dj.training.train_block, step),
+      donate_argnums=0,
+      out_shardings=(place, whole),
     ),
     abstract_state=jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
       abstract,
+      place,
     ),
-    init=jax.jit(init, out_shardings=replicated),
+    init=jax.jit(init, out_shardings=place),
     **shown,
   )
 
 
 def train(run: Run) -> None:
-  """Trains from the last checkpoint, or the start, to the last step."""
+  """Trains from the last checkpoint, or the start, to the last step.
+
+  Raises:
+    SystemExit: Status 1 after one line where the run cannot go on, 2 where it
+      should not have started; 0 or 130 where a signal stopped it.
+  """
   config, workdir = run.config, run.workdir
-  root = jax.random.key(config.seed)
-  key_init, key_train, key_preview = jax.random.split(root, 3)
-  checkpoints = dj.checkpoint.Checkpoints(
-    workdir / "checkpoints", keep=config.keep_checkpoints
-  )
-  with checkpoints:
-    start = checkpoints.latest_step()
-    if start is None:
-      start, state = 0, run.init(key_init)
-    else:
-      with cli.user_errors():
-        state = checkpoints.restore(run.abstract_state)
-    log = Log(
-      workdir,
-      first_step=start,
-      num_steps=config.num_steps,
-      batch_size=config.batch_size,
-      quiet=jax.process_index() > 0,
+  with contextlib.ExitStack() as held:
+    with cli.user_errors():
+      held.enter_context(runs.locked(workdir))
+    held.enter_context(cli.system_errors())
+    checkpoints = held.enter_context(
+      dj.checkpoint.Checkpoints(
+        workdir / "checkpoints", keep=config.keep_checkpoints
+      )
     )
-    with log:
-      _announce(run, start, log)
-      state = _loop(run, state, start, key_train, key_preview, checkpoints, log)
-      run.finish(state, key_preview, log)
+    key_init, *keys = jax.random.split(jax.random.key(config.seed), 3)
+    state = _begin(run, checkpoints, key_init)
+    start = int(state.step)
+    log = held.enter_context(
+      Log(
+        workdir,
+        first_step=start,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        quiet=jax.process_index() > 0,
+      )
+    )
+    _announce(run, start, log)
+    _train(run, state, start, keys, checkpoints, log)
+
+
+def _begin(run: Run, checkpoints: dj.checkpoint.Checkpoints, key: jax.Array):
+  """The state to go on from: of the last good checkpoint, or a new one."""
+  if checkpoints.latest_step() is None:
+    return run.init(key)
+  with cli.user_errors():
+    return checkpoints.restore(run.abstract_state, tell=cli.say_first)
+
+
+def _train(run, state, start, keys, checkpoints, log) -> None:
+  """Takes the steps, and ends as the last of them or a signal asks."""
+  with Interruption() as stop:
+    state, step = _loop(run, state, start, keys, checkpoints, log, stop)
+    if stop.signal is None:
+      with stop.at_once():
+        run.finish(state, keys[-1], log)
+  if stop.signal is not None:
+    saved = "is complete" if step >= run.config.num_steps else "is saved"
+    log.say(
+      f"stopped by {stop.signal.name}: the run {saved} after step {step}; "
+      "the same command goes on"
+    )
+    raise SystemExit(stop.status)
 
 
 def _announce(run: Run, start: int, log: Log) -> None:
@@ -203,43 +289,84 @@ def _announce(run: Run, start: int, log: Log) -> None:
   )
 
 
-def _loop(run, state, start, key_train, key_preview, checkpoints, log):
-  """Every step from start + 1 to num_steps."""
-  config = run.config
+def _loop(run, state, start, keys, checkpoints, log, stop):
+  """Every step from start + 1 to num_steps, unless a signal comes."""
+  config, (key_train, key_preview) = run.config, keys
   window = []  # metrics since the last look, still on the device
-
-  def due(what: str) -> bool:
-    return step == config.num_steps or step % config.every[what] == 0
-
-  for step, batch in zip(
-    range(start + 1, config.num_steps + 1),
-    dj.data.iterate(run.batches, start=start),
-    strict=False,
-  ):
-    batch = dj.parallel.put_batch(batch, run.mesh)
-    state, metrics = run.train_step(state, batch, key_train)
+  batches = dj.data.iterate(run.batches, start=start)
+  for step, block in blocks(config, start, batches):
+    stacked = jax.tree.map(lambda *x: np.stack(x), *block)
+    placed = dj.parallel.put(stacked, dj.parallel.split_block(run.mesh))
+    state, metrics = run.train_block(state, placed, key_train)
     window.append(metrics)
-    if not any(due(what) for what in config.every):
+    stopped = stop.reached(step)
+    now = due(config, step)
+    if not now and not stopped:
+      jax.block_until_ready(window[-AHEAD:][0].loss)
       continue
     # The one place where the host waits for the device. Nothing is shown or
     # saved before its steps are known to be good.
     window = jax.device_get(window)
     _check_finite(window, step, run.workdir, checkpoints)
-    if due("log"):
-      figures = run.measure(state, batch, key_preview)
+    if "log" in now:
+      last = dj.parallel.put(block[-1], dj.parallel.split(run.mesh))
+      figures = run.measure(state, last, key_preview)
       log.metrics(step, {**summary(window), **figures})
       window = []
-    if due("checkpoint"):
+    if "checkpoint" in now or stopped:
       checkpoints.save(state)
-    if due("preview"):
-      run.preview(state, key_preview, step, log)
+    if "preview" in now and not stopped:
+      with stop.at_once():
+        run.preview(state, key_preview, step, log)
       log.pause()
-  return state
+      if stop.signal is not None:
+        checkpoints.save(state)
+        stopped = True
+    if stopped:
+      break
+  else:
+    step = max(start, config.num_steps)
+  checkpoints.wait()
+  return state, step
+
+
+def due(config: Config, step: int) -> set[str]:
+  """What is to be done after a step: at its interval, and at the end."""
+  last = step == config.num_steps
+  return {n for n, every in config.every.items() if last or step % every == 0}
+
+
+def blocks(
+  config: Config, start: int, batches: Iterator
+) -> Iterator[tuple[int, list]]:
+  """The steps, in blocks of which each is one program.
+
+  A block starts at a multiple of ``steps_per_dispatch`` and has that many
+  steps, unless something is due within it: then its steps go one by one. So
+  how steps are grouped depends on the steps alone, not on where a run was
+  interrupted, and at most two programs are compiled.
+
+  Yields:
+    The last step of the block, and its batches.
+  """
+  step, most = start, config.steps_per_dispatch
+  while step < config.num_steps:
+    within = range(step + 1, step + most)
+    whole = step % most == 0 and step + most <= config.num_steps
+    size = most if whole and not any(due(config, n) for n in within) else 1
+    try:
+      block = [next(batches) for _ in range(size)]
+    except (ValueError, OSError) as error:
+      raise cli.fail(
+        f"the data of step {step + 1} cannot be read: {error}", status=1
+      ) from error
+    step += size
+    yield step, block
 
 
 def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
-  """What is logged of a few steps: means, and the loss by quarter of t."""
-  stacked = jax.tree.map(lambda *x: np.stack(x), *window)
+  """What is logged of a few blocks: means, and the loss by quarter of t."""
+  stacked = jax.tree.map(lambda *x: np.concatenate(x), *window)
   return {
     "loss": float(stacked.loss.mean()),
     **dj.training.quartiles(
@@ -252,11 +379,12 @@ def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
 
 def _check_finite(window, step, workdir, checkpoints) -> None:
   """Stops the run at the first step that is not finite."""
-  for i, metrics in enumerate(window):
-    watched = (metrics.loss, metrics.grad_norm, metrics.param_norm)
-    if np.isfinite(watched).all():
-      continue
-    bad = step - len(window) + 1 + i
+  metrics = jax.tree.map(lambda *x: np.concatenate(x), *window)
+  watched = np.stack([metrics.loss, metrics.grad_norm, metrics.param_norm])
+  wrong = np.flatnonzero(~np.isfinite(watched).all(axis=0))
+  if len(wrong):
+    loss, grad_norm, param_norm = watched[:, wrong[0]]
+    bad = step - watched.shape[1] + 1 + wrong[0]
     good = checkpoints.latest_step()
     kept = (
       "there is no checkpoint yet"
@@ -264,8 +392,8 @@ def _check_finite(window, step, workdir, checkpoints) -> None:
       else f"the checkpoint of step {good} in {workdir} is good"
     )
     raise cli.fail(
-      f"step {bad} is not finite: loss {metrics.loss}, gradient norm "
-      f"{metrics.grad_norm}, parameter norm {metrics.param_norm}; stopped, "
+      f"step {bad} is not finite: loss {loss}, gradient norm {grad_norm}, "
+      f"parameter norm {param_norm}; stopped, "
       f"{kept}. Try a lower optim.lr or a longer optim.warmup_steps",
       status=1,
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from diffusion_jax.models import presets
-from experiments import cli
+from experiments import cli, devices
 
 HEADS = ("name", "size", "parameters", "schedule", "variance", "loss", "steps")
 
@@ -39,7 +39,7 @@ def rows() -> Iterator[tuple[str, ...]]:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   cli.parse(argv, flags.FlagValues())
   table = [HEADS, *rows()]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -9,6 +9,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from experiments import runs
+
 
 class Log:
   """Progress, metrics.jsonl and TensorBoard; only the first process speaks.
@@ -39,9 +41,8 @@ class Log:
       return
     path = workdir / "metrics.jsonl"
     kept = [row for row in read_metrics(path) if row["step"] <= first_step]
-    self._file = path.open("w")
-    for row in kept:
-      self._write(row)
+    runs.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    self._file = path.open("a")
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=first_step + 1
     )

@@ -7,24 +7,35 @@ metrics.jsonl    one line per logged step;  tensorboard/ the same
 imported.json    where the weights came from, if they were not trained here
 samples/         pictures made on the way
 checkpoints/     the training state
+lock             held by the process that trains
 """
 
+import contextlib
 import difflib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
 
 from experiments.cli import Config
 from experiments.configs import common
 
 # Keys that may change between one part of a run and the next: they steer how
-# long it goes on and what it shows, not what is learnt.
-MAY_CHANGE = ("num_steps", "every", "preview", "sampling", "keep_checkpoints")
+# long it goes on, what it shows and where it is computed, not what is learnt.
+MAY_CHANGE = (
+  "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
+  "steps_per_dispatch", "model.remat",
+)  # fmt: skip
 
 PACKAGES = (
   "diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
@@ -57,6 +68,8 @@ def describe(source) -> dict[str, Any]:
 def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
   """Opens a run directory: a new one, or an old one of the same run.
 
+  Of several processes, which see one directory, the first writes it.
+
   Raises:
     ValueError: If the directory holds something else, or a run whose
       configuration or data differ; the message names the differences.
@@ -78,25 +91,87 @@ def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
       f"{workdir} is not empty and not a run directory; choose another "
       "--workdir"
     )
-  describe_run(workdir, new, data)
+  multihost_utils.sync_global_devices("run directory looked at")
+  if jax.process_index() == 0:
+    describe_run(workdir, new, data)
+  multihost_utils.sync_global_devices("run directory written")
 
 
 def describe_run(workdir: pathlib.Path, config: dict, data: dict) -> None:
-  """Writes the files that say what a run is."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  for name, content in (
-    ("data", data),
-    ("versions", versions()),
-    ("config", config),  # Last: a directory with a config.json is complete.
-  ):
-    text = json.dumps(content, indent=2) + "\n"
-    (workdir / f"{name}.json").write_text(text)
+  """Writes the files that say what a run is.
+
+  A new directory appears whole, and a file is replaced by a whole one: a
+  process killed at any moment leaves a run, or nothing.
+  """
+  files = {
+    f"{name}.json": json.dumps(content, indent=2) + "\n"
+    for name, content in (
+      ("data", data), ("versions", versions()), ("config", config),
+    )
+  }  # fmt: skip
+  if workdir.is_dir() and any(workdir.iterdir()):
+    for name, text in files.items():  # The last is what makes it a run.
+      replace(workdir / name, text)
+    return
+  workdir.parent.mkdir(parents=True, exist_ok=True)
+  new = pathlib.Path(
+    tempfile.mkdtemp(prefix=f".{workdir.name}-", dir=workdir.parent)
+  )
+  try:
+    for name, text in files.items():
+      (new / name).write_text(text)
+    new.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner alone
+    new.rename(workdir)
+  except OSError:
+    shutil.rmtree(new, ignore_errors=True)
+    if not is_run(workdir):  # of two that start at once the second is late
+      raise
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is at all times the old one or the new one, whole."""
+  new = path.with_name(f".{path.name}.new")
+  new.write_text(text)
+  new.replace(path)
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from training in the same directory.
+
+  The system lets go of the lock when the process ends, however it ends. Of
+  the processes of one run, the first holds it.
+
+  Raises:
+    ValueError: If another holds it.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
+  lock = filelock.FileLock(workdir / "lock")
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise ValueError(
+      f"another process is training in {workdir}: wait for it or stop it, or "
+      "choose another --workdir"
+    ) from None
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def _network(config: dict) -> dict:
   """What imported weights are for: these networks and this process."""
   part = {k: config[k] for k in ("model", "schedule", "target", "variance")}
-  free = ("dropout", "dtype")
+  free = ("dropout", "dtype", "remat")
   part["model"] = {k: v for k, v in part["model"].items() if k not in free}
   return part
 
@@ -172,7 +247,8 @@ def _check_same(kind: str, workdir: pathlib.Path, old: dict, new: dict):
   differing = [
     f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and key.split(".")[0] not in MAY_CHANGE
+    if old.get(key) != new.get(key)
+    and not {key, key.split(".")[0]} & set(MAY_CHANGE)
   ]
   if differing:
     raise ValueError(

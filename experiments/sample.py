@@ -19,7 +19,7 @@ import tqdm
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import assemble, cli, runs
+from experiments import assemble, cli, devices, runs
 from experiments.generate import Generator, Judge
 
 
@@ -337,19 +337,21 @@ def average(config: cli.Config, wanted: str | None) -> str:
 
 
 def restore(workdir, config, net, shape) -> dj.state.TrainState:
-  """Reads the newest checkpoint onto one device."""
+  """Reads the newest good checkpoint, a copy onto every device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")
   tx = assemble.optimizer(config)
   abstract = jax.eval_shape(
     lambda key: assemble.init(config, net, shape, tx, key), jax.random.key(0)
   )
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  here = dj.parallel.replicated(dj.parallel.data_mesh())
   like = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract
   )
-  with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
-    return checkpoints.restore(like)
+  with dj.checkpoint.Checkpoints(
+    workdir / "checkpoints", read_only=True
+  ) as checkpoints:
+    return checkpoints.restore(like, tell=cli.say_first)
 
 
 def draw(plan: Plan) -> np.ndarray:
@@ -430,7 +432,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = define_flags(flags.FlagValues(), num=64)
   flags.DEFINE_string(
     "out",

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 import diffusion_jax as dj
 from diffusion_jax import mixtures
-from experiments import assemble, cli
+from experiments import assemble, cli, devices
 
 CALLS = (5, 10, 20, 50)
 SCHEDULES = ("linear", "cosine")
@@ -169,7 +169,7 @@ def plot(path: pathlib.Path, title: str, table: dict[str, list[float]]) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
+  devices.start()
   values = flags.FlagValues()
 
   def define(kind, name, default, text, **options):

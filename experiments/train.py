@@ -15,20 +15,18 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, cli, loop
+from experiments import assemble, loop
 from experiments.cli import Config
 from experiments.generate import Generator
-from experiments.loop import train
 from experiments.reporting import Log, plot_loss
 
 DEFAULT_CONFIG = "configs/digits.py"
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
-  """Builds a run from its configuration and opens its directory.
+  """Builds a run from its configuration.
 
   Raises:
     ValueError: For anything a user may have got wrong.
@@ -43,9 +41,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
 
+  gathered = loop.gathered(config, devices)
+
   def apply(params, x_t, t, told, dropout_key):
     return net.apply(
-      {"params": params},
+      {"params": gathered(params)},
       x_t,
       t,
       **told,
@@ -116,7 +116,7 @@ def _finish(workdir: pathlib.Path, generator, state, key, log: Log) -> None:
   """Loss plot, denoising animation, and what to do next."""
   folder = workdir / "samples"
   best = list(state.ema.values())[-1] if state.ema else state.params
-  film = [np.asarray(x)[:32] for x in generator.walk(best, key, 0)]
+  film = [dj.parallel.fetch(x)[:32] for x in generator.walk(best, key, 0)]
   if jax.process_index() == 0:
     frames = [dj.images.grid(x, columns=8) for x in film]
     dj.images.save_gif(folder / "denoising.gif", frames)
@@ -127,11 +127,7 @@ def _finish(workdir: pathlib.Path, generator, state, key, log: Log) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
-  config, workdir = loop.command_line(argv, DEFAULT_CONFIG)
-  with cli.user_errors():
-    run = prepare(config, workdir)
-  train(run)
+  loop.main(argv, DEFAULT_CONFIG, prepare)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, cli, loop
+from experiments import assemble, loop
 from experiments.cli import Config
-from experiments.loop import train
 from experiments.reporting import Log, plot_loss
 
 DEFAULT_CONFIG = "configs/classifier.py"
@@ -29,7 +28,7 @@ MEASURED = 1024  # of the held-out pictures, at most, at every logged line
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
-  """Builds a run from its configuration and opens its directory.
+  """Builds a run from its configuration.
 
   Raises:
     ValueError: For anything a user may have got wrong.
@@ -44,9 +43,15 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     source, held = dj.data.hold_out(source, config.held_out)
   net = assemble.classifier(config, source.image_shape, source.num_classes)
 
+  gathered = loop.gathered(config, devices)
+
   def apply(params, x_t, t, y, dropout_key):
     logits = net.apply(
-      {"params": params}, x_t, t, train=True, rngs={"dropout": dropout_key}
+      {"params": gathered(params)},
+      x_t,
+      t,
+      train=True,
+      rngs={"dropout": dropout_key},
     )
     return dj.guidance.log_prob(jnp.asarray(logits), y)
 
@@ -143,11 +148,7 @@ def _finish(workdir: pathlib.Path, measured, state, key, log: Log) -> None:
 
 def main(argv: list[str]) -> None:
   """The command."""
-  cli.tune_cpu()
-  config, workdir = loop.command_line(argv, DEFAULT_CONFIG)
-  with cli.user_errors():
-    run = prepare(config, workdir)
-  train(run)
+  loop.main(argv, DEFAULT_CONFIG, prepare)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       "num_steps": 100_000,
       "batch_size": 128,  # images per step, over all devices
       "micro_batches": 1,  # pieces of a batch in memory one after another
+      "steps_per_dispatch": 1,  # steps in one program, for small networks
+      # Each device holds its part of the parameters, averages and optimizer
+      # state only, and gathers parameters while it uses them.
+      "fsdp": False,
       "flip": False,  # mirror half of the images
       "data": {
         "name": "digits",  # or a folder, .zip, .npz, .npy, or a TFDS name
@@ -68,7 +72,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "groups": config_dict.placeholder(int),
         "epsilon": 1e-6,
         "padding": "same",
-        "dtype": "float32",
+        "dtype": "float32",  # of activations; or bfloat16
+        "remat": False,  # compute activations again for the gradient
       },
       # Arguments of diffusion_jax.training.optimizer.
       "optim": {
@@ -207,7 +212,9 @@ def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
 def settings(net: Any) -> dict[str, Any]:
   """The settings of a network that ``config.model`` holds."""
   # What follows from the data or the variance is not a setting.
-  derived = {"out_channels", "noisy_low_res", "dtype", "parent", "name"}
+  derived = {
+    "out_channels", "noisy_low_res", "dtype", "remat", "parent", "name",
+  }  # fmt: skip
   return {
     field.name: getattr(net, field.name)
     for field in dataclasses.fields(net)

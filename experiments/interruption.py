@@ -1,0 +1,73 @@
+"""Stopping between two steps: SIGTERM of a preemption, SIGINT of Ctrl-C."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What a preempted job and a shell's Ctrl-C are expected to leave.
+STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+class Interrupted(Exception):
+  """A signal has come, where waiting for the end would take too long."""
+
+
+class Interruption:
+  """Notes the first signal; a second one ends the process at once.
+
+  Of several processes, all stop after the same step: JAX carries the notice
+  of one host's SIGTERM to the others. Ctrl-C is then left to the launcher.
+  """
+
+  def __init__(self):
+    self.signal: signal.Signals | None = None
+    self._raises = False
+    self._before = {}
+
+  def __enter__(self):
+    if jax.process_count() == 1:
+      for number in SIGNALS:
+        self._before[number] = signal.signal(number, self._note)
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _note(self, number, frame) -> None:
+    del frame
+    again = self.signal is not None
+    self.signal = signal.Signals(number)
+    if again:
+      raise SystemExit(128 + number)
+    if self._raises:
+      raise Interrupted
+
+  @contextlib.contextmanager
+  def at_once(self) -> Iterator[None]:
+    """Cuts its body short when a signal comes: for pictures, not for steps."""
+    self._raises = True
+    try:
+      yield
+    except Interrupted:
+      pass
+    finally:
+      self._raises = False
+
+  def reached(self, step: int) -> bool:
+    """Whether to stop after this step; every process asks after each."""
+    if (
+      jax.process_count() > 1
+      and multihost_utils.reached_preemption_sync_point(step)
+    ):
+      self.signal = signal.SIGTERM
+    return self.signal is not None
+
+  @property
+  def status(self) -> int:
+    """The exit status that says why."""
+    return 0 if self.signal is None else STATUS[self.signal]
