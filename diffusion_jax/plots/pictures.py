@@ -84,14 +84,16 @@ def heatmaps(
   high = max(table.max() for table in tables.values())
   signed = low < 0 < high
   most = max(-low, high)
-  options = {"vmin": -most, "vmax": most} if signed else {"vmin": low}
+  limits = (-most, most) if signed else (low, high)
   figure = blank(3.4 * len(tables) + 1.2, 3.2)
   panels = figure.subplots(1, len(tables), squeeze=False)[0]
   shown = None
   for axes, (name, table) in zip(panels, tables.items(), strict=True):
+    # Maps of pictures keep their shape, long tables are squeezed.
+    aspect = "equal" if table.shape[0] == table.shape[1] else "auto"
     shown = axes.imshow(
-      table, cmap="PuOr_r" if signed else "cividis", aspect="auto",
-      interpolation="nearest", **options,
+      table, cmap="PuOr_r" if signed else "cividis", aspect=aspect,
+      interpolation="nearest", vmin=limits[0], vmax=limits[1],
     )  # fmt: skip
     axes.set(xlabel=xlabel, title=name)
     axes.grid(False)
