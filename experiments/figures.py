@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -50,7 +51,7 @@ def schedules():
 def forward():
   """A digit with the same noise at the same steps of both schedules."""
   source = dj.data.load("digits")
-  x0 = dj.images.from_uint8(source[0]["image"])[None]
+  x0 = jnp.asarray(dj.images.from_uint8(source[0]["image"])[None])
   eps = jax.random.normal(jax.random.key(0), x0.shape)
   steps = np.linspace(0, T, SHOWN + 1).astype(int)[:-1]
   rows = [

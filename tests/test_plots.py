@@ -81,6 +81,15 @@ def test_lines_differ_without_colour():
   assert len(dashes) == len(names)
 
 
+def test_a_few_numbers_on_a_logarithmic_axis_are_named():
+  figure = plots.curves(
+    {"a": ([5, 10], [1, 2]), "b": ([5, 10, 40], [1, 2, 3])},
+    xlabel="calls", ylabel="error", log="xy",
+  )  # fmt: skip
+  named = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+  assert named == ["5", "10", "40"]
+
+
 def test_loss_by_step_is_mean_and_standard_error():
   # Two bins: losses 1, 3 (mean 2, error 1) and 10, 10 (mean 10, no error).
   figure = plots.loss_by_step(
@@ -115,6 +124,13 @@ def test_white_is_zero_where_signs_differ():
   )
   limits = {axes.images[0].get_clim() for axes in figure.axes[:2]}
   assert limits == {(-3, 3)}
+
+
+def test_panels_of_one_sign_share_a_scale():
+  figure = plots.heatmaps(
+    {"a": [[1.0, 3.0]], "b": [[2.0, 9.0]]}, xlabel="", ylabel="", label=""
+  )
+  assert {axes.images[0].get_clim() for axes in figure.axes[:2]} == {(1, 9)}
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,10 @@ def curves(
   axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
   for axis in log:
     axes.set(**{f"{axis}scale": "log"})
-  ticks = np.unique([x for x, _ in lines.values()]) if "x" in log else ()
-  if 0 < len(ticks) <= 10:  # a few numbers say more than powers of ten
+  ticks = np.unique(np.concatenate([np.ravel(x) for x, _ in lines.values()]))
+  if "x" in log and len(ticks) <= 10:  # they say more than powers of ten
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
   if len(lines) > 1:
     axes.legend()
   return figure

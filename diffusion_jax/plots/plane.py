@@ -43,7 +43,7 @@ def plane(
   x = x[None] if x.ndim == 3 else x
   rows, columns, num, _ = x.shape
   check_names(titles, columns, labels, rows)
-  reach = 1.05 * np.abs(x).max() if reach is None else reach
+  far = 1.05 * np.abs(x).max() if reach is None else reach
   figure = blank(2.1 * columns + 0.5, 2.0 * rows + 0.6)
   panels = figure.subplots(
     rows, columns, squeeze=False, sharex=True, sharey=True
@@ -54,7 +54,7 @@ def plane(
   for r, k in np.ndindex(rows, columns):
     axes = panels[r, k]
     axes.scatter(*x[r, k].T, s=3, c=colours[r])
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.set(xlim=(-far, far), ylim=(-far, far), aspect="equal")
     if titles and r == 0:
       axes.set_title(titles[k])
     if r == rows - 1:

@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -21,11 +23,11 @@ STYLE = {
 }
 
 
-def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+def styled(draw: Callable[P, Any]) -> Callable[P, Any]:
   """Draws in our style, whatever the reader's own settings are."""
 
   @functools.wraps(draw)
-  def styled(*args, **kwargs):
+  def styled(*args: P.args, **kwargs: P.kwargs):
     import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]):
@@ -37,7 +39,7 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
   return styled
 
 
-def blank(width: float, height: float):
+def blank(width: float, height: float) -> Any:
   """An empty figure of this size in inches."""
   from matplotlib.figure import Figure
 
