@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar, logs, curves, pictures."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -57,9 +58,12 @@ class Log:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    if not self._quiet:
-      self._bar.close()
+  def __exit__(self, kind, error, trace):
+    if self._quiet:
+      return
+    self._bar.close()
+    # What an error of the disk has left unwritten fails again here.
+    with contextlib.suppress(*([OSError] if error else [])):
       self._file.close()
       self._board.close()
 

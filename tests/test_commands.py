@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_tfds import write_cifar
 
-from experiments import assemble, evaluate, runs, sample, train
+from experiments import assemble, evaluate, loop, runs, sample, train
 from experiments import presets as list_presets
 from experiments.configs import common
 
@@ -393,7 +393,7 @@ def test_bad_training_input_is_one_line_and_status_2(
   def compiled(*_, **__):
     raise AssertionError("something was compiled before the error")
 
-  monkeypatch.setattr(train, "train", compiled)
+  monkeypatch.setattr(loop, "train", compiled)
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
     command(train, *TINY, *flags)
