@@ -4,6 +4,7 @@ config.json      the configuration, as it was run
 data.json        what it was trained on: name, shape, classes, fingerprint
 versions.json    the packages it was run with
 metrics.jsonl    one line per logged step;  tensorboard/ the same
+previews.jsonl   one line per preview and average: colours, saturation, ...
 imported.json    where the weights came from, if they were not trained here
 samples/         pictures made on the way
 checkpoints/     the training state

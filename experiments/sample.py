@@ -364,15 +364,9 @@ def draw(plan: Plan) -> np.ndarray:
   return images
 
 
-def _draw_stage(plan: Plan) -> np.ndarray:
-  """Draws what one run is to draw, under a progress bar."""
-  size = " x ".join(map(str, plan.image_shape[:2]))
-  cli.say(
-    f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
-    f"{len(plan.pairs)} steps each"
-    + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
-  )
-  generator = Generator(
+def generator(plan: Plan) -> Generator:
+  """What draws the images of one stage."""
+  return Generator(
     plan.config,
     plan.net,
     plan.image_shape,
@@ -386,10 +380,20 @@ def _draw_stage(plan: Plan) -> np.ndarray:
     low_res=plan.low_res,
     low_res_noise=plan.low_res_noise,
   )
+
+
+def _draw_stage(plan: Plan) -> np.ndarray:
+  """Draws what one run is to draw, under a progress bar."""
+  size = " x ".join(map(str, plan.image_shape[:2]))
+  cli.say(
+    f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
+    f"{len(plan.pairs)} steps each"
+    + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
+  )
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
   ) as bar:
-    return generator(
+    return generator(plan)(
       plan.params,
       jax.random.key(plan.seed),
       plan.num,

@@ -65,6 +65,14 @@ def test_a_run_leaves_what_it_promises(trained):
     chex.assert_tree_all_finite(row)
     assert {"loss", "grad_norm", "param_norm", "images_per_s"} <= row.keys()
     assert any(key.startswith("loss_q") for key in row)
+  previews = [
+    json.loads(line)
+    for line in (trained / "previews.jsonl").read_text().splitlines()
+  ]
+  assert [(row["step"], row["of"]) for row in previews] == [
+    (4, "raw"), (4, "ema0.995"), (8, "raw"), (8, "ema0.995"),
+  ]  # fmt: skip
+  assert "distance" not in previews[2] and 0 < previews[3]["distance"] < 1
   assert runs.read_json(trained, "config")["model"]["channels"] == 8
   data = runs.read_json(trained, "data")
   assert data["image_shape"] == [8, 8, 1] and data["examples"] == 1797

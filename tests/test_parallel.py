@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +52,21 @@ def finish(workers, out) -> dict:
     return {k: v.item() if v.dtype == object else v for k, v in file.items()}
 
 
+def processes(count: int) -> list[dict[str, str]]:
+  """What tells each of several processes, on this machine, of the others."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  return [
+    {
+      "JAX_COORDINATOR_ADDRESS": address,
+      "JAX_NUM_PROCESSES": str(count),
+      "JAX_PROCESS_ID": str(index),
+    }
+    for index in range(count)
+  ]
+
+
 @pytest.fixture(scope="module")
 def one():
   """The run on the tests' one device."""
@@ -73,14 +89,7 @@ def eight_split(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
   out = tmp_path_factory.mktemp("two") / "out.npz"
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-  workers = [
-    start(out, count=2, JAX_PROCESS_ID=str(index), **several)
-    for index in range(2)
-  ]
+  workers = [start(out, count=2, **settings) for settings in processes(2)]
   return finish(workers, out)
 
 
@@ -96,6 +105,13 @@ def test_more_devices_give_the_same_run(name, devices, one, request):
   np.testing.assert_allclose(many["params"], one["params"], atol=1e-4)
   # Image by image: noise is named by the image, not by the device.
   np.testing.assert_allclose(many["samples"], one["samples"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["eight", "eight_split"])
+def test_a_step_is_that_of_pmap(name, request):
+  error = request.getfixturevalue(name)["pmap_error"]
+  # Adam's second step moves parameters whose gradient is almost 0 by rounding.
+  assert 0 < error < 1e-3
 
 
 def test_only_gradients_and_figures_cross_devices(eight, one):
@@ -157,3 +173,44 @@ def test_published_networks_split_almost_wholly(name):
   )
   whole = 4 * preset.params
   assert dj.parallel.bytes_per_device(placed) < 1.12 * whole / 64
+
+
+@pytest.mark.slow
+def test_one_hosts_sigterm_stops_every_process_after_the_same_step(tmp_path):
+  def begin(steps):
+    settings = processes(2)
+    flags = (*TINY, f"--workdir={tmp_path}/run", f"--config.num_steps={steps}")
+    return [
+      subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *flags],
+        env={**os.environ, **setting},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      for setting in settings
+    ]
+
+  def end(workers):
+    try:
+      return [worker.communicate(timeout=LIMIT)[0] for worker in workers]
+    finally:
+      for worker in workers:
+        worker.kill()
+
+  workers = begin(10_000)
+  line = ""
+  while not line.startswith("step 10/"):
+    line = workers[0].stdout.readline()
+    assert line, "the first process has ended"
+  workers[1].send_signal(signal.SIGTERM)
+  first, _ = end(workers)
+  assert [worker.returncode for worker in workers] == [0, 0], first
+  assert "stopped by SIGTERM: the run is saved after step" in first
+  step = int(first.rpartition("after step ")[2].partition(";")[0])
+
+  workers = begin(step + 2)
+  first, second = end(workers)
+  assert [worker.returncode for worker in workers] == [0, 0], first + second
+  assert f"continues after step {step} of {step + 2}" in first
+  assert "continues" not in second  # the first process speaks
