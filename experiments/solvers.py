@@ -12,14 +12,12 @@ the last one to s = 0. With --diffusers the schedulers of that library
 (pip install torch diffusers) solve the same problems.
 """
 
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 import scipy.integrate
@@ -28,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import diffusion_jax as dj
+from diffusion_jax import mixtures
 from experiments import assemble, cli, devices
 
 CALLS = (5, 10, 20, 50)
@@ -42,45 +41,17 @@ ROWS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Mixture:
-  """x_0 = m_k + std_k N(0, I) with probability w_k, in D dimensions."""
-
-  means: np.ndarray
-  stds: np.ndarray
-  weights: np.ndarray
-
-  @classmethod
-  def random(cls, seed: int, dim: int, components: int) -> "Mixture":
-    """Means in a cube of side 2, widths from 0.05 to 0.3."""
-    rng = np.random.default_rng(seed)
-    return cls(
-      rng.uniform(-1, 1, (components, dim)),
-      np.exp(rng.uniform(np.log(0.05), np.log(0.3), components)),
-      rng.dirichlet(np.full(components, 3.0)),
-    )
-
-  def arrays(self) -> tuple[np.ndarray, ...]:
-    """What ``x0_given`` needs."""
-    return self.means, self.stds, self.weights
-
-
-def x0_given(y, u, means, stds, weights, xp=jnp):
-  """E[x_0 | x_0 + u eps = y]."""
-  var = stds**2 + u**2
-  away = y[..., None, :] - means
-  dim = means.shape[-1]
-  logits = (
-    xp.log(weights) - (away**2).sum(-1) / (2 * var) - dim / 2 * xp.log(var)
-  )
-  share = xp.exp(logits - logits.max(axis=-1, keepdims=True))
-  share = share / share.sum(axis=-1, keepdims=True)
-  centres = means + (stds**2 / var)[..., None] * away
-  return (share[..., None] * centres).sum(axis=-2)
+def random_mixture(seed: int, dim: int, components: int) -> mixtures.Mixture:
+  """Means in a cube of side 2, widths from 0.05 to 0.3."""
+  rng = np.random.default_rng(seed)
+  means: Any = rng.uniform(-1, 1, (components, dim))
+  stds: Any = np.exp(rng.uniform(np.log(0.05), np.log(0.3), components))
+  weights: Any = rng.dirichlet(np.full(components, 3.0))
+  return mixtures.Mixture(means, stds, weights)
 
 
 def exact(
-  mixture: Mixture, x, schedule: dj.Schedule, t: int, s: int
+  mixture: mixtures.Mixture, x, schedule: dj.Schedule, t: int, s: int
 ) -> np.ndarray:
   """Where the flow dy/du = eps_hat takes x, from step t to step s."""
   alpha, sigma = np.asarray(schedule.alpha), np.asarray(schedule.sigma)
@@ -90,7 +61,7 @@ def exact(
   def slope(a, y):
     u = np.sinh(a) / 30
     y = y.reshape(x.shape)
-    eps = (y - x0_given(y, u, *mixture.arrays(), xp=np)) / u
+    eps = (y - mixtures.x0_given(mixture, y, u, xp=np)) / u
     return (eps * np.cosh(a) / 30).ravel()
 
   solved = scipy.integrate.solve_ivp(
@@ -107,7 +78,7 @@ def exact(
 class Problem(NamedTuple):
   """A mixture, noises to start from, and where the flow takes them."""
 
-  mixture: Mixture
+  mixture: mixtures.Mixture
   x_T: np.ndarray
   x_0: np.ndarray
 
@@ -117,7 +88,7 @@ def problems(
 ) -> Iterator[Problem]:
   """Random problems, always the same ones."""
   for seed in range(seeds):
-    mixture = Mixture.random(seed, dim, components)
+    mixture = random_mixture(seed, dim, components)
     x_T = np.random.default_rng(100 + seed).normal(size=(num, dim))
     yield Problem(mixture, x_T, exact(mixture, x_T, schedule, schedule.T, 0))
 
@@ -128,17 +99,13 @@ def rmse(a, b) -> float:
 
 
 def solve(name: str, schedule: dj.Schedule):
-  """The jitted ``(x_T, pairs, mixture's arrays) -> x`` of a sampler."""
+  """The jitted ``(x_T, pairs, mixture) -> x`` of a sampler."""
   options = ConfigDict({"target": "eps", "variance": "fixed_small"})
   step = assemble.sampler(options, name, clip=False)
 
   @jax.jit
-  def run(x_T, pairs, means, stds, weights):
-    def denoise(x_t, t):
-      alpha, sigma = dj.process.rates(schedule, t, x_t)
-      x0 = x0_given(x_t / alpha, sigma / alpha, means, stds, weights)
-      return (x_t - alpha * x0) / sigma
-
+  def run(x_T, pairs, mixture):
+    denoise = mixtures.denoiser(schedule, mixture)
     x, _ = dj.sample(
       step, denoise, schedule, x_T.shape, jax.random.key(0), pairs=pairs,
       x_T=x_T,
@@ -156,7 +123,7 @@ def errors(name, spacing, schedule, given: list[Problem]) -> list[float]:
     # Heun calls twice in all steps but the last.
     moves = (calls + 1) // 2 if name == "heun" else calls
     pairs = assemble.walk(schedule, name, spacing, moves)
-    each = [rmse(run(p.x_T, pairs, *p.mixture.arrays()), p.x_0) for p in given]
+    each = [rmse(run(p.x_T, pairs, p.mixture), p.x_0) for p in given]
     result.append(float(np.exp(np.mean(np.log(each)))))
   return result
 
@@ -177,7 +144,7 @@ def observed_order(name: str, problem: Problem) -> float:
     t = np.interp(targets, table, np.arange(1, schedule.T + 1))
     t = np.rint(t).astype(int)
     pairs = np.stack([t[:-1], t[1:]], axis=1)
-    x = run(problem.x_T, pairs, *problem.mixture.arrays())
+    x = run(problem.x_T, pairs, problem.mixture)
     return rmse(x, exact(problem.mixture, problem.x_T, schedule, t[0], t[-1]))
 
   return float(np.log2(error(512) / error(1024)))

@@ -76,8 +76,8 @@ def best(
       at = np.exp(np.interp(float(t) + 1, np.arange(len(abar)), np.log(abar)))
       alpha, sigma = np.sqrt(at), np.sqrt(1 - at)
       x_t = scheduler.scale_model_input(x, t).numpy().astype(np.float64)
-      x0 = solvers.x0_given(
-        x_t / alpha, sigma / alpha, *problem.mixture.arrays(), xp=np
+      x0 = dj.mixtures.x0_given(
+        problem.mixture, x_t / alpha, sigma / alpha, xp=np
       )
       eps = torch.tensor((x_t - alpha * x0) / sigma)
       x = scheduler.step(eps, t, x).prev_sample

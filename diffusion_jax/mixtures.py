@@ -1,0 +1,146 @@
+"""Mixtures of Gaussians: data whose exact denoiser is a formula.
+
+x_0 = m_k + std_k N(0, I) with probability w_k. What a perfect network would
+answer is then known, so that samplers can be watched, and measured, without
+training anything: a swiss roll in the plane, or a handful of pictures with a
+little noise around each.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax import losses, process
+from diffusion_jax.process import Batch, Denoise
+from diffusion_jax.schedules import Schedule
+
+
+class Mixture(NamedTuple):
+  """Gaussians with a width each, a pytree.
+
+  Attributes:
+    means: One centre per row, of any shape: points, pictures.
+    stds: Standard deviation around each, the same in all directions.
+    weights: Probability of each; they add up to 1.
+  """
+
+  means: Float[Array, "K *image"]
+  stds: Float[Array, " K"]
+  weights: Float[Array, " K"]
+
+
+def around(means: Float[Array, "K *image"], std: float) -> Mixture:
+  """Equal Gaussians around these points."""
+  K = len(means)
+  return Mixture(jnp.asarray(means), jnp.full(K, std), jnp.full(K, 1 / K))
+
+
+def swiss_roll(num: int = 200, *, reach: float = 2.0) -> Mixture:
+  """A rolled-up line in the plane.
+
+  By default about as wide as the noise it is turned into, and so outside the
+  [-1, 1] of pictures: pass ``clip=False`` to the steps that sample it.
+
+  Args:
+    num: Gaussians along the line, from the inside out.
+    reach: Distance of the outer end from the origin; the line's own width is
+      3 % of it.
+
+  Returns:
+    The mixture, of two dimensions.
+  """
+  # The length of the roll grows with the square of the angle.
+  angle = np.pi * np.sqrt(np.linspace(1.5**2, 4.5**2, num))
+  points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+  points *= reach * angle[:, None] / angle[-1]
+  return around(jnp.asarray(points, jnp.result_type(float)), 0.03 * reach)
+
+
+def draw(
+  mixture: Mixture, key: Key[Array, ""], num: int
+) -> Float[Array, "num *image"]:
+  """Draws from the mixture."""
+  key_component, key_noise = jax.random.split(key)
+  k = jax.random.choice(
+    key_component, len(mixture.weights), (num,), p=mixture.weights
+  )
+  means = mixture.means[k]
+  noise = jax.random.normal(key_noise, means.shape, means.dtype)
+  return means + process.per_example(mixture.stds[k], means) * noise
+
+
+def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
+  """E[x_0 | x_0 + u eps = y], the exact answer of a denoiser.
+
+  Each centre attracts y by its share of the probability of y.
+
+  Args:
+    mixture: What x_0 is drawn from.
+    y: x_t / alpha_t, the mean's shape per example.
+    u: sigma_t / alpha_t, a scalar or one per example.
+    xp: jax.numpy, or numpy for a solver on the host.
+
+  Returns:
+    The shape of y.
+  """
+  flat = y.reshape(len(y), 1, -1)
+  means = mixture.means.reshape(1, len(mixture.means), -1)
+  noise = xp.reshape(xp.asarray(u), (-1, 1))  # [B, 1] or [1, 1]
+  var = mixture.stds[None] ** 2 + noise**2
+  away = flat - means
+  logits = (
+    xp.log(mixture.weights)[None]
+    - (away**2).sum(-1) / (2 * var)
+    - means.shape[-1] / 2 * xp.log(var)
+  )
+  share = xp.exp(logits - logits.max(axis=1, keepdims=True))
+  share = share / share.sum(axis=1, keepdims=True)
+  centres = means + (mixture.stds[None] ** 2 / var)[..., None] * away
+  return (share[..., None] * centres).sum(axis=1).reshape(y.shape)
+
+
+def denoiser(
+  schedule: Schedule, mixture: Mixture, *, target: str = "eps"
+) -> Denoise:
+  """What a perfectly trained network would be.
+
+  The minimiser of the squared error is the conditional expectation of its
+  target; all targets are linear in x_0 once x_t is known.
+
+  Args:
+    schedule: The noise schedule.
+    mixture: The data.
+    target: What it predicts, one of ``process.TARGETS``.
+
+  Returns:
+    ``(x_t, t) -> output``.
+  """
+
+  def denoise(x_t, t):
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    y = x_t / process.per_example(alpha, x_t)
+    x0 = x0_given(mixture, y, sigma / alpha)
+    eps = process.eps_from_x0(schedule, x_t, t, x0)
+    return losses.target_of(schedule, x0, x_t, t, eps, target)
+
+  return denoise
+
+
+def log_density(mixture: Mixture, x: Batch) -> Float[Array, " B"]:
+  """Log of the mixture's density, in nats.
+
+  Args:
+    mixture: The mixture.
+    x: Where.
+
+  Returns:
+    [B], summed over all dimensions.
+  """
+  means = mixture.means.reshape(1, len(mixture.means), -1)
+  scaled = (x.reshape(len(x), 1, -1) - means) / mixture.stds[None, :, None]
+  each = jax.scipy.stats.norm.logpdf(scaled).sum(axis=-1)
+  each -= means.shape[-1] * jnp.log(mixture.stds)[None]
+  return jax.nn.logsumexp(each + jnp.log(mixture.weights)[None], axis=1)
