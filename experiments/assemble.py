@@ -184,6 +184,16 @@ def check(config: Config, noise: dj.Schedule) -> None:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")
 
 
+def check_draws(config: Config) -> None:
+  """Refuses the configuration of a classifier."""
+  if config.get("kind") == "classifier":
+    raise ValueError(
+      "this run is a classifier, which draws no images: train it with "
+      "experiments.train_classifier, pass it as --classifier of "
+      "experiments.sample"
+    )
+
+
 def model(
   config: Config,
   image_shape: tuple[int, int, int],
@@ -195,12 +205,7 @@ def model(
     ValueError: If the network does not fit the images or their classes, or
       the run is a classifier.
   """
-  if config.get("kind") == "classifier":
-    raise ValueError(
-      "this run is a classifier, which draws no images: train it with "
-      "experiments.train_classifier, pass it as --classifier of "
-      "experiments.sample"
-    )
+  check_draws(config)
   options = config.model.to_dict()
   outputs = 2 if config.variance.startswith("learned") else 1
   options["out_channels"] = outputs * image_shape[-1]

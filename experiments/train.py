@@ -32,6 +32,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   Raises:
     ValueError: For anything a user may have got wrong.
   """
+  assemble.check_draws(config)
   devices = loop.mesh(config)
   schedule = assemble.schedule(config)
   loss_at = assemble.loss_at(config)

@@ -264,7 +264,7 @@ def test_openais_classifier(published, tmp_path, capsys):
   capsys.readouterr()
   for module, message in (
     (sample, "this run is a classifier, which draws no images"),
-    (train, "no run of experiments.train"),
+    (train, "train it with experiments.train_classifier"),
   ):
     with pytest.raises(SystemExit) as stop:
       command(module, f"--workdir={run}")
