@@ -41,7 +41,7 @@ def params(state):
 def test_agrees_with_the_published_network(params, suffix):
   want = reference.load("inception")
   names = ("64", "192", "768", "2048", "logits")
-  network = inception.features(params, *names)
+  network = inception.features(params, names)
   (got,) = metrics.extract(network, [want[f"images{suffix}"]], batch_size=3)
   for name in names:
     theirs = name.replace("logits", "logits_unbiased")
@@ -51,10 +51,11 @@ def test_agrees_with_the_published_network(params, suffix):
     )
 
 
-def test_one_name_is_an_array_and_spatial_features_have_places(params):
-  one = inception.features(params, "spatial")
+def test_spatial_features_have_places(params):
+  network = inception.features(params, ["spatial"])
   images = jax.ShapeDtypeStruct((2, 40, 30, 1), np.uint8)
-  assert jax.eval_shape(one, images).shape == (2, 17 * 17 * 7)
+  (found,) = jax.eval_shape(network, images).values()
+  assert found.shape == (2, 17 * 17 * 7)
 
 
 def test_resize_reads_between_the_pixels_where_tensorflow_1_does():
@@ -75,7 +76,7 @@ def test_grey_pictures_are_seen_as_colour_and_others_refused():
   with pytest.raises(ValueError, match="channels=2"):
     inception.prepare(np.zeros((1, 8, 8, 2), np.uint8))
   with pytest.raises(ValueError, match="'pool' is not one of 64, 192"):
-    inception.features({}, "pool")
+    inception.features({}, ["pool"])
 
 
 def test_weights_are_found_in_a_file_or_a_folder(state, params, tmp_path):

@@ -5,6 +5,7 @@ published PyTorch file. It is not torchvision's Inception v3: averages leave
 out the padding, the last block takes a maximum, there are 1008 classes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -70,40 +71,28 @@ class Inception(nn.Module):
     return found
 
 
-def features(params: Any, *names: str) -> jax.tree_util.Partial:
+def features(params: Any, names: Sequence[str]) -> jax.tree_util.Partial:
   """The network as ``metrics.extract`` takes it.
 
   Args:
     params: Of ``Inception``, see ``inception_weights.load``.
-    *names: Which of ``FEATURES``.
+    names: Which of ``FEATURES``.
 
   Returns:
-    ``images -> features``: an array for one name, a dict for several.
+    ``images -> features``, by name.
 
   Raises:
     ValueError: If there are no such features.
   """
-  for name in names or ("",):
+  for name in names:
     if name not in FEATURES:
       raise ValueError(f"feature {name!r} is not one of {', '.join(FEATURES)}")
-  return jax.tree_util.Partial(_APPLY[len(names) > 1], params, _Names(names))
 
+  def apply(params, images):
+    found: Any = Inception().apply({"params": params}, images)
+    return {name: found[name] for name in names}
 
-@jax.tree_util.register_static
-class _Names(tuple):
-  """Names, which no compiled program takes as data."""
-
-
-def _one(params, names, images):
-  return Inception().apply({"params": params}, images)[names[0]]
-
-
-def _several(params, names, images):
-  found = Inception().apply({"params": params}, images)
-  return {name: found[name] for name in names}
-
-
-_APPLY = {False: _one, True: _several}
+  return jax.tree_util.Partial(apply, params)
 
 
 def prepare(images: UInt8[Array, "B H W C"]) -> Float[Array, "B 299 299 3"]:

@@ -15,7 +15,7 @@ from diffusion_jax.pretrained import files
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
-CACHE = pathlib.Path("~/.cache/diffusion_jax")
+CACHE = pathlib.Path("~/.cache/diffusion_jax/inception")
 EPSILON = 1e-3  # of the batch normalisation
 
 
