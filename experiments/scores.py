@@ -286,8 +286,9 @@ def measure(
       f"warning: of fewer than {FEW:,} samples a Frechet distance is too "
       "large; compare it only with those of as many samples, or use kid"
     )
-  key = jax.random.key(seed)
+  root = jax.random.key(seed)
   for metric in metrics:
+    key = jax.random.fold_in(root, list(METRICS).index(metric))
     row |= FIGURES[metric](network.of(metric), ours, theirs, data, key)
   return row
 

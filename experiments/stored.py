@@ -176,10 +176,9 @@ def _describe(plan: sample.Plan) -> dict[str, Any]:
   }
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(tree: Any) -> str:
   """Of all arrays of a tree and of their places in it."""
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  parts = [
-    (jax.tree_util.keystr(path), dj.parallel.fetch(x)) for path, x in leaves
-  ]
-  return sources.fingerprint(*(x for pair in parts for x in pair))
+  parts: list[Any] = []
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    parts += [jax.tree_util.keystr(path), np.asarray(x)]
+  return sources.fingerprint(*parts)
