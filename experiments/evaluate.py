@@ -34,12 +34,14 @@ from experiments import (
   assemble,
   cli,
   devices,
+  features,
   measures,
+  references,
   runs,
   sample,
   scores,
   stored,
-)  # fmt: skip
+)
 
 OF_RUNS = ("frechet", "bpd", "agreement")
 METRICS = (*OF_RUNS, *scores.METRICS)
@@ -63,8 +65,8 @@ class Subject:
   plan: sample.Plan | None
   given: dj.data.Source | None
   num: int
-  data: scores.Reference
-  network: scores.Features | None
+  data: references.Reference
+  network: features.Features | None
 
   @property
   def of_features(self) -> list[str]:
@@ -85,7 +87,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum,
     "features",
     "pixels",
-    list(scores.NETWORKS),
+    list(features.NETWORKS),
     "what fid, sfid, is, kid, pr and fid_inf look at",
   )
   define(
@@ -134,27 +136,29 @@ def subject(values: flags.FlagValues) -> Subject:
     _check_plan(values.metrics, plan, data, num)
     plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
     shape = plan.last.image_shape
+  if "frechet" in values.metrics:
+    measures.check_shapes(shape, data.pictures.image_shape)
   found = Subject(values.metrics, plan, given, num, data, None)
   if not found.of_features:
     return found
-  network = scores.features(values.features, values.inception)
-  scores.check(found.of_features, network, data, shape)
+  network = features.named(values.features, values.inception)
+  scores.check(found.of_features, network, data, shape, num)
   return dataclasses.replace(found, network=network)
 
 
-def _data(values, plan: sample.Plan | None) -> scores.Reference:
+def _data(values, plan: sample.Plan | None) -> references.Reference:
   """What to compare with: what is named, or the run's data."""
   if values.reference is not None:
-    return scores.reference(values.reference)
+    return references.named(values.reference)
   if plan is not None:
-    return scores.of_source(assemble.source(plan.last.config))
+    return references.of_source(assemble.source(plan.last.config))
   if values.workdir is None:
     raise ValueError(
       "--samples are compared with a --reference, or with the data of a "
       "--workdir; name one"
     )
   config, _ = runs.load(pathlib.Path(values.workdir))
-  return scores.of_source(assemble.source(config))
+  return references.of_source(assemble.source(config))
 
 
 def _check_given(metrics, given: dj.data.Source, num: int) -> None:

@@ -33,6 +33,23 @@ def check_dimensions(shape: tuple[int, ...]) -> None:
     )
 
 
+def check_shapes(
+  ours: tuple[int, ...], theirs: tuple[int, ...], *, covariance: bool = True
+) -> None:
+  """Refuses samples and data whose pixels cannot be compared.
+
+  Raises:
+    ValueError: Saying why.
+  """
+  if ours != theirs:
+    raise ValueError(
+      f"samples of {ours} and data of {theirs} have different pixels; compare "
+      "pictures of one shape, or use fid with --features=inception"
+    )
+  if covariance:
+    check_dimensions(ours)
+
+
 def halves_distance(data: np.ndarray, splits: int = 5) -> float:
   """Frechet distance of one half of the data to the other, over splits."""
   rng = np.random.default_rng(0)
@@ -69,11 +86,7 @@ def frechet(
 
   Returns:
     The figures.
-
-  Raises:
-    ValueError: If the images have too many pixels for a covariance.
   """
-  check_dimensions(source.image_shape)
   real = [source[i] for i in range(len(source))]
   data = pixels(np.stack([example["image"] for example in real]))
   samples = pixels(drawn)

@@ -13,7 +13,15 @@ import pytest
 from test_commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
-from experiments import evaluate, sample, scores, stored, train
+from experiments import (
+  evaluate,
+  features,
+  references,
+  sample,
+  scores,
+  stored,
+  train,
+)
 
 METRICS = "--metrics=frechet,fid,kid,pr,fid_inf"
 
@@ -106,9 +114,9 @@ def test_kept_samples_are_used_again_for_what_they_are(run, monkeypatch):
   # Fewer of them, too.
   command(evaluate, *flags, "--num=40", "--keep_samples", "--metrics=kid")
   monkeypatch.setattr(stored, "_batch", draw)
-  for change in ("--seed=1", "--quantise=floor", "--ema=raw"):
+  for change in ("--seed=1", "--quantise=floor"):
     command(evaluate, *flags, change, "--keep_samples", "--metrics=kid")
-  assert len(list((workdir / "evaluation").iterdir())) == 4
+  assert len(list((workdir / "evaluation").iterdir())) == 3
 
 
 @pytest.mark.slow
@@ -153,7 +161,7 @@ def test_pictures_are_measured_without_a_run(tmp_path, capsys):
 def small_inception(monkeypatch):
   """Features of the names and kinds of Inception's, quickly."""
 
-  def features(params, names):
+  def network_of(params, names):
     def network(images):
       x = images.reshape(len(images), -1).astype(jnp.float32) / 64
       found = {"2048": x[:, ::7], "spatial": x[:, ::9], "logits": x[:, :5]}
@@ -162,7 +170,7 @@ def small_inception(monkeypatch):
     return network
 
   monkeypatch.setattr(dj.metrics.inception_weights, "load", lambda *_, **__: {})
-  monkeypatch.setattr(dj.metrics.inception, "features", features)
+  monkeypatch.setattr(dj.metrics.inception, "features", network_of)
 
 
 def test_reference_batches_bring_statistics_and_pictures(
@@ -222,6 +230,13 @@ BAD_INPUT = {
     ["--samples={a}", "--reference=digits", "--metrics=fid"],
     r"\(4, 4, 3\) and data of \(8, 8, 1\)",
   ),
+  "other pixels, as ever": (
+    ["--samples={a}", "--reference=digits"], "have different pixels",
+  ),
+  "too few": (
+    ["--samples={a}", "--reference={a}", "--metrics=kid"],
+    "kid of 8 samples: pass --num=20 or more",
+  ),
   "logits": (
     ["--samples={a}", "--reference={a}", "--metrics=is"],
     "is looks at Inception's logits: pass --features=inception",
@@ -254,9 +269,9 @@ def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
 
 
 def test_inception_refuses_pictures_that_it_cannot_see(small_inception):
-  network = scores.features("inception", None)
+  network = features.named("inception", None)
   source = dj.data.sources.in_memory(
     "two", np.zeros((9, 4, 4, 2), np.uint8), np.zeros(9), ()
   )
   with pytest.raises(ValueError, match="channels=2"):
-    scores.check(["fid"], network, scores.of_source(source), (4, 4, 2))
+    scores.check(["fid"], network, references.of_source(source), (4, 4, 2), 9)
