@@ -5,9 +5,11 @@ seed and the step, and so is the position in the data. A checkpoint appears
 whole or not at all, and says by checksums what it was when it was written.
 """
 
+import errno
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -47,13 +49,15 @@ class Checkpoints:
     self, directory: pathlib.Path, *, keep: int = 3, read_only: bool = False
   ):
     self._read_only = read_only
+    if not read_only and jax.process_index() == 0:
+      for rest in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(rest)
     self._manager = ocp.CheckpointManager(
       pathlib.Path(directory).absolute(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=None if read_only else keep,
-        save_interval_steps=0 if read_only else 1,
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,
+        max_to_keep=keep,
+        create=not read_only,
+        save_root_metadata=not read_only,
         enable_async_checkpointing=True,
       ),
       item_handlers=_Checksummed(),
@@ -83,6 +87,7 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest_step():
       return
+    _check_room(self._manager.directory, state)
     try:
       self._manager.save(step, args=_Save(state))
     except _UNREADABLE as error:
@@ -230,6 +235,23 @@ def _difference(folder: pathlib.Path) -> str | None:
     if written.get(name) != found[name]:
       return f"{name} has changed since it was written"
   return None
+
+
+def _check_room(directory, state: TrainState) -> None:
+  """Refuses to begin what could not be finished.
+
+  Raises:
+    OSError: If the disk has less room than the state takes.
+  """
+  needed = sum(x.nbytes for x in jax.tree.leaves(state))
+  free = shutil.disk_usage(directory).free
+  if free < needed:
+    raise OSError(
+      errno.ENOSPC,
+      f"No space left for a checkpoint: it takes {needed / 1e6:.1f} MB, "
+      f"{free / 1e6:.1f} MB are free; those before it are whole",
+      str(directory),
+    )
 
 
 def _not_saved(directory, error: Exception) -> OSError:

@@ -92,6 +92,8 @@ def check_batch(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
   Raises:
     ValueError: Naming the batch size, its divisor and the nearest sizes.
   """
+  if micro_batches < 1:
+    raise ValueError(f"{micro_batches=} must be at least 1")
   unit = mesh.size * micro_batches
   if batch_size < 1 or batch_size % unit:
     below = max(batch_size // unit, 1) * unit

@@ -43,7 +43,7 @@ def create(
   its random start after 10,000 steps.
   """
   for rate in ema_rates:
-    if not 0 <= rate < 1:
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
       raise ValueError(f"EMA rate {rate} must be in [0, 1)")
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -1,5 +1,6 @@
 """One step of training, a pure function (DDPM, algorithm 1)."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,23 @@ def optimizer(
 
   Returns:
     The gradient transformation.
+
+  Raises:
+    ValueError: If a number is out of its range; names it.
   """
+  for name, value, right, meaning in (
+    ("lr", lr, 0 <= lr < math.inf, "finite and not negative"),
+    ("warmup_steps", warmup_steps, warmup_steps >= 0, "not negative"),
+    ("decay_steps", decay_steps, decay_steps is None or decay_steps >= 1,
+     "at least 1, or None"),
+    ("clip", clip, clip is None or clip > 0, "above 0, or None"),
+    ("b1", b1, 0 <= b1 < 1, "in [0, 1)"),
+    ("b2", b2, 0 <= b2 < 1, "in [0, 1)"),
+    ("eps", eps, eps >= 0, "not negative"),
+    ("weight_decay", weight_decay, weight_decay >= 0, "not negative"),
+  ):  # fmt: skip
+    if not right:
+      raise ValueError(f"{name}={value} must be {meaning}")
 
   def rate(step):
     warm = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0

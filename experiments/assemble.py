@@ -171,9 +171,14 @@ def check(config: Config, noise: dj.Schedule) -> None:
   for sampling in (config.preview, config.sampling) if draws else ():
     named("sampler", sampling.sampler, SAMPLERS)
     walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
-  for key, least in {"num_steps": 1, "keep_checkpoints": 1}.items():
-    if config[key] < least:
-      raise ValueError(f"{key}={config[key]} must be at least {least}")
+  for key, value in {
+    "num_steps": config.num_steps,
+    "keep_checkpoints": config.keep_checkpoints,
+    "steps_per_dispatch": config.steps_per_dispatch,
+    "preview.num": config.preview.num,
+  }.items():
+    if value < 1:
+      raise ValueError(f"{key}={value} must be at least 1")
   for what, interval in config.every.items():
     if interval < 1:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")

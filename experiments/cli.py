@@ -5,7 +5,9 @@ A user's mistake is one line on standard error and exit status 2.
 
 import contextlib
 import errno
+import os
 import pathlib
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,7 +52,11 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
-  """Turns what the system refuses, a full disk, into one line and status 1."""
+  """Turns what the system refuses, a full disk, into one line and status 1.
+
+  The process ends there and then: what threads of libraries still hold, they
+  would try to write again, and fail with many lines.
+  """
   try:
     yield
   except OSError as error:
@@ -58,7 +64,9 @@ def system_errors() -> Iterator[None]:
       words in str(error) for words in ("No space left", "quota exceeded")
     )
     advice = "; free some space, the same command then goes on" if full else ""
-    raise fail(f"{error}{advice}", status=1) from error
+    fail(f"{error}{advice}", status=1)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
@@ -135,6 +143,35 @@ def _find_config(arg: str) -> str:
   )
 
 
+def _try_config(named: str) -> None:
+  """Runs a configuration file, to say in a line what is wrong with it.
+
+  Raises:
+    SystemExit: Status 2 after the line.
+  """
+  path, _, variant = named.partition(":")
+  try:
+    get_config = runpy.run_path(path)["get_config"]
+    config = get_config(variant) if variant else get_config()
+    keys = set(config.keys())
+  except ValueError as error:  # the file's own words
+    raise fail(f"{path}: {error}") from error
+  except KeyError as error:
+    raise fail(f"{path} has no {error}") from error
+  except (SyntaxError, ImportError, NameError, TypeError, OSError) as error:
+    raise fail(f"{path}: {type(error).__name__}: {error}") from error
+  except AttributeError as error:
+    raise fail(
+      f"{path}: get_config returns no configuration: {error}"
+    ) from error
+  missing = {"seed", "num_steps", "model", "optim"} - keys
+  if missing:
+    raise fail(
+      f"{path}: the configuration has no {', '.join(sorted(missing))}; begin "
+      "with experiments.configs.common.make()"
+    )
+
+
 def _help(values: flags.FlagValues) -> str:
   module = sys.modules["__main__"]
   lines = [(module.__doc__ or "").strip(), "", "flags:"]
@@ -147,9 +184,12 @@ def define_config(
   values: flags.FlagValues, argv: Sequence[str], default: str
 ) -> None:
   """Defines --config; its overrides are looked for in ``argv``."""
+  usual = _find_config(f"--config={default}").split("=", 1)[1]
+  given = [a for a in _canonical(argv) if a.startswith("--config=")]
+  _try_config(given[-1].split("=", 1)[1] if given else usual)
   config_flags.DEFINE_config_file(
     "config",
-    _find_config(f"--config={default}").split("=", 1)[1],
+    usual,
     "configuration file, PATH[:variant]; override a value with "
     "--config.key.subkey=value",
     lock_config=True,

@@ -132,10 +132,6 @@ def mesh(config: Config) -> jax.sharding.Mesh:
   """The devices, which the batch of ``config`` must fit."""
   found = dj.parallel.data_mesh()
   dj.parallel.check_batch(config.batch_size, found, config.micro_batches)
-  if config.steps_per_dispatch < 1:
-    raise ValueError(
-      f"steps_per_dispatch={config.steps_per_dispatch} must be at least 1"
-    )
   return found
 
 

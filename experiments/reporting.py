@@ -1,9 +1,11 @@
 """What a person sees of a run: a progress bar, logs, curves, pictures."""
 
+import contextlib
 import json
 import pathlib
 import sys
 import time
+from typing import IO, Any
 
 import numpy as np
 import tensorboardX
@@ -13,7 +15,10 @@ from experiments import runs
 
 
 class Log:
-  """Progress, metrics.jsonl and TensorBoard; only the first process speaks.
+  """Progress, .jsonl files and TensorBoard; only the first process speaks.
+
+  metrics.jsonl has one row per logged step, previews.jsonl one per preview
+  and set of parameters.
 
   Args:
     workdir: The run directory.
@@ -39,10 +44,10 @@ class Log:
     self._last = (time.perf_counter(), first_step)
     if quiet:
       return
-    path = workdir / "metrics.jsonl"
-    kept = [row for row in read_metrics(path) if row["step"] <= first_step]
-    runs.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = path.open("a")
+    self._files = {
+      name: _reopen(workdir / f"{name}.jsonl", first_step)
+      for name in ("metrics", "previews")
+    }
     self._board = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=first_step + 1
     )
@@ -57,15 +62,15 @@ class Log:
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
-    if not self._quiet:
-      self._bar.close()
-      self._file.close()
-      self._board.close()
-
-  def _write(self, row: dict) -> None:
-    self._file.write(json.dumps(row) + "\n")
-    self._file.flush()
+  def __exit__(self, kind, error, trace):
+    if self._quiet:
+      return
+    self._bar.close()
+    # What an error of the disk has left unwritten fails again here.
+    for file in self._files.values():
+      with contextlib.suppress(*([OSError] if error else [])):
+        file.close()
+    self._board.close()
 
   def metrics(self, step: int, values: dict[str, float]) -> None:
     """Logs the values of the steps since the last call."""
@@ -81,7 +86,7 @@ class Log:
     }
     if self._quiet:
       return
-    self._write(row)
+    _write(self._files["metrics"], row)
     for name, value in row.items():
       if name != "step":
         self._board.add_scalar(name, value, step)
@@ -113,6 +118,34 @@ class Log:
     if not self._quiet:
       self._board.add_image(name, picture, step, dataformats="HWC")
 
+  def preview(self, step: int, name: str, figures: dict[str, Any]) -> None:
+    """Logs what is known of a preview; ``name`` is that of its parameters.
+
+    Args:
+      step: Of the preview.
+      name: "raw", or the average's.
+      figures: Numbers, or lists of one number per channel.
+    """
+    if self._quiet:
+      return
+    _write(self._files["previews"], {"step": step, "of": name, **figures})
+    for figure, value in figures.items():
+      for k, number in enumerate(np.atleast_1d(value)):
+        part = f"_{k}" if isinstance(value, list) else ""
+        self._board.add_scalar(f"previews/{name}/{figure}{part}", number, step)
+
+
+def _reopen(path: pathlib.Path, last_step: int) -> IO[str]:
+  """Opens a .jsonl file to go on after this step."""
+  kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+  runs.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return path.open("a")
+
+
+def _write(file: IO[str], row: dict) -> None:
+  file.write(json.dumps(row) + "\n")
+  file.flush()
+
 
 def _clock(seconds: float) -> str:
   minutes, seconds = divmod(round(seconds), 60)
@@ -125,7 +158,7 @@ def _clock(seconds: float) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """The rows of a metrics.jsonl; a line torn by a kill is skipped."""
+  """The rows of a .jsonl file; a line torn by a kill is skipped."""
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:

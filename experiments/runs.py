@@ -4,6 +4,7 @@ config.json      the configuration, as it was run
 data.json        what it was trained on: name, shape, classes, fingerprint
 versions.json    the packages it was run with
 metrics.jsonl    one line per logged step;  tensorboard/ the same
+previews.jsonl   one line per preview and average: colours, saturation, ...
 imported.json    where the weights came from, if they were not trained here
 samples/         pictures made on the way
 checkpoints/     the training state
@@ -24,7 +25,6 @@ from typing import Any
 
 import filelock
 import jax
-import ml_collections
 from jax.experimental import multihost_utils
 
 from experiments.cli import Config
@@ -36,6 +36,22 @@ MAY_CHANGE = (
   "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
   "steps_per_dispatch", "model.remat",
 )  # fmt: skip
+
+SECTIONS = (
+  "data", "schedule", "model", "optim", "ema", "target", "variance", "preview",
+  "sampling",
+)  # fmt: skip
+
+# What a data.json must have.
+DATA = {
+  "name": lambda x: isinstance(x, str),
+  "examples": lambda x: isinstance(x, int),
+  "image_shape": lambda x: (
+    isinstance(x, list) and len(x) == 3 and all(isinstance(n, int) for n in x)
+  ),
+  "num_classes": lambda x: isinstance(x, int),
+  "class_names": lambda x: isinstance(x, list),
+}
 
 PACKAGES = (
   "diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
@@ -193,8 +209,13 @@ def load(workdir: pathlib.Path) -> tuple[Config, dict]:
       f"{workdir} is not a run directory, it has no config.json"
       f"{_nearest(workdir)}"
     )
-  config = ml_collections.ConfigDict(read_json(workdir, "config"))
-  return config.lock(), read_json(workdir, "data")
+  data = read_json(workdir, "data")
+  for key, right in DATA.items():
+    if not right(data.get(key)):
+      raise ValueError(
+        f"{workdir / 'data.json'} is damaged: {key} is {data.get(key)!r}"
+      )
+  return changeable(workdir), data
 
 
 def is_run(workdir: pathlib.Path) -> bool:
@@ -209,11 +230,19 @@ def changeable(workdir: pathlib.Path) -> Config:
     ValueError: If its keys are not those of a training command.
   """
   config = read_json(workdir, "config")
+  make = (
+    common.make_classifier
+    if config.get("kind") == "classifier"
+    else common.make
+  )
+  # Keys that are newer than the run have their usual values; a section of old
+  # that is missing was lost.
+  missing = [name for name in SECTIONS if name not in config]
+  if missing:
+    raise ValueError(f"{workdir / 'config.json'} has no {missing[0]}")
   try:
-    if config.get("kind") == "classifier":
-      return common.make_classifier(**config)
-    return common.make(**config)
-  except (AttributeError, KeyError, TypeError) as error:
+    return make(**config)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
       f"{workdir} is no run of experiments.train: {error}"
     ) from error
@@ -227,11 +256,14 @@ def read_json(workdir: pathlib.Path, name: str) -> dict:
   """
   path = workdir / f"{name}.json"
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except FileNotFoundError:
     raise ValueError(f"{path} is missing from the run directory") from None
-  except json.JSONDecodeError as error:
+  except ValueError as error:  # JSON's and Unicode's are kinds of it
     raise ValueError(f"{path} is not valid JSON: {error}") from None
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds a {type(content).__name__}, no object")
+  return content
 
 
 def _nearest(workdir: pathlib.Path) -> str:

@@ -373,13 +373,7 @@ def draw(plan: Plan) -> np.ndarray:
 
 
 def generator(plan: Plan) -> Generator:
-  """What draws the images of one run; says what it is about to do."""
-  size = " x ".join(map(str, plan.image_shape[:2]))
-  cli.say(
-    f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
-    f"{len(plan.pairs)} steps each"
-    + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
-  )
+  """What draws the images of one stage."""
   return Generator(
     plan.config,
     plan.net,
@@ -396,13 +390,23 @@ def generator(plan: Plan) -> Generator:
   )
 
 
+def announce(plan: Plan) -> None:
+  """Says what one stage is about to draw."""
+  size = " x ".join(map(str, plan.image_shape[:2]))
+  cli.say_first(
+    f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
+    f"{len(plan.pairs)} steps each"
+    + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
+  )
+
+
 def _draw_stage(plan: Plan) -> np.ndarray:
   """Draws what one run is to draw, under a progress bar."""
-  draws = generator(plan)
+  announce(plan)
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
   ) as bar:
-    return draws(
+    return generator(plan)(
       plan.params,
       jax.random.key(plan.seed),
       plan.num,

@@ -77,7 +77,10 @@ def draw(plan: sample.Plan, quantise: str) -> Stored:
   )
   plan = dataclasses.replace(plan, upsamplers=tuple(others))
   stored = _open(plan, quantise)
-  draws = [(stage, sample.generator(stage)) for stage in (plan, *others)]
+  draws = []
+  for stage in (plan, *others):
+    sample.announce(stage)
+    draws.append((stage, sample.generator(stage)))
   starts = range(0, plan.num, batch)
   missing = [first for first in starts if not stored.path(first).is_file()]
   # No process writes before all have looked.

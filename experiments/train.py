@@ -20,6 +20,7 @@ import diffusion_jax as dj
 from experiments import assemble, loop
 from experiments.cli import Config
 from experiments.generate import Generator
+from experiments.monitor import Monitor
 from experiments.reporting import Log, plot_loss
 
 DEFAULT_CONFIG = "configs/digits.py"
@@ -68,6 +69,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     told = conditions(batch, key, state.step)
     return take_step(state, {"image": batch["image"], "label": told}, key)
 
+  enlarges = assemble.low_res_shape(config, source.image_shape) is not None
   generator = Generator(
     config,
     net,
@@ -82,10 +84,14 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     batch=config.preview.num,
     guidance=config.sampling.guidance,
     low_res=(
-      assemble.low_res(config, source, config.preview.num)
-      if assemble.low_res_shape(config, source.image_shape)
-      else None
+      assemble.low_res(config, source, config.preview.num) if enlarges else None
     ),
+  )
+  monitor = Monitor(
+    source,
+    num=config.preview.num,
+    paired=enlarges,
+    frechet=config.preview.frechet,
   )
   return loop.settle(
     config,
@@ -94,18 +100,26 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     source,
     functools.partial(assemble.init, config, net, source.image_shape, tx),
     step,
-    preview=functools.partial(preview, workdir, generator),
+    preview=functools.partial(preview, workdir, generator, monitor),
     finish=functools.partial(_finish, workdir, generator),
   )
 
 
 def preview(
-  workdir: pathlib.Path, generator, state, key, step: int, log: Log
+  workdir: pathlib.Path,
+  generator,
+  monitor: Monitor,
+  state,
+  key,
+  step: int,
+  log: Log,
 ) -> None:
   """Sample grids of the raw and the averaged parameters, same noise."""
   for name, params in {"raw": state.params, **state.ema}.items():
     label = name if name == "raw" else f"ema{name}"
-    picture = dj.images.grid(generator(params, key, generator.batch))
+    samples = generator(params, key, generator.batch)
+    log.preview(step, label, monitor(samples, params, state.params))
+    picture = dj.images.grid(samples)
     log.picture(f"samples/{label}", picture, step)
     if jax.process_index() == 0:
       path = workdir / "samples" / f"step{step:07}_{label}.png"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_tfds import write_cifar
 
-from experiments import assemble, evaluate, runs, sample, train
+from experiments import assemble, evaluate, loop, runs, sample, train
 from experiments import presets as list_presets
 from experiments.configs import common
 
@@ -65,6 +65,14 @@ def test_a_run_leaves_what_it_promises(trained):
     chex.assert_tree_all_finite(row)
     assert {"loss", "grad_norm", "param_norm", "images_per_s"} <= row.keys()
     assert any(key.startswith("loss_q") for key in row)
+  previews = [
+    json.loads(line)
+    for line in (trained / "previews.jsonl").read_text().splitlines()
+  ]
+  assert [(row["step"], row["of"]) for row in previews] == [
+    (4, "raw"), (4, "ema0.995"), (8, "raw"), (8, "ema0.995"),
+  ]  # fmt: skip
+  assert "distance" not in previews[2] and 0 < previews[3]["distance"] < 1
   assert runs.read_json(trained, "config")["model"]["channels"] == 8
   data = runs.read_json(trained, "data")
   assert data["image_shape"] == [8, 8, 1] and data["examples"] == 1797
@@ -393,7 +401,7 @@ def test_bad_training_input_is_one_line_and_status_2(
   def compiled(*_, **__):
     raise AssertionError("something was compiled before the error")
 
-  monkeypatch.setattr(train, "train", compiled)
+  monkeypatch.setattr(loop, "train", compiled)
   monkeypatch.chdir(tmp_path)
   with pytest.raises(SystemExit) as stop:
     command(train, *TINY, *flags)

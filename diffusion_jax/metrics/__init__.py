@@ -15,6 +15,7 @@ from diffusion_jax.metrics.inception_score import inception_score
 from diffusion_jax.metrics.kernel import kernel_distance, squared_mmd
 from diffusion_jax.metrics.manifold import precision_recall
 from diffusion_jax.metrics.moments import Gaussian, Moments
+from diffusion_jax.metrics.random_features import random_features
 from diffusion_jax.metrics.reference import (
   Reference,
   read_reference,
@@ -36,6 +37,7 @@ __all__ = [
   "moments",
   "pixels",
   "precision_recall",
+  "random_features",
   "read_reference",
   "squared_mmd",
   "write_reference",

@@ -81,8 +81,8 @@ class Preset:
     return "eps"
 
 
-def count_params(preset: Preset) -> int:
-  """Number of parameters, from shapes alone: no memory is used."""
+def param_shapes(preset: Preset) -> Any:
+  """Shapes of the parameters, a tree; no memory is used."""
   x = jnp.zeros((1, preset.size, preset.size, 3))
   one = jnp.ones((1,), jnp.int32)
   args = [x, one]
@@ -91,9 +91,14 @@ def count_params(preset: Preset) -> int:
     args.append(one)
   if preset.low_res is not None:
     options["low_res"] = jnp.zeros((1, preset.low_res, preset.low_res, 3))
-  shapes = jax.eval_shape(
+  return jax.eval_shape(
     lambda key: preset.net.init(key, *args, **options), jax.random.key(0)
   )
+
+
+def count_params(preset: Preset) -> int:
+  """Number of parameters, from shapes alone."""
+  shapes = param_shapes(preset)
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

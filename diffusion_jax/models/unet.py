@@ -24,6 +24,7 @@ from diffusion_jax.models.layers import (
   sinusoid,
   upsample,
 )
+from diffusion_jax.models.settings import check_settings, check_size
 
 
 class Encoder(nn.Module):
@@ -94,6 +95,7 @@ class Encoder(nn.Module):
 
   def embed(self, t, y, low_res_t=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
+    check_settings(self)
     if (y is None) != (self.num_classes is None):
       raise ValueError(
         f"a network with num_classes={self.num_classes} was called with "
@@ -160,7 +162,6 @@ class Encoder(nn.Module):
 
   def down(self, x, emb, train):
     """The first convolution and all levels: every activation on the way."""
-    _check_settings(self)
     check_size(x.shape[1:3], len(self.multipliers))
     h = conv(self.width(0), self.dtype)(x.astype(self.dtype))
     outputs = [h]
@@ -259,50 +260,3 @@ class UNet(Encoder):
     if self.resample == "block":
       return self.res_block(h, emb, train, level, "up")
     return conv(h.shape[-1], self.dtype)(upsample(h))
-
-
-def _check_settings(net: Encoder) -> None:
-  """Refuses settings that would only be misread.
-
-  Raises:
-    ValueError: Naming what is allowed.
-  """
-  levels = len(net.multipliers)
-  for name, allowed in {
-    "resample": ("conv", "block"),
-    "padding": ("same", "symmetric"),
-  }.items():
-    if getattr(net, name) not in allowed:
-      raise ValueError(f"{name}={getattr(net, name)!r} is not one of {allowed}")
-  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
-  if wrong:
-    raise ValueError(
-      f"attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"
-    )
-  if not isinstance(net.dropout, int | float) and len(net.dropout) != levels:
-    raise ValueError(
-      f"dropout={net.dropout} must be one number or one for each of the "
-      f"{levels} levels"
-    )
-
-
-def check_size(size: Sequence[int], num_levels: int) -> None:
-  """Refuses images that a U-Net of this depth cannot halve.
-
-  >>> check_size((28, 32), 4)
-  Traceback (most recent call last):
-  ...
-  ValueError: a U-Net of 4 levels halves its input 3 times; 28 x 32 \
-must be multiples of 8: the nearest is 24 x 32 or 32 x 32
-  """
-  unit = 2 ** (num_levels - 1)
-  if all(n % unit == 0 and n > 0 for n in size):
-    return
-  below = " x ".join(str(max(n // unit, 1) * unit) for n in size)
-  above = " x ".join(str(-(-n // unit) * unit) for n in size)
-  nearest = below if below == above else f"{below} or {above}"
-  raise ValueError(
-    f"a U-Net of {num_levels} levels halves its input {num_levels - 1} times; "
-    f"{' x '.join(map(str, size))} must be multiples of {unit}: "
-    f"the nearest is {nearest}"
-  )

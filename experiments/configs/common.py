@@ -97,6 +97,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "sampler": "unipc",
         "steps": 20,
         "spacing": config_dict.placeholder(str),
+        # Measure their Frechet distance to the data, in random features.
+        "frechet": False,
       },
       "sampling": {
         "sampler": "ancestral",

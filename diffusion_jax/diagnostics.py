@@ -1,0 +1,128 @@
+"""Is training going well? Figures that are cheap enough to watch all along.
+
+Pictures of the right kind in the wrong colours, a few channels pressed against
+their limits, an average that is still mostly its start: each shows here long
+before a distance between distributions could be afforded.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax import losses, samplers
+from diffusion_jax.process import Batch, Denoise
+from diffusion_jax.schedules import Schedule
+from diffusion_jax.training import LossAt
+
+LEVEL = 2 / 255  # one step of a byte, in [-1, 1]
+
+
+class LossCurve(NamedTuple):
+  """The loss at a few steps.
+
+  Attributes:
+    t: The steps.
+    mean: Over the images, at each.
+    stderr: Standard error of that mean.
+  """
+
+  t: Int[Array, " K"]
+  mean: Float[Array, " K"]
+  stderr: Float[Array, " K"]
+
+
+def loss_curve(
+  denoise: Denoise,
+  schedule: Schedule,
+  x0: Batch,
+  t: Int[Array, " K"],
+  key: Key[Array, ""],
+  *,
+  loss_at: LossAt = losses.weighted_mse,
+) -> LossCurve:
+  """The loss at each of some steps, over the same images.
+
+  The mean over t that training logs hides where a model is weak: half of
+  L_simple can come from a tenth of the steps.
+
+  Args:
+    denoise: ``(x_t, t) -> output``.
+    schedule: The noise schedule.
+    x0: Clean data, at least two images.
+    t: Steps, 1..T; the network is called once for each.
+    key: Of the noise, which is keyed by step and by the image's number.
+    loss_at: A core of ``losses`` with its options bound.
+
+  Returns:
+    The curve.
+
+  Raises:
+    ValueError: If there are fewer than two images.
+  """
+  count = len(x0)
+  if count < 2:
+    raise ValueError(f"{count} images have no standard error; pass at least 2")
+
+  def at(one):
+    eps = samplers.noise(key, one, jax.numpy.arange(count), x0.shape[1:])
+    steps = jax.numpy.full(count, one)
+    loss = loss_at(denoise, schedule, x0, steps, eps)
+    return loss.mean(), loss.std(ddof=1) / np.sqrt(count)
+
+  return LossCurve(t, *jax.lax.map(at, t))
+
+
+def mean_colour(
+  x: Float[np.ndarray, "B H W C"],
+) -> Float[np.ndarray, "B C"]:
+  """The mean of each channel of each image."""
+  return x.mean(axis=(1, 2), dtype=np.float64)
+
+
+def colour_drift(
+  samples: Float[np.ndarray, "B C"], data: Float[np.ndarray, "N C"]
+) -> Float[np.ndarray, " C"]:
+  """How far the samples' mean colour is from the data's, by channel.
+
+  Args:
+    samples: ``mean_colour`` of the samples.
+    data: ``mean_colour`` of the data.
+
+  Returns:
+    The difference of the two means in units of the standard deviation of the
+    mean colour from one picture of the data to the next: 0 is no drift, and
+    for B independent samples of a perfect model chance makes it 1 / sqrt(B),
+    whatever the data. The unit is at least one level of a byte, for data of
+    one colour.
+  """
+  unit = np.maximum(data.std(axis=0), LEVEL)
+  return (samples.mean(axis=0) - data.mean(axis=0)) / unit
+
+
+def saturation(
+  x: Float[np.ndarray, "B H W C"], threshold: float = 0.99
+) -> Float[np.ndarray, " B"]:
+  """The part of the values of each image whose size is above the threshold.
+
+  To be read beside that of the data: drawings have white paper, photographs
+  little that is black or white through and through.
+  """
+  return (np.abs(x) > threshold).mean(axis=(1, 2, 3))
+
+
+def relative_distance(average: Any, params: Any) -> Float[Array, ""]:
+  """||average - params|| / ||params||, the norms over all parameters.
+
+  Args:
+    average: A moving average of the parameters.
+    params: The parameters, a tree of the same shapes.
+
+  Returns:
+    The distance. It falls as the learning rate does; near 1, most of the
+    average is still where training began.
+  """
+  gap = jax.tree.map(lambda a, p: a - p, average, params)
+  return optax.tree.norm(gap) / optax.tree.norm(params)

@@ -1,0 +1,92 @@
+"""What a network's settings may be, and which images it can halve."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+CHOICES = {"resample": ("conv", "block"), "padding": ("same", "symmetric")}
+
+
+def check_settings(net: Any) -> None:
+  """Refuses settings that would only be misread, or fail far from here.
+
+  Args:
+    net: An ``Encoder``.
+
+  Raises:
+    ValueError: Naming the setting, its value and what is allowed.
+  """
+  for name, allowed in CHOICES.items():
+    if getattr(net, name) not in allowed:
+      raise ValueError(f"{name}={getattr(net, name)!r} is not one of {allowed}")
+  # Times are told by as many sines as there are channels.
+  _check_numbers("channels", [net.channels], least=4)
+  _check_numbers("multipliers", net.multipliers, least=0)
+  widths = [int(net.channels * m) for m in net.multipliers]
+  _check_numbers("channels * multipliers", widths, least=1)
+  _check_numbers("num_blocks", [net.num_blocks], least=1)
+  for name in ("groups", "head_channels"):
+    if getattr(net, name) is not None:
+      _check_numbers(name, [getattr(net, name)], least=1)
+  levels = len(net.multipliers)
+  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
+  if wrong:
+    raise ValueError(
+      f"attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"
+    )
+  rates = net.dropout
+  rates = (rates,) * levels if isinstance(rates, int | float) else tuple(rates)
+  if len(rates) != levels or not all(0 <= r < 1 for r in rates):
+    raise ValueError(
+      f"dropout={net.dropout} must be one number in [0, 1) or one for each of "
+      f"the {levels} levels"
+    )
+  if not net.epsilon > 0:
+    raise ValueError(f"epsilon={net.epsilon} must be above 0")
+  check_dtype(net.dtype)
+
+
+def _check_numbers(name: str, values: Sequence[Any], *, least: int) -> None:
+  numbers = [n for n in values if isinstance(n, int | float)]
+  if not values or len(numbers) < len(values) or min(numbers) < least:
+    raise ValueError(
+      f"{name}={values[0] if len(values) == 1 else tuple(values)!r} must be "
+      f"numbers, at least {least}"
+    )
+
+
+def check_dtype(dtype: Any) -> None:
+  """Refuses what activations cannot be.
+
+  Raises:
+    ValueError: If it is no type of real numbers.
+  """
+  try:
+    floats = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+  except TypeError:
+    floats = False
+  if not floats:
+    raise ValueError(f"dtype={dtype} is not float32, bfloat16 or the like")
+
+
+def check_size(size: Sequence[int], num_levels: int) -> None:
+  """Refuses images that a U-Net of this depth cannot halve.
+
+  >>> check_size((28, 32), 4)
+  Traceback (most recent call last):
+  ...
+  ValueError: a U-Net of 4 levels halves its input 3 times; 28 x 32 \
+must be multiples of 8: the nearest is 24 x 32 or 32 x 32
+  """
+  unit = 2 ** (num_levels - 1)
+  if all(n % unit == 0 and n > 0 for n in size):
+    return
+  below = " x ".join(str(max(n // unit, 1) * unit) for n in size)
+  above = " x ".join(str(-(-n // unit) * unit) for n in size)
+  nearest = below if below == above else f"{below} or {above}"
+  raise ValueError(
+    f"a U-Net of {num_levels} levels halves its input {num_levels - 1} times; "
+    f"{' x '.join(map(str, size))} must be multiples of {unit}: "
+    f"the nearest is {nearest}"
+  )

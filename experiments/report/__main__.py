@@ -1,0 +1,213 @@
+"""Shows a run on one page: curves, samples, what they are near to, figures.
+
+  python -m experiments.report --workdir=runs/digits
+  python -m experiments.report --workdir=runs/digits --out=digits.html
+
+The page is one file that needs nothing else, at any time of a run; what is
+not there yet gets a sentence. The loss against t, the nearest pictures of the
+data and, before training ends, the animation are made from the newest
+checkpoint, with the sampler of previews; --nonetwork leaves them out. The
+flags of experiments.sample say what is drawn.
+"""
+
+import datetime
+import pathlib
+import sys
+
+from absl import flags
+from PIL import Image
+
+import diffusion_jax as dj
+from experiments import assemble, cli, devices, sample
+from experiments.report import animation, curves, findings, sections, tables
+from experiments.report.markup import Element, element, render
+from experiments.report.record import Record, read
+
+STYLE = pathlib.Path(__file__).with_name("style.css")
+
+
+def define_flags(values: flags.FlagValues) -> flags.FlagValues:
+  """Those of experiments.sample, and where the page goes."""
+  sample.define_flags(values, num=64)
+  flags.DEFINE_string(
+    "out",
+    None,
+    "NAME.html; by default report.html in the run directory",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "network",
+    True,
+    "show what needs the network; --nonetwork is quick and only shows files",
+    flag_values=values,
+  )
+  return values
+
+
+def plan_or_why_not(
+  values: flags.FlagValues, record: Record
+) -> sample.Plan | str:
+  """What is to be drawn, or a sentence why nothing is.
+
+  Raises:
+    ValueError: If the flags ask for what the run cannot draw.
+  """
+  config = record.config
+  if not values.network:
+    return "Left out by --nonetwork."
+  if record.checkpoint is None:
+    return (
+      "There is no checkpoint yet: one comes every "
+      f"{config.every.checkpoint:,} steps."
+    )
+  if not any((values.sampler, values.steps, values.spacing, values.eta)):
+    # As previews do it: in few steps.
+    values.sampler = config.preview.sampler
+    values.steps = config.preview.steps
+    values.spacing = config.preview.get("spacing")
+  return sample.plan(values)
+
+
+def source_or_why_not(record: Record) -> dj.data.Source | str:
+  """The data, or a sentence why they cannot be read."""
+  try:
+    return assemble.source(record.config)
+  except (ValueError, OSError) as error:
+    return f"The data cannot be read here: {error}."
+
+
+def found_out(
+  plan: sample.Plan | str, source: dj.data.Source | str
+) -> list[Element]:
+  """The sections that need network and data."""
+  if isinstance(plan, str):
+    absent = plan
+  elif isinstance(source, str):
+    absent = source
+  elif len(source) < 2:
+    absent = "The data are one picture, beside which nothing is near or far."
+  else:
+    return [
+      findings.loss_against_t(plan, source),
+      findings.memory(plan, source),
+    ]
+  return [
+    sections.section(title, sections.missing(absent))
+    for title in (findings.CURVE, findings.MEMORY)
+  ]
+
+
+def film(plan: sample.Plan | str, record: Record) -> Element:
+  """The section of the animation: the run's own, or one made now."""
+  path = record.workdir / "samples" / "denoising.gif"
+  if frames := animation.read(path):
+    return animation.animation(frames, "As training left it at its end.")
+  if isinstance(plan, str):
+    return animation.animation([], plan)
+  frames = [Image.fromarray(frame) for frame in findings.film(plan)]
+  return animation.animation(frames, f"Drawn from step {plan.step:,}.")
+
+
+def drawings(
+  plan: sample.Plan | str | None, record: Record
+) -> list[Element | None]:
+  """All sections with pictures; of a classifier, which has no plan, a few."""
+  if plan is None:
+    return [curves.training(record)]
+  source = source_or_why_not(record)
+  return [
+    changed(record, source),
+    sections.samples(record),
+    film(plan, record),
+    curves.training(record),
+    curves.colours(record),
+    *found_out(plan, source),
+  ]
+
+
+def changed(record: Record, source: dj.data.Source | str) -> Element | None:
+  """A warning where the data are not those of the run."""
+  if isinstance(source, str):
+    return None
+  if record.data["fingerprint"] in (None, source.fingerprint):
+    return None
+  return sections.missing(
+    "The data have changed since this run was trained on them: what is "
+    "compared with data below is compared with other data."
+  )
+
+
+def page(record: Record, *content: Element | None) -> str:
+  """The whole file."""
+  name = record.workdir.resolve().name
+  parts = [part for part in content if part is not None]
+  links = [
+    element("a", part.findtext("h2"), href=f"#{part.get('id')}")
+    for part in parts
+    if part.tag == "section"
+  ]
+  now = datetime.datetime.now().astimezone()
+  version = record.versions.get("diffusion_jax", "")
+  document = element(
+    "html",
+    element(
+      "head",
+      element("meta", charset="utf-8"),
+      element(
+        "meta", name="viewport", content="width=device-width, initial-scale=1"
+      ),
+      element("meta", name="color-scheme", content="light dark"),
+      element("title", f"{name}: {sections.progress(record)}"),
+      element("link", rel="icon", href="data:,"),
+      element("style", STYLE.read_text()),
+    ),
+    element(
+      "body",
+      element(
+        "header",
+        element("p", "A run of diffusion_jax", class_="kicker"),
+        element("h1", name),
+        sections.headline(record),
+        element("nav", *links, aria_label="Parts of this page"),
+      ),
+      element("main", *parts),
+      element(
+        "footer",
+        f"Written on {now:%d %B %Y at %H:%M %Z} by experiments.report; the "
+        f"run used diffusion_jax {version}.",
+      ),
+    ),
+    lang="en",
+  )
+  return "<!DOCTYPE html>\n" + render(document) + "\n"
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  devices.start()
+  values = define_flags(flags.FlagValues())
+  cli.parse(argv, values)
+  with cli.user_errors():
+    if values.workdir is None:
+      raise ValueError("--workdir is missing: the directory of a run")
+    record = read(pathlib.Path(values.workdir))
+    out = pathlib.Path(values.out or record.workdir / "report.html")
+    if out.suffix != ".html":
+      raise ValueError(f"--out={out} must end in .html")
+    plan = None
+    if record.config.get("kind") != "classifier":
+      plan = plan_or_why_not(values, record)
+  text = page(
+    record,
+    *drawings(plan, record),
+    tables.evaluations(record),
+    tables.settings(record),
+  )
+  out.parent.mkdir(parents=True, exist_ok=True)
+  # Names of files may hold what is no Unicode.
+  out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+  cli.say(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+  main(sys.argv)

@@ -1,0 +1,217 @@
+"""What a report finds out about a run with its network."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffusion_jax as dj
+from experiments import assemble, sample
+from experiments.monitor import spread
+from experiments.report import neighbours
+from experiments.report.charts import Line, chart
+from experiments.report.markup import Element, element, picture
+from experiments.report.sections import deck, section, short_name
+
+CURVE, MEMORY = "Loss against t", "Nearest pictures of the data"
+STEPS = 24  # of a loss curve
+IMAGES = 64  # of the data, for it
+PICTURES = 50_000  # of the data, at most, to look for neighbours in
+TYPICAL = 512  # of them, whose own nearest are looked for
+NEAREST = 3
+SHOWN = 8  # samples, the closest to the data
+
+
+class Neighbours(NamedTuple):
+  """Samples beside the pictures of the data that are most like them.
+
+  Attributes:
+    samples: uint8 [B, H, W, C].
+    pictures: uint8 [B, NEAREST, H, W, C], the nearest of the data.
+    which: Of these in the data, [B, NEAREST].
+    distance: To them, [B, NEAREST].
+    typical: Of pictures of the data to their nearest other, [N].
+    searched: How many pictures of the data were looked at.
+  """
+
+  samples: np.ndarray
+  pictures: np.ndarray
+  which: np.ndarray
+  distance: np.ndarray
+  typical: np.ndarray
+  searched: int
+
+
+def loss_curves(
+  plan: sample.Plan, source: dj.data.Source
+) -> dict[str, dj.diagnostics.LossCurve]:
+  """The loss against t of the raw parameters and of the plan's average.
+
+  The loss is the one that the run trains on, without dropout; steps are
+  denser at the clean end, where it changes fast.
+  """
+  config = plan.config
+  schedule = assemble.schedule(config)
+  loss_at = assemble.loss_at(config)
+  parts = np.linspace(0, 1, STEPS) ** 2
+  t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
+  real = source.gather(spread(len(source), IMAGES))
+  x0, y = jnp.asarray(dj.images.from_uint8(real["image"])), real["label"]
+
+  @jax.jit
+  def curve(params):
+    told = assemble.known(config, plan.net, x0, y)
+    return dj.diagnostics.loss_curve(
+      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, **told),
+      schedule,
+      x0,
+      t,
+      jax.random.key(plan.seed),
+      loss_at=loss_at,
+    )
+
+  raw = sample.restore(plan.workdir, config, plan.net, plan.image_shape).params
+  known: dict[str, Any] = {"raw": raw}
+  if plan.ema != "raw":
+    known[f"ema{plan.ema}"] = plan.params
+  return {name: jax.device_get(curve(p)) for name, p in known.items()}
+
+
+def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
+  """Looks for the pictures of the data most like the samples.
+
+  Args:
+    samples: [B, H, W, C] in [-1, 1].
+    source: The data.
+
+  Returns:
+    What was found.
+  """
+  drawn = dj.images.to_uint8(samples)
+  chosen = spread(len(source), PICTURES)
+  look = functools.partial(neighbours.nearest, source=source, chosen=chosen)
+  index, distance = look(drawn, num=min(NEAREST, len(source)))
+  some = chosen[spread(len(chosen), TYPICAL)]
+  _, typical = look(source.gather(some)["image"], own=some)
+  found = source.gather(index.ravel())["image"]
+  return Neighbours(
+    samples=drawn,
+    pictures=found.reshape(*index.shape, *drawn.shape[1:]),
+    which=index,
+    distance=distance,
+    typical=typical[np.isfinite(typical[:, 0]), 0],
+    searched=len(chosen),
+  )
+
+
+def loss_against_t(plan: sample.Plan, source: dj.data.Source) -> Element:
+  """The section of the loss curves."""
+  config = plan.config
+  curves = loss_curves(plan, source)
+  lines = [
+    Line(
+      short_name(name),
+      curve.t,
+      curve.mean,
+      "other" if name == "raw" else "main",
+      2 * curve.stderr,
+    )
+    for name, curve in curves.items()
+  ]
+  idle = config.loss.name == "simple" and config.target == "eps"
+  note = (
+    f"Mean over {min(len(source), IMAGES)} pictures of the data, ± 2 standard "
+    f"errors, at step {plan.step:,}."
+  )
+  figure = chart(
+    lines, title=CURVE, x_label="t", y_label="loss", log=True, note=note
+  )
+  told = element(
+    "p",
+    f"The loss that is trained on ({config.loss.name}, of {config.target}), "
+    "at each step t from almost clean (1) to noise "
+    f"({config.schedule.T:,}), on pictures that the network has learnt from. "
+    + ("A network that knows nothing of the noise scores 1." * idle),
+  )
+  return section(CURVE, deck(figure, told))
+
+
+def memory(plan: sample.Plan, source: dj.data.Source) -> Element:
+  """The section of samples beside the pictures of the data nearest to them."""
+  found = neighbours_of(sample.draw(plan), source)
+  nearest, typical = found.distance[:, 0], float(np.median(found.typical))
+  closest = np.argsort(nearest, kind="stable")[:SHOWN]
+  how = (
+    f"{len(nearest)} samples of step {plan.step:,} ({plan.sampler}, "
+    f"{len(plan.pairs)} steps, seed {plan.seed}), of which the {len(closest)} "
+    f"closest to the data are shown, each beside its {NEAREST} nearest of "
+    f"{found.searched:,} pictures of the data."
+  )
+  verdict = (
+    f"A sample is typically {np.median(nearest):.2f} away from the data, a "
+    f"picture of the data {typical:.2f} from the nearest other (medians; "
+    "Euclidean distances of pixels in [-1, 1]). Samples much closer than that "
+    "are memorised; copies that are shifted or recoloured are not found this "
+    "way."
+  )
+  lines = [
+    _shares("the data", found.typical, "flat"),
+    _shares("samples", nearest, "main"),
+  ]
+  distances = chart(
+    lines,
+    title="Distance to the nearest picture of the data",
+    x_label="distance",
+    y_label="share that is closer",
+    note="Samples far to the left of the data would be copies.",
+  )
+  return section(
+    MEMORY,
+    element("p", how),
+    element(
+      "div", *(_beside(found, k, typical) for k in closest), class_="pairings"
+    ),
+    deck(distances, element("p", verdict)),
+  )
+
+
+def _shares(name: str, values: np.ndarray, style: str) -> Line:
+  """The part of the values that is below each of them."""
+  x = np.sort(values)
+  return Line(name, x, np.arange(1, len(x) + 1) / len(x), style)
+
+
+def _beside(found: Neighbours, k: int, typical: float) -> Element:
+  """One sample, its nearest pictures and the distances."""
+  shown = [picture(_enlarged(found.samples[k]), f"Sample {k}", side=128)]
+  for n, distance in enumerate(found.distance[k]):
+    words = f"Picture {found.which[k, n]} of the data, {distance:.2f} away"
+    shown.append(picture(_enlarged(found.pictures[k, n]), words, side=128))
+  ratio = found.distance[k, 0] / typical if typical else np.inf
+  return element(
+    "figure",
+    element("div", *shown, class_="pairing"),
+    element(
+      "figcaption",
+      f"distance {found.distance[k, 0]:.2f}, {ratio:.2f} × typical",
+    ),
+  )
+
+
+def _enlarged(x: np.ndarray) -> np.ndarray:
+  """uint8 [H, W, C] -> [H2, W2, 3], small pictures by a whole factor."""
+  shown = dj.images.displayable(x[None])[0]
+  factor = max(1, 64 // min(x.shape[:2]))
+  return np.ascontiguousarray(
+    shown.repeat(factor, axis=0).repeat(factor, axis=1)
+  )
+
+
+def film(plan: sample.Plan, num: int = 32) -> list[np.ndarray]:
+  """Frames of a few samples on their way from noise."""
+  plan = dataclasses.replace(plan, num=num, batch=num)
+  walk = sample.generator(plan).walk(plan.params, jax.random.key(plan.seed), 0)
+  return [dj.images.grid(dj.parallel.fetch(x), columns=8) for x in walk]

@@ -1,0 +1,106 @@
+"""What a run has written so far, read without its network."""
+
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from experiments import runs
+from experiments.cli import Config
+from experiments.reporting import read_metrics
+
+
+class Record(NamedTuple):
+  """A run directory's files, each empty where it is not there yet.
+
+  Attributes:
+    workdir: The directory.
+    config: Of the run.
+    data: What it is trained on.
+    versions: Of packages and devices.
+    imported: Where its weights come from, if not from training.
+    metrics: Rows of metrics.jsonl.
+    previews: Rows of previews.jsonl.
+    evaluations: Rows of evaluation.jsonl.
+    grids: Sample grids, by parameters ("raw", "ema0.995") and step.
+    checkpoint: Step of the newest checkpoint.
+  """
+
+  workdir: pathlib.Path
+  config: Config
+  data: dict[str, Any]
+  versions: dict[str, str]
+  imported: dict[str, Any]
+  metrics: list[dict]
+  previews: list[dict]
+  evaluations: list[dict]
+  grids: dict[str, dict[int, pathlib.Path]]
+  checkpoint: int | None
+
+  @property
+  def step(self) -> int:
+    """The last step that is known of."""
+    logged = self.metrics[-1]["step"] if self.metrics else 0
+    return max(logged, self.checkpoint or 0)
+
+
+def read(workdir: pathlib.Path) -> Record:
+  """Reads a run directory.
+
+  Raises:
+    ValueError: If it is none.
+  """
+  config, data = runs.load(workdir)
+  steps = [
+    int(path.name)
+    for path in (workdir / "checkpoints").glob("*")
+    if path.name.isdigit()
+  ]
+  return Record(
+    workdir=workdir,
+    config=config,
+    data=data,
+    versions=_json(workdir / "versions.json"),
+    imported=_json(workdir / "imported.json"),
+    metrics=[
+      row for row in read_metrics(workdir / "metrics.jsonl") if "step" in row
+    ],
+    previews=read_metrics(workdir / "previews.jsonl"),
+    evaluations=read_metrics(workdir / "evaluation.jsonl"),
+    grids=_grids(workdir / "samples"),
+    checkpoint=max(steps, default=None),
+  )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError):
+    return {}
+
+
+def _grids(folder: pathlib.Path) -> dict[str, dict[int, pathlib.Path]]:
+  """Paths as experiments.train names them; raw first, then by rate."""
+  found: dict[str, dict[int, pathlib.Path]] = {}
+  for path in sorted(folder.glob("step*_*.png")):
+    if name := re.fullmatch(r"step(\d+)_(raw|ema.+)", path.stem):
+      found.setdefault(name[2], {})[int(name[1])] = path
+  return dict(sorted(found.items(), key=lambda item: _slowness(item[0])))
+
+
+def _slowness(name: str) -> float:
+  try:
+    return float(name.removeprefix("ema"))
+  except ValueError:
+    return -1.0
+
+
+def parameters(name: str) -> str:
+  """Words for the parameters of a preview.
+
+  >>> parameters("raw"), parameters("ema0.995")
+  ('raw parameters', 'average, rate 0.995')
+  """
+  if name == "raw":
+    return "raw parameters"
+  return f"average, rate {name.removeprefix('ema')}"

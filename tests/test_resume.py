@@ -1,0 +1,381 @@
+"""Nothing is lost: signals, kills, damage, and two at once."""
+
+import shutil
+import signal
+from collections import namedtuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from test_commands import TINY, assert_one_error, command, params_of
+
+import diffusion_jax as dj
+from experiments import devices, loop, runs, soak, train
+from experiments.configs import digits
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run of 8 steps that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
+  return workdir
+
+
+def steps_of(workdir):
+  return {
+    int(path.name)
+    for path in (workdir / "checkpoints").iterdir()
+    if path.name.isdigit()
+  }
+
+
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_a_signal_stops_after_the_step_and_the_run_goes_on(
+  number, status, whole, tmp_path, capsys, monkeypatch
+):
+  iterate = dj.data.iterate
+
+  def signalled(batches, start):
+    for step, batch in enumerate(iterate(batches, start=start), start + 1):
+      if step == 3:
+        signal.raise_signal(number)
+      yield batch
+
+  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
+  before = signal.getsignal(number)
+  with monkeypatch.context() as patch:
+    patch.setattr(dj.data, "iterate", signalled)
+    with pytest.raises(SystemExit) as stop:
+      command(train, *flags)
+  assert stop.value.code == status
+  assert signal.getsignal(number) == before
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert last.startswith(f"stopped by {number.name}: the run is saved after")
+  assert steps_of(tmp_path / "run") == {3}
+  command(train, *flags)
+  assert "continues after step 3 of 8" in capsys.readouterr().out
+  chex.assert_trees_all_equal(params_of(tmp_path / "run"), params_of(whole))
+
+
+def test_a_signal_cuts_a_preview_short(tmp_path, capsys, monkeypatch):
+  def long_preview(*_):
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError("the preview went on")
+
+  monkeypatch.setattr(train, "preview", long_preview)
+  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
+  with pytest.raises(SystemExit) as stop:
+    command(train, *flags)
+  assert stop.value.code == 0
+  assert "saved after step 4;" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_directory_is_refused(whole, capsys):
+  with runs.locked(whole), pytest.raises(SystemExit) as stop:
+    command(train, *TINY, f"--workdir={whole}", "--config.num_steps=8")
+  assert_one_error(stop, capsys, "another process is training in .*whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, capsys):
+  workdir = shutil.copytree(whole, tmp_path / "run")
+  flip(largest(workdir / "checkpoints" / "8"))
+  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
+  out = capsys.readouterr().out
+  assert "checkpoint 8 is passed over" in out
+  assert "continues after step 4 of 8" in out
+  assert (workdir / "checkpoints" / "damaged-8").is_dir()
+  chex.assert_trees_all_equal(params_of(workdir), params_of(whole))
+
+
+def test_readers_pass_over_damage_and_touch_nothing(whole, tmp_path, capsys):
+  workdir = shutil.copytree(whole, tmp_path / "run")
+  flip(largest(workdir / "checkpoints" / "8"))
+  before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+  capsys.readouterr()
+  params_of(workdir)
+  assert "checkpoint 8 is passed over" in capsys.readouterr().out
+  after = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+  assert after == before
+
+
+# ------------------------------------------------------------ checkpoints
+
+
+def largest(folder):
+  files = (path for path in folder.rglob("*") if path.is_file())
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def tear(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """Checkpoints 1 and 2 of a small state, and the state."""
+  folder = tmp_path_factory.mktemp("saved") / "c"
+  params = {"a": jax.random.normal(jax.random.key(0), (100, 100))}
+  state = dj.state.create(params, optax.adam(1e-3), (0.9,))
+  with dj.checkpoint.Checkpoints(folder) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(state.replace(step=jnp.int32(step)))
+  return folder, state
+
+
+@pytest.mark.parametrize("harm", [flip, tear, lambda path: path.unlink()])
+def test_harm_to_any_file_is_noticed(harm, saved, tmp_path):
+  folder, state = saved
+  files = [
+    path.relative_to(folder)
+    for path in (folder / "2" / "default").rglob("*")
+    # The mark of completeness and the checksums themselves say nothing of
+    # the arrays.
+    if path.is_file()
+    and path.name not in ("commit_success.txt", "checksums.json")
+  ]
+  assert len(files) > 8
+  for number, path in enumerate(files):
+    copy = shutil.copytree(folder, tmp_path / str(number))
+    harm(copy / path)
+    told = []
+    with dj.checkpoint.Checkpoints(copy) as checkpoints:
+      back = checkpoints.restore(state, tell=told.append)
+    assert int(back.step) == 1 and len(told) == 1, path
+
+
+def test_a_damaged_checkpoint_asked_for_by_its_step_is_an_error(
+  saved, tmp_path
+):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  flip(largest(copy / "2"))
+  with dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints:
+    with pytest.raises(dj.checkpoint.Damaged, match="has changed since"):
+      checkpoints.restore(state, step=2)
+    assert int(checkpoints.restore(state, step=1).step) == 1
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(saved, tmp_path):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  for step in (1, 2):
+    flip(largest(copy / str(step)))
+  with (
+    pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
+    dj.checkpoint.Checkpoints(copy) as checkpoints,
+  ):
+    checkpoints.restore(state, tell=str)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+  saved, tmp_path, monkeypatch
+):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1000, 1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+  with (
+    pytest.raises(
+      OSError, match="No space left for a checkpoint: it takes 0.2"
+    ),
+    dj.checkpoint.Checkpoints(copy) as checkpoints,
+  ):
+    checkpoints.save(state.replace(step=jnp.int32(3)))
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    assert int(checkpoints.restore(state).step) == 2
+
+
+def test_what_a_killed_save_left_is_cleared_by_the_next_writer_only(
+  saved, tmp_path
+):
+  copy = shutil.copytree(saved[0], tmp_path / "c")
+  rest = shutil.copytree(copy / "2", copy / "3.orbax-checkpoint-tmp")
+  with dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints:
+    assert checkpoints.latest_step() == 2
+  assert rest.exists()
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    assert checkpoints.latest_step() == 2
+    assert not rest.exists()
+
+
+# ---------------------------------------------------------- run directory
+
+
+def test_a_kill_while_a_run_is_described_leaves_nothing(tmp_path, monkeypatch):
+  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
+  monkeypatch.setattr(loop, "train", lambda run: None)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(runs.pathlib.Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+      command(train, *flags)
+  assert not (tmp_path / "run").exists()
+  command(train, *flags)
+  assert runs.is_run(tmp_path / "run")
+
+
+def test_files_are_replaced_whole(tmp_path, monkeypatch):
+  path = tmp_path / "x.json"
+  path.write_text("old")
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(runs.pathlib.Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+      runs.replace(path, "new")
+  assert path.read_text() == "old"
+  runs.replace(path, "new")
+  assert path.read_text() == "new"
+
+
+def test_where_it_is_computed_may_change(whole, capsys):
+  flags = (
+    "--config.fsdp=True", "--config.steps_per_dispatch=2",
+    "--config.model.remat=True",
+  )  # fmt: skip
+  command(train, *TINY, f"--workdir={whole}", "--config.num_steps=8", *flags)
+  assert "complete after 8 steps" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ blocks
+
+
+def config_of(**changes):
+  config = digits.get_config("smoke")
+  config.update(changes)
+  return config
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 7])
+def test_blocks_cover_every_step_and_stop_where_something_is_due(most):
+  every = {"log": 6, "preview": 12, "checkpoint": 9}
+  config = config_of(num_steps=50, steps_per_dispatch=most, every=every)
+  found = list(loop.blocks(config, 0, iter(range(100))))
+  assert [b for _, block in found for b in block] == list(range(50))
+  ends = [end for end, _ in found]
+  assert {n for n in range(1, 51) if loop.due(config, n)} <= set(ends)
+  assert {len(block) for _, block in found} <= {1, most}
+  # How steps are grouped does not depend on where a run goes on.
+  for cut, (end, _) in enumerate(found[:-1], start=1):
+    rest = loop.blocks(config, end, iter(range(end, 100)))
+    assert list(rest) == found[cut:]
+
+
+def test_a_block_of_steps_is_one_dispatch_with_the_same_result(
+  whole, tmp_path, monkeypatch
+):
+  sizes = []
+  settle = loop.settle
+
+  def counted(*args, **shown):
+    run = settle(*args, **shown)
+    block = run.train_block
+
+    def train_block(state, batches, key):
+      sizes.append(len(batches["label"]))
+      return block(state, batches, key)
+
+    return loop.dataclasses.replace(run, train_block=train_block)
+
+  monkeypatch.setattr(loop, "settle", counted)
+  flags = (
+    "--config.num_steps=8", "--config.steps_per_dispatch=4",
+    "--config.every.log=4",
+  )  # fmt: skip
+  command(train, *TINY, f"--workdir={tmp_path}/run", *flags)
+  assert sizes == [4, 4]
+  chex.assert_trees_all_close(
+    params_of(tmp_path / "run"), params_of(whole), atol=1e-6
+  )
+
+
+# ----------------------------------------------------------------- dry run
+
+
+def test_a_dry_run_says_what_is_needed_and_writes_nothing(tmp_path, capsys):
+  command(train, *TINY, f"--workdir={tmp_path}/run", "--dry_run")
+  out = capsys.readouterr().out.splitlines()
+  net = dj.UNet(channels=8, multipliers=(1,), num_blocks=1, attention_levels=())
+  params = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.ones(1))
+  count = sum(x.size for x in jax.tree.leaves(params))
+  assert out[0].startswith(f"{count:,} parameters; 1 x ")
+  assert "FLOP per step of 32 images" in out[1]
+  kB = 4 * count / 1000
+  assert f"{kB:.3g} kB parameters, {kB:.3g} kB averages" in out[2]
+  assert f"{2 * kB + 0.008:.3g} kB optimizer" in out[2]  # and two counts
+  assert not list(tmp_path.iterdir())
+
+
+def test_remat_keeps_less_for_the_gradient_and_changes_none():
+  x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+
+  def loss_and_params(remat):
+    net = dj.UNet(channels=32, multipliers=(1, 1), num_blocks=2, remat=remat)
+    params = net.init(jax.random.key(0), x, jnp.ones(8))
+    # The last layers of branches start at zero and would hide the rest.
+    params = jax.tree.map(lambda p: p + 0.01, params)
+    return lambda params: (
+      net.apply(params, x, jnp.ones(8)) ** 2
+    ).mean(), params
+
+  def kept(loss, params):
+    backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(backward))
+
+  plain, again = loss_and_params(False), loss_and_params(True)
+  chex.assert_trees_all_equal(plain[1], again[1])
+  assert kept(*again) < 0.25 * kept(*plain)
+  gradients = [
+    jax.jit(jax.grad(loss))(params) for loss, params in (plain, again)
+  ]
+  chex.assert_trees_all_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+# ----------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES, .*is not"),
+    ({"JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROC.*is not"),
+    (
+      {
+        "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two",
+        "JAX_PROCESS_ID": "0",
+      },
+      "must be whole numbers",
+    ),
+  ],
+)  # fmt: skip
+def test_half_a_pod_is_refused(settings, message, monkeypatch, capsys):
+  for name, value in settings.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(SystemExit) as stop:
+    devices.start()
+  assert_one_error(stop, capsys, message)
+
+
+@pytest.mark.slow
+def test_a_soak_ends_with_the_same_bits(tmp_path):
+  told = []
+  wrong = soak.soak(
+    tmp_path / "soak", kills=4, steps=200, seed=1, tell=told.append
+  )
+  assert not wrong, told
