@@ -6,14 +6,33 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+QUANTISE = {"round": np.rint, "floor": np.floor}
 
-def to_uint8(x: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
-  """[-1, 1] -> 0..255, rounded to the nearest (k <-> k / 127.5 - 1).
+
+def to_uint8(
+  x: Float[np.ndarray, "*n"], quantise: str = "round"
+) -> UInt8[np.ndarray, "*n"]:
+  """[-1, 1] -> 0..255, the inverse of k / 127.5 - 1.
+
+  Args:
+    x: Pictures; what lies outside [-1, 1] is clipped.
+    quantise: "round" takes the nearest k, "floor" the one below, as OpenAI's
+      sampling scripts do: on average half a level darker, which FID can tell.
+
+  Returns:
+    The bytes.
+
+  Raises:
+    ValueError: If there is no such rule.
 
   >>> to_uint8(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
   [0, 0, 128, 255]
+  >>> to_uint8(np.array([-1.2, -1.0, 0.0, 1.0]), "floor").tolist()
+  [0, 0, 127, 255]
   """
-  scaled = np.rint((np.asarray(x, np.float32) + 1) * 127.5)
+  if quantise not in QUANTISE:
+    raise ValueError(f"{quantise=} is not one of {', '.join(QUANTISE)}")
+  scaled = QUANTISE[quantise]((np.asarray(x, np.float32) + 1) * 127.5)
   return np.clip(scaled, 0, 255).astype(np.uint8)
 
 

@@ -1,241 +1,274 @@
-"""Measures a run: how far its samples are from its data, how likely the data.
+"""Measures samples of a run, or any pictures, and how likely data are.
 
   python -m experiments.evaluate --workdir=runs/digits
   python -m experiments.evaluate --workdir=runs/digits --metrics=frechet,bpd
+  python -m experiments.evaluate --workdir=runs/cifar --num=50000 \
+    --metrics=fid,is,kid,pr --features=inception --inception=PATH
+  python -m experiments.evaluate --samples=PICTURES --reference=REFERENCE.npz \
+    --metrics=fid,sfid --features=inception --inception=PATH
 
 "frechet" is the Frechet distance in pixel space, next to that of one random
 half of the data to the other, and which classes the samples look like. "bpd"
 is the variational bound on -log2 p(x_0) in bits per dimension. "agreement" is
-how often a classifier sees the class that was asked for. The figures
-are appended to evaluation.jsonl in the run directory with how they were made.
+how often a classifier sees the class that was asked for. fid, sfid, is, kid,
+pr and fid_inf are explained in docs/evaluation.md.
+
+Samples that are done are kept until the end, so that the same command goes on
+after an interruption and gives the same figures. These are appended to
+evaluation.jsonl in the run directory with how they were made.
 """
 
-import collections
 import dataclasses
 import json
+import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import sklearn.svm
-import tqdm
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import assemble, cli, devices, sample
+from experiments import (
+  assemble,
+  cli,
+  devices,
+  features,
+  measures,
+  references,
+  runs,
+  sample,
+  scores,
+  stored,
+)
 
-MAX_DIMENSIONS = 3072  # of a covariance of pixels: a 32 x 32 colour image
-
-
-def pixels(x: np.ndarray) -> np.ndarray:
-  """uint8 [N, H, W, C] -> float64 [N, H W C] in [-1, 1]."""
-  return x.reshape(len(x), -1) / 127.5 - 1
-
-
-def halves_distance(data: np.ndarray, splits: int = 5) -> float:
-  """Frechet distance of one half of the data to the other, over splits."""
-  rng = np.random.default_rng(0)
-  distances = []
-  for _ in range(splits):
-    order = rng.permutation(len(data))
-    half = len(data) // 2
-    distances.append(
-      dj.metrics.frechet_distance(data[order[:half]], data[order[half:]])
-    )
-  return float(np.mean(distances))
+OF_RUNS = ("frechet", "bpd", "agreement")
+METRICS = (*OF_RUNS, *scores.METRICS)
 
 
-def nearest(x: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Index of, and distance to, the data point nearest to each row of x."""
-  square = (data**2).sum(axis=1)
-  indices = [
-    np.argmin(square - 2 * part @ data.T, axis=1)
-    for part in np.array_split(x, -(-len(x) // 256))
-  ]
-  index = np.concatenate(indices)
-  return index, np.linalg.norm(x - data[index], axis=1)
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is measured.
+
+  Attributes:
+    metrics: Which figures are asked for.
+    plan: How samples are drawn, or whose bits are counted; None if they are
+      given.
+    given: The samples, if they are.
+    num: How many.
+    data: What they are compared with.
+    network: Of features, if any metric needs one.
+  """
+
+  metrics: Sequence[str]
+  plan: sample.Plan | None
+  given: dj.data.Source | None
+  num: int
+  data: references.Reference
+  network: features.Features | None
+
+  @property
+  def of_features(self) -> list[str]:
+    """The metrics of features."""
+    return [name for name in self.metrics if name in scores.METRICS]
 
 
-def frechet(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
-  """The Frechet distance of samples to data, and what they look like.
+def define_flags() -> flags.FlagValues:
+  """Those of ``sample``, and those that say what to measure."""
+  values = sample.define_flags(flags.FlagValues(), num=None)
+
+  def define(kind, name, default, *rest):
+    kind(name, default, *rest, flag_values=values)
+
+  text = flags.DEFINE_string
+  define(flags.DEFINE_list, "metrics", "frechet", f"of {', '.join(METRICS)}")
+  define(
+    flags.DEFINE_enum,
+    "features",
+    "pixels",
+    list(features.NETWORKS),
+    "what fid, sfid, is, kid, pr and fid_inf look at",
+  )
+  define(
+    text,
+    "inception",
+    None,
+    "file or folder of Inception's weights, or 'download'; by default the "
+    f"folder {dj.metrics.inception_weights.CACHE}",
+  )
+  define(
+    text,
+    "reference",
+    None,
+    "what samples are compared with: an .npz of statistics or reference "
+    "pictures, or any data; by default the run's data",
+  )
+  define(
+    text, "samples", None, "pictures to measure (folder, .zip, .npz, .npy)"
+  )
+  define(
+    flags.DEFINE_bool, "keep_samples", False, "keep the samples that are drawn"
+  )
+  return values
+
+
+def subject(values: flags.FlagValues) -> Subject:
+  """Reads and checks all that the command line names.
 
   Raises:
-    ValueError: If the images have too many pixels for a covariance.
+    ValueError: If something is missing or does not fit.
   """
-  if np.prod(source.image_shape) > MAX_DIMENSIONS:
+  for name in values.metrics:
+    assemble.named("--metrics", name, METRICS)
+  plan = given = None
+  if values.samples is None:
+    plan = sample.plan(values)
+  else:
+    given = dj.data.load(values.samples)
+  data = _data(values, plan)
+  num = values.num or len(data.pictures if given is None else given)
+  if given is not None:
+    _check_given(values.metrics, given, num)
+    shape = given.image_shape
+  else:
+    assert plan is not None
+    _check_plan(values.metrics, plan, data, num)
+    plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
+    shape = plan.last.image_shape
+  if "frechet" in values.metrics:
+    measures.check_shapes(shape, data.pictures.image_shape)
+  found = Subject(values.metrics, plan, given, num, data, None)
+  if not found.of_features:
+    return found
+  network = features.named(values.features, values.inception)
+  scores.check(found.of_features, network, data, shape, num)
+  return dataclasses.replace(found, network=network)
+
+
+def _data(values, plan: sample.Plan | None) -> references.Reference:
+  """What to compare with: what is named, or the run's data."""
+  if values.reference is not None:
+    return references.named(values.reference)
+  if plan is not None:
+    return references.of_source(assemble.source(plan.last.config))
+  if values.workdir is None:
     raise ValueError(
-      f"images of {source.image_shape} have too many pixels for a "
-      f"covariance; at most {MAX_DIMENSIONS}"
+      "--samples are compared with a --reference, or with the data of a "
+      "--workdir; name one"
     )
-  real = [source[i] for i in range(len(source))]
-  data = pixels(np.stack([example["image"] for example in real]))
-  samples = pixels(dj.images.to_uint8(sample.draw(plan)))
-  index, distance = nearest(samples, data)
-  labels = collections.Counter(int(real[i]["label"]) for i in index)
+  config, _ = runs.load(pathlib.Path(values.workdir))
+  return references.of_source(assemble.source(config))
+
+
+def _check_given(metrics, given: dj.data.Source, num: int) -> None:
+  """Refuses what given samples cannot be asked."""
+  for name in ("bpd", "agreement"):
+    if name in metrics:
+      raise ValueError(
+        f"{name} asks the network of a --workdir; leave --samples out"
+      )
+  if num > len(given):
+    raise ValueError(
+      f"--num={num} images were asked for, --samples has {len(given)}"
+    )
+
+
+def _check_plan(metrics, plan: sample.Plan, data, num: int) -> None:
+  """Refuses what the run cannot be asked."""
+  if "agreement" in metrics:
+    measures.told_classes(plan)
+  if "bpd" not in metrics:
+    return
+  if plan.upsamplers:
+    raise ValueError(
+      "bpd is that of one model: measure the run and its --upsampler apart"
+    )
+  if num > len(data.pictures):
+    raise ValueError(
+      f"--num={num} images were asked for, the data have {len(data.pictures)}"
+    )
+
+
+def how(subject: Subject, values: flags.FlagValues) -> dict[str, Any]:
+  """The first part of a row: how the samples are made."""
+  source, plan = subject.data.source, subject.plan
   row = {
-    "samples": len(samples),
+    "data": None if source is None else len(source),
+    "fingerprint": subject.data.fingerprint,
+    "seed": values.seed,
+  }
+  if subject.metrics != ["bpd"]:
+    row["samples"] = subject.num
+  if plan is None:
+    assert subject.given is not None
+    return row | {
+      "pictures": values.samples,
+      "pictures_hash": subject.given.fingerprint,
+    }
+  return row | {
+    "step": plan.step,
+    "ema": plan.ema,
     "sampler": plan.sampler,
     "steps": len(plan.pairs),
     "spacing": plan.spacing,
     "eta": plan.eta,
-    "features": "pixels in [-1, 1], rounded to uint8",
-    "frechet": dj.metrics.frechet_distance(samples, data),
-    "frechet_halves": halves_distance(data),
-    "nearest_median": float(np.median(distance)),
+    "quantise": values.quantise,
+    "guidance": plan.guidance,
+    "classifier": None if plan.judge is None else plan.judge.name,
+    "upsamplers": [str(stage.workdir) for stage in plan.upsamplers],
+    "low_res_noise": values.low_res_noise,
   }
-  cli.say(
-    f"Frechet distance in pixel space, {len(samples)} samples to "
-    f"{len(data)} images: {row['frechet']:.3f}"
-  )
-  cli.say(
-    "one random half of the data to the other (mean of 5): "
-    f"{row['frechet_halves']:.3f}"
-  )
-  if source.num_classes:
-    row["classes"] = {
-      name: labels[k] for k, name in enumerate(source.class_names)
-    }
-    counts = ", ".join(f"{name}: {n}" for name, n in row["classes"].items())
-    cli.say(f"class of the nearest image: {counts}")
+
+
+def measure(subject: Subject, samples: dj.data.Source | None, values) -> dict:
+  """All figures; ``samples`` is None where no metric looks at any."""
+  row, plan, data = {}, subject.plan, subject.data
+  drawn = np.empty(0)
+  if samples is not None and {"frechet", "agreement"} & set(subject.metrics):
+    drawn = samples.gather(np.arange(subject.num))["image"]
+  for name in subject.metrics:
+    if name == "frechet":
+      rule = None if plan is None else values.quantise
+      row |= measures.frechet(drawn, data.pictures, rule)
+    elif name == "agreement" and plan is not None:
+      row |= measures.agreement(plan, data.pictures, drawn)
+    elif name == "bpd" and plan is not None:
+      row |= measures.bits_per_dim(plan, data.pictures)
+  if subject.network is not None and samples is not None:
+    row |= scores.measure(
+      subject.of_features,
+      subject.network,
+      data,
+      samples,
+      subject.num,
+      seed=values.seed,
+      batch=values.batch,
+    )
   return row
-
-
-def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
-  """The variational bound of the first images, over all steps."""
-  config = plan.config
-  schedule = assemble.schedule(config)
-
-  @jax.jit
-  def bound(params, x0, y, key, first):
-    told = assemble.known(config, plan.net, x0, y)
-    return dj.likelihood.variational_bound(
-      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, **told),
-      schedule,
-      x0,
-      key,
-      target=config.target,
-      variance=config.variance,
-      clip=True,
-      first=first,
-    )
-
-  parts = []
-  starts = range(0, plan.num, plan.batch)
-  for start in tqdm.tqdm(starts, disable=not sys.stderr.isatty(), leave=False):
-    # The last batch is filled up, so that one program serves all.
-    numbers = [min(start + k, plan.num - 1) for k in range(plan.batch)]
-    real = [source[i] for i in numbers]
-    x0 = dj.images.from_uint8(np.stack([example["image"] for example in real]))
-    y = np.array([example["label"] for example in real])
-    parts.append(
-      bound(
-        plan.params,
-        x0,
-        y,
-        jax.random.key(plan.seed),
-        start,
-      )
-    )
-  whole = jax.tree.map(lambda *x: np.concatenate(x)[: plan.num], *parts)
-  error = whole.total.std() / np.sqrt(plan.num)
-  cli.say(
-    f"variational bound of {plan.num} images, {schedule.T} terms each: "
-    f"{whole.total.mean():.4f} +- {error:.4f} bits per dimension"
-  )
-  return {
-    "images": plan.num,
-    "terms": schedule.T,
-    "variance": config.variance,
-    "clip": True,
-    "cdf": "tanh",
-    "levels": "256, k / 127.5 - 1",
-    "bpd": float(whole.total.mean()),
-    "bpd_standard_error": float(error),
-    "bpd_prior": float(whole.prior.mean()),
-    "bpd_decoder": float(whole.vb[:, -1].mean()),
-  }
-
-
-def agreement(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
-  """How often a classifier sees the class that was asked for.
-
-  A support vector machine that learnt one half of the data; what it gets
-  right of the other half is given beside it.
-
-  Raises:
-    ValueError: If the run's network is told no classes.
-  """
-  count = plan.config.model.num_classes
-  if plan.judge is not None:
-    count = plan.judge.net.num_labels
-  if count is None:
-    raise ValueError(
-      "agreement needs a network that is told classes, or a --classifier"
-    )
-  real = source.gather(np.random.default_rng(0).permutation(len(source)))
-  x, y = pixels(real["image"]), real["label"]
-  half = len(x) // 2
-  judge = sklearn.svm.SVC(C=10).fit(x[:half], y[:half])
-  samples = pixels(dj.images.to_uint8(sample.draw(plan)))
-  asked = np.array(plan.classes or range(count))
-  asked = asked[np.arange(len(samples)) % len(asked)]
-  row = {
-    "samples": len(samples),
-    "agreement": float((judge.predict(samples) == asked).mean()),
-    "judge": "SVC(C=10) of pixels, on one half of the data",
-    "judge_accuracy": float(judge.score(x[half:], y[half:])),
-  }
-  cli.say(
-    f"{row['agreement']:.1%} of {len(samples)} samples are of the class asked "
-    f"for, guidance {plan.guidance}; of the data that the judge had not seen "
-    f"it gets {row['judge_accuracy']:.1%} right"
-  )
-  return row
-
-
-METRICS = {"frechet": frechet, "bpd": bits_per_dim, "agreement": agreement}
 
 
 def main(argv: list[str]) -> None:
   """The command."""
   devices.start()
-  values = sample.define_flags(flags.FlagValues(), num=None)
-  flags.DEFINE_list(
-    "metrics", "frechet", f"of {', '.join(METRICS)}", flag_values=values
-  )
+  values = define_flags()
   cli.parse(argv, values)
   with cli.user_errors():
-    for name in values.metrics:
-      assemble.named("--metrics", name, METRICS)
-    plan = sample.plan(values)
-    source = assemble.source(plan.last.config)
-    num = values.num or len(source)
-    if "bpd" in values.metrics and plan.upsamplers:
-      raise ValueError(
-        "bpd is that of one model: measure the run and its --upsampler apart"
-      )
-    if "bpd" in values.metrics and num > len(source):
-      raise ValueError(
-        f"--num={num} images were asked for, the data have {len(source)}"
-      )
-    plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
-    row = {
-      "step": plan.step,
-      "data": len(source),
-      "fingerprint": source.fingerprint,
-      "ema": plan.ema,
-      "seed": plan.seed,
-      "guidance": plan.guidance,
-      "classifier": None if plan.judge is None else plan.judge.name,
-      "upsamplers": [str(stage.workdir) for stage in plan.upsamplers],
-      "low_res_noise": values.low_res_noise,
-    }
-    for name in values.metrics:
-      row |= METRICS[name](plan, source)
-  with (plan.workdir / "evaluation.jsonl").open("a") as file:
-    file.write(json.dumps(row) + "\n")
-  cli.say(f"appended to {plan.workdir / 'evaluation.jsonl'}")
+    asked = subject(values)
+    samples = asked.given
+    if asked.plan is not None and set(asked.metrics) != {"bpd"}:
+      samples = stored.draw(asked.plan, values.quantise)
+    row = how(asked, values) | measure(asked, samples, values)
+  line = json.dumps(row)
+  if values.workdir is None:
+    cli.say_first(line)
+  elif jax.process_index() == 0:
+    path = pathlib.Path(values.workdir) / "evaluation.jsonl"
+    with path.open("a") as file:
+      file.write(line + "\n")
+    cli.say(f"appended to {path}")
+    if isinstance(samples, stored.Stored) and not values.keep_samples:
+      samples.remove()
 
 
 if __name__ == "__main__":

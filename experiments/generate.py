@@ -49,7 +49,7 @@ class Generator:
       None is without. May be set anew: no scale is compiled into a program.
     judge: The classifier to guide with.
     low_res: The small pictures to enlarge, [N, h, w, C], where the network
-      enlarges; image k is made of ``low_res[k % N]``.
+      enlarges; image k is made of ``low_res[k % N]``. May be set anew.
     low_res_noise: The step to noise these to, where the network has learnt
       from noisy ones.
   """
@@ -84,7 +84,7 @@ class Generator:
     rows = self._rows = -(-batch // mesh.size) * mesh.size
     split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = eta
-    self._low_res = low_res
+    self.low_res = low_res
     shape = tuple(image_shape)
 
     def walk(
@@ -153,9 +153,9 @@ class Generator:
     if len(self._classes):
       y = self._classes[images % len(self._classes)]
     small = {}
-    if self._low_res is not None:
-      numbers = images % len(self._low_res)
-      small = self._shrunk(key, images, self._low_res[numbers])
+    if self.low_res is not None:
+      numbers = images % len(self.low_res)
+      small = self._shrunk(key, images, self.low_res[numbers])
     history = self._remember(x)
     yield x
     for piece in self._pieces:

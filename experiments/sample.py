@@ -129,6 +129,14 @@ def define_flags(
   define(whole, "seed", "of all noise", 0)
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
+  flags.DEFINE_enum(
+    "quantise",
+    "round",
+    list(dj.images.QUANTISE),
+    "how floats become bytes: to the nearest level or, as OpenAI's scripts "
+    "do, the one below",
+    flag_values=values,
+  )
   return values
 
 
@@ -382,14 +390,19 @@ def generator(plan: Plan) -> Generator:
   )
 
 
-def _draw_stage(plan: Plan) -> np.ndarray:
-  """Draws what one run is to draw, under a progress bar."""
+def announce(plan: Plan) -> None:
+  """Says what one stage is about to draw."""
   size = " x ".join(map(str, plan.image_shape[:2]))
-  cli.say(
+  cli.say_first(
     f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
     f"{len(plan.pairs)} steps each"
     + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
   )
+
+
+def _draw_stage(plan: Plan) -> np.ndarray:
+  """Draws what one run is to draw, under a progress bar."""
+  announce(plan)
   with tqdm.tqdm(
     total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
   ) as bar:
@@ -401,15 +414,17 @@ def _draw_stage(plan: Plan) -> np.ndarray:
     )
 
 
-def save(out: pathlib.Path, samples: np.ndarray) -> None:
+def save(
+  out: pathlib.Path, samples: np.ndarray, quantise: str = "round"
+) -> None:
   """Writes a .png grid, an .npz of uint8, or a folder of single PNGs."""
   if out.suffix == ".npz":
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, images=dj.images.to_uint8(samples))
+    np.savez(out, images=dj.images.to_uint8(samples, quantise))
   elif out.suffix == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
   else:
-    for k, picture in enumerate(dj.images.to_uint8(samples)):
+    for k, picture in enumerate(dj.images.to_uint8(samples, quantise)):
       dj.images.save_png(out / f"{k:06}.png", picture)
 
 
@@ -451,7 +466,7 @@ def main(argv: list[str]) -> None:
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
     check_out(out, planned.last.image_shape[-1])
-  save(out, draw(planned))
+  save(out, draw(planned), values.quantise)
   cli.say(f"written to {out}")
 
 

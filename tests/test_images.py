@@ -11,6 +11,16 @@ def test_bytes_survive_the_round_trip():
   np.testing.assert_array_equal(images.to_uint8(k / 127.5 - 1), k)
 
 
+def test_rules_of_quantisation_differ_by_half_a_level():
+  x = np.random.default_rng(0).uniform(-1, 1, 10_000)
+  rounded = images.to_uint8(x).astype(float)
+  floored = images.to_uint8(x, "floor")
+  error = np.std(rounded - floored) / 100
+  assert abs((rounded - floored).mean() - 0.5) < 4 * error
+  with pytest.raises(ValueError, match="'ceil' is not one of round, floor"):
+    images.to_uint8(x, "ceil")
+
+
 @pytest.mark.parametrize(
   ("shape", "factor", "tile"),
   [((3, 8, 8, 1), 8, 64), ((3, 100, 80, 3), 1, None), ((3, 32, 48, 3), 2, 64)],

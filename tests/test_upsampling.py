@@ -162,6 +162,16 @@ def test_an_upsampler_is_measured(cascade, capsys):
   assert "8 samples to 1797 images" in capsys.readouterr().out
 
 
+def test_a_cascade_is_measured_batch_by_batch(cascade, tmp_path):
+  base, upsampler = cascade
+  flags = (f"--workdir={base}", f"--upsampler={upsampler}", "--batch=2")
+  command(evaluate, *flags, "--num=5", "--steps=2", "--keep_samples")
+  (folder,) = (base / "evaluation").iterdir()
+  kept = np.concatenate([np.load(p) for p in sorted(folder.glob("*.npy"))])
+  whole = draw(tmp_path / "a.npz", *flags, "--steps=2")
+  np.testing.assert_array_equal(kept[:5], whole)
+
+
 def test_guidance_of_scale_1_is_the_class_alone(tmp_path):
   workdir = tmp_path / "told"
   command(

@@ -3,7 +3,7 @@
 import numpy as np
 
 import diffusion_jax as dj
-from experiments.evaluate import pixels
+from experiments.measures import pixels
 
 _VALUES = 2**24  # in memory at a time
 

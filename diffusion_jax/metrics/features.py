@@ -1,0 +1,74 @@
+"""From pictures to feature vectors, on all devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+
+from diffusion_jax import parallel
+
+# Pictures to their feature vectors, or to several kinds in a dict. Of a
+# jax.tree_util.Partial the arrays are handed over, not compiled in.
+Network = Callable[[Any], Any]
+
+
+def pixels(images: UInt8[Array, "B H W C"]) -> Float[Array, "B D"]:
+  """Pixels as features: bytes k as k / 127.5 - 1, in a row."""
+  return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def extract(
+  network: Network,
+  batches: Iterable[UInt8[np.ndarray, "B H W C"]],
+  *,
+  batch_size: int = 64,
+  mesh: Mesh | None = None,
+  jit: bool = True,
+) -> Iterator[Any]:
+  """Features of pictures, batch by batch, in order.
+
+  Args:
+    network: ``images -> features``.
+    batches: Pictures of one shape; those of a batch may be fewer than
+      ``batch_size``, and not more. Under ``jax.distributed`` every process
+      passes the same.
+    batch_size: Pictures at a time, rounded up to fit the devices. Smaller
+      batches are filled up, so that one program serves all.
+    mesh: The devices; by default all.
+    jit: False for a network that JAX cannot trace, such as NumPy's.
+
+  Yields:
+    What the network returns of each batch, as NumPy arrays.
+
+  Raises:
+    ValueError: If a batch is empty or larger than ``batch_size``.
+  """
+  mesh = parallel.data_mesh() if mesh is None else mesh
+  size = -(-batch_size // mesh.size) * mesh.size
+  run = _compiled(network, size, mesh) if jit else network
+  for images in batches:
+    count = len(images)
+    if not 1 <= count <= size:
+      raise ValueError(
+        f"a batch of {count} pictures must have 1..{batch_size=}"
+      )
+    found = run(images)
+    yield jax.tree.map(lambda x: np.asarray(x)[:count], found)  # noqa: B023
+
+
+def _compiled(network: Network, size: int, mesh: Mesh) -> Network:
+  """The network on all devices, for batches of up to ``size``."""
+  split, everywhere = parallel.split(mesh), parallel.replicated(mesh)
+  if not isinstance(network, jax.tree_util.Partial):
+    network = jax.tree_util.Partial(network)
+  network = jax.device_put(network, everywhere)
+  run = jax.jit(lambda f, x: f(x), out_shardings=everywhere)
+
+  def filled(images):
+    last = np.repeat(images[-1:], size - len(images), axis=0)
+    return run(network, jax.device_put(np.concatenate([images, last]), split))
+
+  return filled

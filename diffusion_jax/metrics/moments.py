@@ -1,0 +1,94 @@
+"""Means and covariances of streams, in float64."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Gaussian(NamedTuple):
+  """A mean and a covariance, all that FID looks at.
+
+  Attributes:
+    mean: float64.
+    cov: float64.
+  """
+
+  mean: Float[np.ndarray, " D"]
+  cov: Float[np.ndarray, "D D"]
+
+
+class Moments(NamedTuple):
+  """What is remembered of vectors that were seen once.
+
+  Attributes:
+    n: How many.
+    mean: Of them, m.
+    scatter: sum of (x - m) (x - m)^T over them.
+  """
+
+  n: int
+  mean: Float[np.ndarray, " D"]
+  scatter: Float[np.ndarray, "D D"]
+
+  def gaussian(self) -> Gaussian:
+    """Mean and unbiased covariance, scatter / (n - 1).
+
+    Raises:
+      ValueError: If there are fewer than two vectors.
+    """
+    if self.n < 2:
+      raise ValueError(
+        f"feature sets of {self.n}: a covariance needs at least 2"
+      )
+    return Gaussian(self.mean, self.scatter / (self.n - 1))
+
+
+def moments(x: Float[np.ndarray, "N D"]) -> Moments:
+  """Moments of the rows of x.
+
+  Raises:
+    ValueError: If x is no matrix or has no rows.
+  """
+  x = np.asarray(x, np.float64)
+  if x.ndim != 2 or not len(x):
+    raise ValueError(
+      f"features have shape {x.shape}; pass (N, D), N at least 1"
+    )
+  mean = x.mean(axis=0)
+  centred = x - mean
+  return Moments(len(x), mean, centred.T @ centred)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+  """Moments of a's and b's vectors together (Chan et al. 1983).
+
+  With d = m_b - m_a: m = m_a + d n_b / n and
+  S = S_a + S_b + d d^T n_a n_b / n, which cancels no digits.
+  """
+  n = a.n + b.n
+  gap = b.mean - a.mean
+  return Moments(
+    n,
+    a.mean + gap * (b.n / n),
+    a.scatter + b.scatter + np.outer(gap, gap) * (a.n * b.n / n),
+  )
+
+
+def stream(batches: Iterable[Float[np.ndarray, "B D"]]) -> Moments:
+  """Moments of all rows of all batches; holds one batch at a time.
+
+  >>> stream(np.array([[[0.0], [2.0]], [[4.0], [6.0]]])).gaussian().mean
+  array([3.])
+
+  Raises:
+    ValueError: If there are none.
+  """
+  total = None
+  for batch in batches:
+    part = moments(batch)
+    total = part if total is None else merge(total, part)
+  if total is None:
+    raise ValueError("there are no features; pass at least one batch")
+  return total

@@ -1,0 +1,187 @@
+"""Samples that outlive an interruption: bytes on disk, batch by batch.
+
+A batch is written when it is done, into a folder of the run that is named by
+all that determines it. The same command again finds what is there and draws
+the rest; as image k is a function of the seed and of k, nobody can tell.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+import diffusion_jax as dj
+from diffusion_jax.data import sources
+from experiments import cli, runs, sample
+from experiments.generate import Generator
+
+DESCRIPTION = "samples.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Stored(sources.Source):
+  """Samples in a folder, a file for each batch.
+
+  Attributes:
+    folder: Where they are.
+    batch: Samples in a file.
+    length: Samples in all; the last file may have more.
+  """
+
+  folder: pathlib.Path
+  batch: int
+  length: int
+
+  def __len__(self) -> int:
+    """Number of samples."""
+    return self.length
+
+  def path(self, first: int) -> pathlib.Path:
+    """The file of the batch that begins with sample ``first``."""
+    return self.folder / f"{first:08}.npy"
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    images = np.empty((len(indices), *self.image_shape), np.uint8)
+    for number in np.unique(indices // self.batch):
+      here = indices // self.batch == number
+      stored = np.load(self.path(number * self.batch), mmap_mode="r")
+      images[here] = stored[indices[here] % self.batch]
+    return {"image": images, "label": np.zeros(len(indices), np.int32)}
+
+  def remove(self) -> None:
+    """Deletes the files."""
+    shutil.rmtree(self.folder)
+    if not any(self.folder.parent.iterdir()):
+      self.folder.parent.rmdir()
+
+
+def draw(plan: sample.Plan, quantise: str) -> Stored:
+  """Draws what is planned and not there yet, under a progress bar.
+
+  Of several processes, which see one directory, the first writes.
+  """
+  unit = jax.device_count()  # a batch fills all devices
+  batch = -(-plan.batch // unit) * unit
+  plan, *others = (
+    dataclasses.replace(stage, num=plan.num, batch=batch)
+    for stage in (plan, *plan.upsamplers)
+  )
+  plan = dataclasses.replace(plan, upsamplers=tuple(others))
+  stored = _open(plan, quantise)
+  draws = []
+  for stage in (plan, *others):
+    sample.announce(stage)
+    draws.append((stage, sample.generator(stage)))
+  starts = range(0, plan.num, batch)
+  missing = [first for first in starts if not stored.path(first).is_file()]
+  # No process writes before all have looked.
+  multihost_utils.sync_global_devices("stored samples looked at")
+  there = min((len(starts) - len(missing)) * batch, plan.num)
+  if there:
+    cli.say_first(f"{there} of them are there already, in {stored.folder}")
+  with tqdm.tqdm(
+    total=plan.num,
+    initial=there,
+    unit="image",
+    disable=not sys.stderr.isatty() or jax.process_index() > 0,
+    leave=False,
+  ) as bar:
+    for first in missing:
+      images = dj.images.to_uint8(_batch(draws, first), quantise)
+      if jax.process_index() == 0:
+        _write(stored.path(first), images)
+      bar.update(min(batch, plan.num - bar.n))
+  multihost_utils.sync_global_devices("stored samples written")
+  return stored
+
+
+def _open(plan: sample.Plan, quantise: str) -> Stored:
+  """The folder of these samples, which says what they are."""
+  text = json.dumps(describe(plan, quantise), indent=2, sort_keys=True) + "\n"
+  fingerprint = sources.fingerprint(text)
+  folder = plan.workdir / "evaluation" / fingerprint
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.replace(folder / DESCRIPTION, text)
+  return Stored(
+    name=f"samples of {plan.workdir}",
+    image_shape=plan.last.image_shape,
+    fingerprint=fingerprint,
+    folder=folder,
+    batch=plan.batch,
+    length=plan.num,
+  )
+
+
+def _batch(
+  draws: list[tuple[sample.Plan, Generator]], first: int
+) -> np.ndarray:
+  """One batch through all stages of a cascade: [batch, H, W, C]."""
+  images = None
+  for stage, generator in draws:
+    if images is not None:
+      generator.low_res = images
+    walk = generator.walk(stage.params, jax.random.key(stage.seed), first)
+    images = dj.parallel.fetch(collections.deque(walk, maxlen=1)[0])
+  assert images is not None
+  return images
+
+
+def _write(path: pathlib.Path, images: np.ndarray) -> None:
+  """Writes a file that is either whole or not there."""
+  partial = path.with_suffix(".part")
+  with partial.open("wb") as file:
+    np.save(file, images)
+  partial.replace(path)
+
+
+def describe(plan: sample.Plan, quantise: str) -> dict[str, Any]:
+  """All that determines the bytes of sample k."""
+  return {
+    "quantise": quantise,
+    "seed": plan.seed,
+    # Results depend on the batch in their last digits.
+    "batch": plan.batch,
+    "stages": [_describe(stage) for stage in (plan, *plan.upsamplers)],
+  }
+
+
+def _describe(plan: sample.Plan) -> dict[str, Any]:
+  """What one stage of a cascade adds."""
+  config = json.loads(plan.config.to_json_best_effort())
+  parts = ("model", "schedule", "target", "variance", "low_res")
+  judge = None if plan.judge is None else fingerprint(plan.judge.params)
+  return {
+    "network": {name: config.get(name) for name in parts},
+    "image_shape": plan.image_shape,
+    "params": fingerprint(plan.params),
+    "step": plan.step,
+    "ema": plan.ema,
+    "sampler": plan.sampler,
+    "pairs": sources.fingerprint(plan.pairs),
+    "steps": len(plan.pairs),
+    "spacing": plan.spacing,
+    "eta": plan.eta,
+    "classes": plan.classes,
+    "guidance": plan.guidance,
+    "classifier": judge,
+    "low_res": None if plan.low_res is None else fingerprint(plan.low_res),
+    "low_res_noise": plan.low_res_noise,
+  }
+
+
+def fingerprint(tree: Any) -> str:
+  """Of all arrays of a tree and of their places in it."""
+  parts: list[Any] = []
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    parts += [jax.tree_util.keystr(path), np.asarray(x)]
+  return sources.fingerprint(*parts)
