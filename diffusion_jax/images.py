@@ -12,7 +12,10 @@ QUANTISE = {"round": np.rint, "floor": np.floor}
 def to_uint8(
   x: Float[np.ndarray, "*n"], quantise: str = "round"
 ) -> UInt8[np.ndarray, "*n"]:
-  """[-1, 1] -> 0..255, the inverse of k / 127.5 - 1.
+  """[-1, 1] -> 0..255; "round" is the inverse of ``from_uint8``.
+
+  "floor" is not: k / 127.5 - 1 in float32 may lie just below its level, and
+  then becomes k - 1, as in the published scripts.
 
   Args:
     x: Pictures; what lies outside [-1, 1] is clipped.
