@@ -209,13 +209,13 @@ def load(workdir: pathlib.Path) -> tuple[Config, dict]:
       f"{workdir} is not a run directory, it has no config.json"
       f"{_nearest(workdir)}"
     )
-  data = read_json(workdir, "data")
+  config, data = changeable(workdir), read_json(workdir, "data")
   for key, right in DATA.items():
     if not right(data.get(key)):
       raise ValueError(
         f"{workdir / 'data.json'} is damaged: {key} is {data.get(key)!r}"
       )
-  return changeable(workdir), data
+  return config, data
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -95,7 +95,11 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize(
   ("name", "devices"),
-  [("eight", [8, 1]), ("eight_split", [8, 1]), ("two_processes", [4, 2])],
+  [
+    ("eight", [8, 1]),
+    pytest.param("eight_split", [8, 1], marks=pytest.mark.slow),
+    pytest.param("two_processes", [4, 2], marks=pytest.mark.slow),
+  ],
 )
 def test_more_devices_give_the_same_run(name, devices, one, request):
   many = request.getfixturevalue(name)
@@ -107,7 +111,9 @@ def test_more_devices_give_the_same_run(name, devices, one, request):
   np.testing.assert_allclose(many["samples"], one["samples"], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["eight", "eight_split"])
+@pytest.mark.parametrize(
+  "name", ["eight", pytest.param("eight_split", marks=pytest.mark.slow)]
+)
 def test_a_step_is_that_of_pmap(name, request):
   error = request.getfixturevalue(name)["pmap_error"]
   # Adam's second step moves parameters whose gradient is almost 0 by rounding.
@@ -128,6 +134,7 @@ def elements(shapes: list[str]) -> list[int]:
   return [math.prod(map(int, filter(None, s.split(",")))) for s in shapes]
 
 
+@pytest.mark.slow
 def test_split_states_send_parameters_and_gradients_only(eight_split, one):
   messages = eight_split["collectives"]
   assert set(messages) <= {"all-reduce", "all-gather", "reduce-scatter"}
@@ -152,6 +159,7 @@ def test_split_states_send_parameters_and_gradients_only(eight_split, one):
   assert len(gathered) <= 2 * len(jax.tree.leaves(params))  # there and back
 
 
+@pytest.mark.slow
 def test_split_states_take_an_eighth_of_the_memory(eight, eight_split, one):
   for part in ("params", "ema", "moments"):
     whole, split = (int(run[f"bytes_{part}"]) for run in (eight, eight_split))

@@ -326,7 +326,7 @@ def test_remat_keeps_less_for_the_gradient_and_changes_none():
   x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
 
   def loss_and_params(remat):
-    net = dj.UNet(channels=32, multipliers=(1, 1), num_blocks=2, remat=remat)
+    net = dj.UNet(channels=32, multipliers=(1, 1), num_blocks=1, remat=remat)
     params = net.init(jax.random.key(0), x, jnp.ones(8))
     # The last layers of branches start at zero and would hide the rest.
     params = jax.tree.map(lambda p: p + 0.01, params)
@@ -340,7 +340,7 @@ def test_remat_keeps_less_for_the_gradient_and_changes_none():
 
   plain, again = loss_and_params(False), loss_and_params(True)
   chex.assert_trees_all_equal(plain[1], again[1])
-  assert kept(*again) < 0.25 * kept(*plain)
+  assert kept(*again) < 0.3 * kept(*plain)
   gradients = [
     jax.jit(jax.grad(loss))(params) for loss, params in (plain, again)
   ]
