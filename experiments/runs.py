@@ -92,7 +92,9 @@ def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
   """
   new = json.loads(config.to_json_best_effort())
   if is_run(workdir):
-    old, old_data = read_json(workdir, "config"), read_json(workdir, "data")
+    # With the usual values of keys that are newer than the run.
+    old = json.loads(changeable(workdir).to_json_best_effort())
+    old_data = read_json(workdir, "data")
     if old_data["fingerprint"] is None:
       # Imported weights, which have seen no data here: what is learnt from
       # now on is free, what the weights are for is not.

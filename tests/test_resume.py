@@ -1,5 +1,6 @@
 """Nothing is lost: signals, kills, damage, and two at once."""
 
+import json
 import shutil
 import signal
 from collections import namedtuple
@@ -250,6 +251,16 @@ def test_where_it_is_computed_may_change(whole, capsys):
     "--config.model.remat=True",
   )  # fmt: skip
   command(train, *TINY, f"--workdir={whole}", "--config.num_steps=8", *flags)
+  assert "complete after 8 steps" in capsys.readouterr().out
+
+
+def test_a_run_of_before_a_key_was_there_goes_on(whole, tmp_path, capsys):
+  workdir = shutil.copytree(whole, tmp_path / "run")
+  config = runs.read_json(workdir, "config")
+  del config["steps_per_dispatch"], config["optim"]["decay"]
+  del config["label_dropout"]
+  runs.replace(workdir / "config.json", json.dumps(config))
+  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
   assert "complete after 8 steps" in capsys.readouterr().out
 
 
