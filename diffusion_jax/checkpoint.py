@@ -5,12 +5,13 @@ seed and the step, and so is the position in the data. A checkpoint appears
 whole or not at all, and says by checksums what it was when it was written.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import jax
@@ -49,11 +50,12 @@ class Checkpoints:
     self, directory: pathlib.Path, *, keep: int = 3, read_only: bool = False
   ):
     self._read_only = read_only
+    self._directory = pathlib.Path(directory).absolute()
     if not read_only and jax.process_index() == 0:
-      for rest in pathlib.Path(directory).glob("*.orbax-checkpoint-tmp*"):
+      for rest in self._directory.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(rest)
     self._manager = ocp.CheckpointManager(
-      pathlib.Path(directory).absolute(),
+      self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=not read_only,
@@ -68,10 +70,11 @@ class Checkpoints:
 
   def __exit__(self, kind, error, trace):
     try:
-      self._manager.close()
-    except _UNREADABLE as late:
-      if error is None:
-        raise _not_saved(self._manager.directory, late) from late
+      with self._saving():
+        self._manager.close()
+    except OSError:
+      if error is None:  # else the first error is the one to tell
+        raise
 
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint; None where there is none."""
@@ -87,11 +90,9 @@ class Checkpoints:
     step = int(state.step)
     if step == self.latest_step():
       return
-    _check_room(self._manager.directory, state)
-    try:
+    _check_room(self._directory, state)
+    with self._saving():
       self._manager.save(step, args=_Save(state))
-    except _UNREADABLE as error:
-      raise _not_saved(self._manager.directory, error) from error
 
   def wait(self) -> None:
     """Returns once everything is saved.
@@ -99,10 +100,19 @@ class Checkpoints:
     Raises:
       OSError: As ``save``.
     """
-    try:
+    with self._saving():
       self._manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Says of what Orbax could not write that it was not saved."""
+    try:
+      yield
     except _UNREADABLE as error:
-      raise _not_saved(self._manager.directory, error) from error
+      raise OSError(
+        f"a checkpoint could not be saved in {self._directory}, those before "
+        f"it are whole: {_first_line(error)}"
+      ) from error
 
   def restore(
     self,
@@ -130,9 +140,7 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     steps = steps if step is None else [step]
     if not steps:
-      raise ValueError(
-        f"no checkpoint in {self._manager.directory}; train first"
-      )
+      raise ValueError(f"no checkpoint in {self._directory}; train first")
     for candidate in steps:
       try:
         return self._restore(candidate, like)
@@ -142,7 +150,7 @@ class Checkpoints:
         tell(f"checkpoint {candidate} is passed over: {error}")
         self._set_aside(candidate)
     raise ValueError(
-      f"every checkpoint in {self._manager.directory} is damaged: put back a "
+      f"every checkpoint in {self._directory} is damaged: put back a "
       "copy, or train anew in another directory"
     )
 
@@ -164,8 +172,7 @@ class Checkpoints:
     """Compares the files with their checksums, on one process for all."""
     problem = None
     if jax.process_index() == 0:
-      folder = pathlib.Path(self._manager.directory) / str(step) / "default"
-      problem = _difference(folder)
+      problem = _difference(self._directory / str(step) / "default")
     damaged = multihost_utils.broadcast_one_to_all(
       np.array(problem is not None)
     )
@@ -177,13 +184,12 @@ class Checkpoints:
     if self._read_only:
       return
     if jax.process_index() == 0:
-      folder = pathlib.Path(self._manager.directory)
-      aside = folder / f"damaged-{step}"
+      aside = self._directory / f"damaged-{step}"
       number = 0
       while aside.exists():
         number += 1
-        aside = folder / f"damaged-{step}-{number}"
-      (folder / str(step)).rename(aside)
+        aside = self._directory / f"damaged-{step}-{number}"
+      (self._directory / str(step)).rename(aside)
     multihost_utils.sync_global_devices("damaged checkpoint set aside")
     self._manager.reload()
 
@@ -252,13 +258,6 @@ def _check_room(directory, state: TrainState) -> None:
       f"{free / 1e6:.1f} MB are free; those before it are whole",
       str(directory),
     )
-
-
-def _not_saved(directory, error: Exception) -> OSError:
-  return OSError(
-    f"a checkpoint could not be saved in {directory}, those before it are "
-    f"whole: {_first_line(error)}"
-  )
 
 
 def _first_line(error: Exception) -> str:
