@@ -20,6 +20,7 @@ ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Set for each process of a job of several by Slurm's srun and by Open MPI.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_EFFORT = "xla_backend_optimization_level"
 
 
 def start() -> None:
@@ -30,17 +31,46 @@ def start() -> None:
     join_processes()
 
 
-def tune_cpu() -> None:
-  """Picks XLA's faster convolutions on a CPU.
+def tune_cpu(effort: int | None = None) -> None:
+  """Picks XLA's faster convolutions on a CPU; before JAX has started.
 
-  With jaxlib 0.10 a training step on digits takes 0.63 of the time (0.167 s
-  against 0.265 s on 2 cores, gradients equal to 2e-7); jaxlib 0.12 is as fast
-  by itself. Does nothing where the user has set XLA_FLAGS.
+  With jaxlib 0.10 a training step on digits takes about 0.65 of the time,
+  gradients equal to 2e-7 (docs/performance.md); jaxlib 0.12 is as fast by
+  itself. Both names are needed: one alone takes away the other, which is
+  usual, and sums over pixels then take ten times as long. Does nothing where
+  the user has set XLA_FLAGS.
+
+  Args:
+    effort: How well to compile every program, LLVM's level 0 to 3; by default
+      XLA's own choice, 3. Where most of the time goes into compiling, 1 will
+      do.
   """
+  flags = []
   if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault(
-      "XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot"
-    )
+    flags.append("--xla_cpu_experimental_ynn_fusion_type=dot,reduce")
+  if effort is not None:
+    flags.append(f"--{_EFFORT}={effort}")
+  os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+
+
+def compiler_options(effort: int) -> dict[str, int] | None:
+  """What ``jax.jit`` is told of how well to compile for a CPU.
+
+  There, compiling is what a newcomer waits for: LLVM's last optimisations
+  take a third of it and make no step faster, and a program that runs once
+  needs none.
+
+  Args:
+    effort: LLVM's level, 0 to 3.
+
+  Returns:
+    For jit's ``compiler_options``; None, as usual, on accelerators and where
+    XLA_FLAGS say it.
+  """
+  said = _EFFORT in os.environ.get("XLA_FLAGS", "")
+  if said or jax.default_backend() != "cpu":
+    return None
+  return {_EFFORT: effort}
 
 
 def keep_compiled() -> None:

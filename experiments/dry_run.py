@@ -26,7 +26,8 @@ def report(run: Any) -> None:
   )
   # FLOPs of one step as it is written; a compiled program hides some in
   # calls of libraries.
-  flops = (_lower(run, steps=1).cost_analysis() or {}).get("flops", 0.0)
+  written = run.train_block.lower(*arguments(run, 1))
+  flops = (written.cost_analysis() or {}).get("flops", 0.0)
   cli.say_first(
     f"{_si(flops)}FLOP per step of {config.batch_size} images, "
     f"{_si(flops / config.batch_size)}FLOP per image"
@@ -38,7 +39,8 @@ def report(run: Any) -> None:
   }
   sizes = {k: dj.parallel.bytes_per_device(v) for k, v in parts.items()}
   listed = ", ".join(f"{_si(v)}B {k}" for k, v in sizes.items())
-  total = _peak(_lower(run, config.steps_per_dispatch).compile())
+  together = arguments(run, config.steps_per_dispatch)
+  total = _peak(run.train_block.lower(*together).compile())
   cli.say_first(
     f"{_si(total)}B on each device: {listed}, "
     f"{_si(total - sum(sizes.values()))}B batches, activations and gradients"
@@ -56,8 +58,8 @@ def _peak(program: jax.stages.Compiled) -> int:
   )
 
 
-def _lower(run: Any, steps: int) -> jax.stages.Lowered:
-  """The program of some steps, before it is compiled."""
+def arguments(run: Any, steps: int) -> tuple[Any, ...]:
+  """What the program of some steps takes, without its values."""
   where = dj.parallel.split_block(run.mesh)
   size = run.config.batch_size
   batch = {
@@ -68,8 +70,7 @@ def _lower(run: Any, steps: int) -> jax.stages.Lowered:
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
     for name, (shape, dtype) in batch.items()
   }
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return run.train_block.lower(run.abstract_state, batches, key)
+  return run.abstract_state, batches, jax.eval_shape(jax.random.key, 0)
 
 
 def _si(number: float) -> str:

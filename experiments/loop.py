@@ -192,13 +192,18 @@ def settle(
       functools.partial(dj.training.train_block, step),
       donate_argnums=0,
       out_shardings=(place, whole),
+      compiler_options=devices.compiler_options(effort=2),
     ),
     abstract_state=jax.tree.map(
       lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
       abstract,
       place,
     ),
-    init=jax.jit(init, out_shardings=place),
+    init=jax.jit(
+      init,
+      out_shardings=place,
+      compiler_options=devices.compiler_options(effort=0),  # runs once
+    ),
     **shown,
   )
 

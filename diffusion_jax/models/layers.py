@@ -9,6 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from diffusion_jax.models import convolution
+
 Images = Float[Array, "B H W C"]
 
 # Ho et al.'s initialisation; the last layer of every residual branch starts
@@ -70,6 +72,44 @@ def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
   return max(g for g in range(1, limit + 1) if channels % g == 0)
 
 
+class GroupNorm(nn.Module):
+  """Group normalisation as one multiplication and one addition, y = a x + b.
+
+  a = scale / std and b = bias - mean a, with mean and std over the pixels and
+  channels of a group (Wu and He 2018). Both have one number for each example
+  and channel, so that the gradient, too, is two sums over pixels and one pass
+  over x. Pixels are summed channel by channel before the channels of a group
+  are: the wide sums then run along the axis that lies together in memory.
+
+  Attributes:
+    groups: Number of groups.
+    epsilon: Added to the variance.
+  """
+
+  groups: int
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: Images) -> Float[Array, "B H W C"]:
+    """Normalises; the result is float32."""
+    batch, _, _, channels = x.shape
+    scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+    bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+
+    x = x.astype(jnp.float32)
+    moments = jnp.stack([x.mean(axis=(1, 2)), jnp.square(x).mean(axis=(1, 2))])
+    # The same for all channels of a group.
+    of_each = moments.reshape(2, batch, self.groups, channels // self.groups)
+    of_group = of_each.mean(axis=-1, keepdims=True)
+    mean, square = jnp.broadcast_to(of_group, of_each.shape).reshape(
+      moments.shape
+    )
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    a = scale[None] * jax.lax.rsqrt(var + self.epsilon)
+    b = bias[None] - mean * a
+    return x * a[:, None, None] + b[:, None, None]
+
+
 class Norm(nn.Module):
   """Group normalisation, computed in float32 whatever comes in.
 
@@ -85,8 +125,7 @@ class Norm(nn.Module):
   def __call__(self, x: Images) -> Images:
     """Normalises; the shape and dtype stay."""
     groups = self.groups or num_groups(x.shape[-1])
-    norm = nn.GroupNorm(groups, epsilon=self.epsilon, dtype=jnp.float32)
-    return norm(x).astype(x.dtype)
+    return GroupNorm(groups, self.epsilon)(x).astype(x.dtype)
 
 
 # Makes a normalisation layer with the settings of a network.
@@ -110,6 +149,7 @@ def conv(
     padding,
     dtype=dtype,
     kernel_init=init,
+    conv_general_dilated=convolution.conv_general_dilated,
     name=name,
   )
 

@@ -1,0 +1,291 @@
+"""Measures speed and memory; with --peers, beside the same network in PyTorch.
+
+  python -m experiments.benchmark
+  python -m experiments.benchmark --config=configs/cifar.py --random=32 \
+    --config.batch_size=8 --measures=step,forward --peers
+
+One line of JSON for each thing measured, and a ratio for each thing that a
+peer did in the same run: its time divided by ours, turn by turn. "step" is
+the training command's step, with its first one from start to end, without and
+with compiled programs at hand; "forward" the network; "sample" a whole walk
+from noise to images, for each of --steps; "pipeline" the batches alone. Peers
+need PyTorch and diffusers: pip install -e '.[peers]'.
+"""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+
+from diffusion_jax.pretrained import diffusers_config
+from experiments import assemble, cli, devices
+from experiments.benchmark import peaks, rounds
+
+DEFAULT_CONFIG = "configs/digits.py"
+MEASURES = ("step", "forward", "sample", "pipeline")
+OURS = "diffusion_jax"
+AGAIN = "first step, compiled before"
+# By name, whether through torch.compile.
+PEERS = {"diffusers": False, "diffusers, torch.compile": True}
+RANDOM_PICTURES = 2048
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  devices.tune_cpu()  # The workers start JAX, not this process.
+  values = flags.FlagValues()
+  cli.define_config(values, argv, DEFAULT_CONFIG)
+
+  def define(kind, name, default, text, **options):
+    kind(name, default, text, flag_values=values, **options)
+
+  define(
+    flags.DEFINE_list,
+    "measures",
+    list(MEASURES),
+    f"among {', '.join(MEASURES)}",
+  )
+  define(
+    flags.DEFINE_list, "steps", ["25", "50", "1000"], "of the walks to time"
+  )
+  define(
+    flags.DEFINE_integer, "repeats", 10, "of each measurement", lower_bound=1
+  )
+  define(
+    flags.DEFINE_integer,
+    "random",
+    None,
+    "random pictures of this size, in colour, instead of the data",
+    lower_bound=1,
+  )
+  define(flags.DEFINE_bool, "peers", False, "measure diffusers too")
+  define(
+    flags.DEFINE_bool, "compiled", True, "peers also through torch.compile"
+  )
+  cli.parse(argv, values)
+  with (
+    cli.user_errors(),
+    tempfile.TemporaryDirectory() as folder,
+  ):
+    try:
+      for line in lines(values, argv, pathlib.Path(folder)):
+        cli.say(json.dumps(line))
+    except RuntimeError as error:
+      raise cli.fail(error, status=1) from error
+
+
+def lines(
+  values: flags.FlagValues, argv: list[str], folder: pathlib.Path
+) -> Iterator[dict[str, Any]]:
+  """Measures; yields what is to be printed, as it becomes known.
+
+  Raises:
+    ValueError: For anything a user may have got wrong.
+  """
+  wanted = _measures(values)
+  config = values.config
+  if values.random is not None:
+    config.data.name = _random_pictures(folder, values.random, config)
+    config.data.size = ()
+  race = functools.partial(_race, _jobs(values, config), folder)
+  named = {
+    "config": cli.config_name(argv, DEFAULT_CONFIG),
+    "batch_size": config.batch_size,
+  }
+  product = race("product", None, 5, alone=True)[OURS]
+  at_best = product["flops"] / min(product["seconds"])
+  speeds: dict[str, float] = {}  # ours, images per second
+  for measure, steps in tqdm.tqdm(
+    wanted, disable=not sys.stderr.isatty(), leave=False
+  ):
+    what = measure if steps is None else f"{measure}, {steps} steps"
+    found = race(measure, steps, values.repeats, alone=measure == "pipeline")
+    # Of peers too: the network is the same.
+    cost = found[OURS]["flops_per_call"]
+    for contender, result in found.items():
+      row = line(result, cost, at_best)
+      yield {"measure": what, "contender": contender, **named, **row}
+      if contender == OURS:
+        speeds[measure] = row["images_per_second"]
+    if measure == "step":
+      again = race("step", None, 1, alone=True)[OURS]["first_step"]
+      row = {"first_step": _with_sum(again)}
+      yield {"measure": AGAIN, "contender": OURS, **named, **row}
+    yield from _ratios(what, found)
+    if measure == "pipeline" and "step" in speeds:
+      faster = round(speeds["pipeline"] / speeds["step"], 1)
+      yield {"ratio": "pipeline to training", "median": faster}
+
+
+def _race(
+  jobs: dict[str, tuple[str, dict[str, Any]]],
+  folder: pathlib.Path,
+  measure: str,
+  steps: int | None,
+  repeats: int,
+  *,
+  alone: bool,
+) -> dict[str, dict[str, Any]]:
+  """One measurement, by all contenders or by ours alone."""
+  env = {
+    # Compiled programs, for the second start to find; and none from before.
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+    "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    # Contenders share a GPU.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+  }
+  wanted = {"measure": measure, "steps": steps}
+  return rounds.race(
+    {
+      name: (module, job | wanted, env)
+      for name, (module, job) in jobs.items()
+      if name == OURS or not alone
+    },
+    repeats,
+  )
+
+
+def _ratios(
+  what: str, found: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+  """Each peer's time and memory, divided by ours.
+
+  Raises:
+    RuntimeError: If the networks are not the same.
+  """
+  ours = found[OURS]
+  for name, theirs in found.items():
+    if name == OURS:
+      continue
+    if ours["parameters"] != theirs["parameters"]:
+      raise RuntimeError(
+        f"{name} has {theirs['parameters']:,} parameters, ours has "
+        f"{ours['parameters']:,}: these times do not compare"
+      )
+    yield {
+      "ratio": f"{what}: {name} to ours",
+      "time": _rounded(rounds.ratio(theirs["seconds"], ours["seconds"])),
+      "memory": round(theirs["peak_bytes"] / ours["peak_bytes"], 2),
+    }
+
+
+def _measures(values: flags.FlagValues) -> list[tuple[str, int | None]]:
+  """What is asked for, and of how many steps."""
+  wanted: list[tuple[str, int | None]] = []
+  for name in values.measures:
+    assemble.named("measure", name, MEASURES)
+    if name != "sample":
+      wanted.append((name, None))
+      continue
+    for text in values.steps:
+      if not text.isdecimal() or not 0 < int(text) <= values.config.schedule.T:
+        raise ValueError(
+          f"--steps={text} must be whole numbers in 1..T="
+          f"{values.config.schedule.T}"
+        )
+      wanted.append((name, int(text)))
+  return wanted
+
+
+def _jobs(
+  values: flags.FlagValues, config: cli.Config
+) -> dict[str, tuple[str, dict[str, Any]]]:
+  """By contender, its module and what every job of it says.
+
+  Raises:
+    ValueError: If a peer is asked for and cannot be had.
+  """
+  # What is wrong with a configuration is said here, not by a worker.
+  assemble.check_draws(config)
+  assemble.check(config, assemble.schedule(config))
+  source = assemble.source(config)
+  assemble.count_classes(config, source)
+  net = assemble.model(config, source.image_shape, source.num_classes)
+  ours = {"config": json.loads(config.to_json_best_effort())}
+  found: dict[str, tuple[str, dict[str, Any]]] = {OURS: ("ours", ours)}
+  if not values.peers:
+    return found
+  for package in ("torch", "diffusers"):
+    if importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f"--peers needs {package}, which is not installed: "
+        "pip install -e '.[peers]'"
+      )
+  theirs = {
+    "unet": diffusers_config.config(net, source.image_shape),
+    "scheduler": diffusers_config.scheduler(
+      config.schedule.to_dict(), config.target, config.variance
+    ),
+    "batch_size": config.batch_size,
+    "dtype": config.model.dtype,
+    "T": config.schedule.T,
+    "few": assemble.FEW,
+  }
+  for name, compiled in PEERS.items():
+    if compiled and not values.compiled:
+      continue
+    found[name] = ("peers", theirs | {"compile": compiled})
+  return found
+
+
+def _random_pictures(
+  folder: pathlib.Path, size: int, config: cli.Config
+) -> str:
+  """A file of random pictures, with as many classes as the network knows."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (RANDOM_PICTURES, size, size, 3), np.uint8)
+  classes = config.model.num_classes or 10
+  path = folder / "random.npz"
+  np.savez(path, images=images, labels=np.arange(RANDOM_PICTURES) % classes)
+  return str(path)
+
+
+def line(result: dict[str, Any], cost: float, at_best: float) -> dict[str, Any]:
+  """What is printed of one contender."""
+  took = rounds.spread(result["seconds"])
+  row = {
+    key: result[key]
+    for key in ("device", "dtype", "parameters", "sampler")
+    if key in result
+  }
+  row |= {
+    "repeats": len(result["seconds"]),
+    "seconds": _rounded(took),
+    "images_per_second": round(result["images"] / took["median"], 2),
+    "peak_gigabytes": round(result["peak_bytes"] / 1e9, 2),
+  }
+  if "calls" in result:
+    speed = cost * result["calls"] / took["median"]
+    said = peaks.published(result["device"], result["dtype"])
+    peak = said or at_best
+    row |= {
+      "seconds_per_call": round(took["median"] / result["calls"], 5),
+      "model_gigaflop": round(cost * result["calls"] / 1e9, 2),
+      "gigaflop_per_second": round(speed / 1e9, 1),
+      "peak_gigaflop_per_second": round(peak / 1e9, 1),
+      "peak_from": "its maker" if said else "a product of matrices",
+      "utilisation": round(speed / peak / result["devices"], 3),
+    }
+  if "first_step" in result:
+    row["first_step"] = _with_sum(result["first_step"])
+  return row
+
+
+def _with_sum(seconds: dict[str, float]) -> dict[str, float]:
+  return _rounded(seconds | {"all": sum(seconds.values())})
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+  return {name: float(f"{value:.4g}") for name, value in seconds.items()}
+
+
+if __name__ == "__main__":
+  main(sys.argv)

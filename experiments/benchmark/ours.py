@@ -1,0 +1,205 @@
+"""What diffusion_jax does: ``python -m experiments.benchmark.ours``, a worker.
+
+The training step is the training command's own, compiled by the same call.
+"""
+
+import functools
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+import diffusion_jax as dj
+from experiments import assemble, devices, dry_run, loop, train
+from experiments.benchmark import worker
+from experiments.benchmark.worker import Facts, Ready, Stopwatch
+
+# Side of the matrices whose product shows what a device can do.
+SIDES = {"cpu": 2048}
+SIDE = 8192
+PIPELINE_IMAGES = 4096  # read in one repetition
+
+
+def prepare(job: Facts) -> Ready:
+  """Gets ready for a job.
+
+  Args:
+    job: "config"; "measure", a key of ``MEASURES``; "steps" of a walk.
+
+  Returns:
+    What the worker repeats.
+  """
+  config = ml_collections.ConfigDict(job["config"])
+  with tempfile.TemporaryDirectory() as folder:
+    run = train.prepare(config, pathlib.Path(folder))
+  return MEASURES[job["measure"]](run, job)
+
+
+def step(run: loop.Run, job: Facts) -> Ready:
+  """Training steps, as many as one program takes."""
+  count = run.config.steps_per_dispatch
+  key = jax.random.key(0)
+  block = jax.tree.map(lambda x: np.stack([x] * count), run.batches[0])
+  batches = dj.parallel.put(block, dj.parallel.split_block(run.mesh))
+  watch = Stopwatch()
+  state = jax.block_until_ready(run.init(key))
+  watch.lap("init")
+  traced = run.train_block.trace(*dry_run.arguments(run, count))
+  watch.lap("trace")
+  lowered = traced.lower()
+  watch.lap("lower")
+  compiled = lowered.compile()
+  watch.lap("compile")
+
+  def repeat():
+    nonlocal state
+    state, metrics = compiled(state, batches, key)
+    jax.block_until_ready(metrics)
+
+  repeat()
+  watch.lap("run")
+  facts = {
+    "first_step": watch.seconds,
+    "images": count * run.config.batch_size,
+    "calls": 3 * count,  # forward, and twice that for both gradients
+  }
+  return Ready(repeat, _facts(run) | facts, _memory())
+
+
+def forward(run: loop.Run, job: Facts) -> Ready:
+  """The network, once."""
+  call, (params, x, t, told) = _network(run)
+  facts = _facts(run) | {"images": len(x), "calls": 1}
+  return _warm(lambda: call(params, x, t, told), facts)
+
+
+def sample(run: loop.Run, job: Facts) -> Ready:
+  """A walk from noise to images, one program."""
+  config, steps = run.config, job["steps"]
+  call, (params, x, _, told) = _network(run)
+  schedule = assemble.schedule(config)
+  name = config.sampling.sampler
+  if steps <= assemble.FEW:
+    name = assemble.FEW_STEPS_SAMPLER
+  pairs = assemble.walk(schedule, name, None, steps)
+
+  @jax.jit
+  def walk(params, told, key):
+    step = assemble.sampler(config, name)
+    x_0, _ = dj.sample(
+      step,
+      lambda x_t, t: call(params, x_t, t, told),
+      schedule,
+      x.shape,
+      key,
+      pairs=pairs,
+    )
+    return x_0
+
+  key = jax.random.key(1)
+  facts = {"images": len(x), "calls": steps, "sampler": name}
+  return _warm(lambda: walk(params, told, key), _facts(run) | facts)
+
+
+def pipeline(run: loop.Run, job: Facts) -> Ready:
+  """Batches, read and put together, that nobody uses."""
+  size = run.config.batch_size
+  batches = dj.data.iterate(run.batches, start=0)
+  count = max(1, PIPELINE_IMAGES // size)
+
+  def repeat():
+    for _ in range(count):
+      next(batches)
+
+  repeat()
+  return Ready(repeat, _facts(run) | {"images": count * size})
+
+
+def product(run: loop.Run, job: Facts) -> Ready:
+  """A product of two large matrices: what the device can do at best."""
+  dtype = run.config.model.dtype
+  side = SIDES.get(jax.default_backend(), SIDE)
+  a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
+  call = jax.jit(jnp.matmul)
+  return _warm(lambda: call(a, a), {"flops": 2 * side**3})
+
+
+MEASURES: dict[str, Callable[[loop.Run, Facts], Ready]] = {
+  "step": step,
+  "forward": forward,
+  "sample": sample,
+  "pipeline": pipeline,
+  "product": product,
+}
+
+
+def _warm(call: Callable[[], Any], facts: dict[str, Any]) -> Ready:
+  """Compiles by calling twice."""
+
+  def repeat():
+    jax.block_until_ready(call())
+
+  repeat()
+  repeat()
+  return Ready(repeat, facts, _memory())
+
+
+def _net(run: loop.Run) -> dj.UNet:
+  return assemble.model(
+    run.config, run.source.image_shape, run.source.num_classes
+  )
+
+
+def _call(run: loop.Run) -> tuple[Callable, tuple[Any, ...]]:
+  """The network, compiled when it is called; its arguments, values left out."""
+  config, shape, net = run.config, run.source.image_shape, _net(run)
+  size = config.batch_size
+  x = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+  t = jax.ShapeDtypeStruct((size,), jnp.int32)
+  told = jax.eval_shape(functools.partial(assemble.known, config, net), x, t)
+  call = jax.jit(
+    lambda params, x, t, told: net.apply({"params": params}, x, t, **told)
+  )
+  return call, (run.abstract_state.params, x, t, told)
+
+
+def _network(run: loop.Run):
+  """The network, and arguments for it: the first batch at t = T / 2."""
+  call, _ = _call(run)
+  config, batch = run.config, jax.tree.map(jnp.asarray, run.batches[0])
+  t = jnp.full(config.batch_size, config.schedule.T // 2)
+  told = assemble.known(config, _net(run), batch["image"], batch["label"])
+  return call, (run.init(jax.random.key(0)).params, batch["image"], t, told)
+
+
+def _facts(run: loop.Run) -> dict[str, Any]:
+  """The device, the network and what one call of it costs."""
+  call, arguments = _call(run)
+  # Of the program as it is written; a compiled one hides FLOPs in calls of
+  # libraries.
+  cost = call.lower(*arguments).cost_analysis() or {}
+  return {
+    "device": jax.devices()[0].device_kind,
+    "devices": jax.device_count(),
+    "parameters": sum(p.size for p in jax.tree.leaves(arguments[0])),
+    "dtype": run.config.model.dtype,
+    "flops_per_call": cost.get("flops", 0.0),
+  }
+
+
+def _memory() -> Callable[[], int] | None:
+  """How to ask the device for its peak; None where it does not know."""
+  device = jax.local_devices()[0]
+  if not device.memory_stats():
+    return None
+  return lambda: (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+if __name__ == "__main__":
+  devices.start()
+  worker.serve(prepare)
