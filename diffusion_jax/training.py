@@ -98,7 +98,14 @@ def optimizer(
       return lr * warm
     return lr * warm * DECAYS[decay](jnp.minimum(step / decay_steps, 1))
 
-  adam = optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+  adam = optax.chain(
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+    # No decay leaves nothing to compute, and the same state.
+    optax.add_decayed_weights(weight_decay)
+    if weight_decay
+    else optax.identity(),
+    optax.scale_by_learning_rate(rate),
+  )
   if clip is None:
     return adam
   return optax.chain(optax.clip_by_global_norm(clip), adam)

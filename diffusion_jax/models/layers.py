@@ -125,6 +125,10 @@ class Norm(nn.Module):
   def __call__(self, x: Images) -> Images:
     """Normalises; the shape and dtype stay."""
     groups = self.groups or num_groups(x.shape[-1])
+    if groups < 1 or x.shape[-1] % groups:
+      raise ValueError(
+        f"{x.shape[-1]} channels cannot be normalised in groups={groups}"
+      )
     return GroupNorm(groups, self.epsilon)(x).astype(x.dtype)
 
 

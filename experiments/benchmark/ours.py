@@ -49,7 +49,8 @@ def step(run: loop.Run, job: Facts) -> Ready:
   watch = Stopwatch()
   state = jax.block_until_ready(run.init(key))
   watch.lap("init")
-  traced = run.train_block.trace(*dry_run.arguments(run, count))
+  train_block: Any = run.train_block
+  traced = train_block.trace(*dry_run.arguments(run, count))
   watch.lap("trace")
   lowered = traced.lower()
   watch.lap("lower")
@@ -155,7 +156,7 @@ def _net(run: loop.Run) -> dj.UNet:
   )
 
 
-def _call(run: loop.Run) -> tuple[Callable, tuple[Any, ...]]:
+def _call(run: loop.Run) -> tuple[Any, tuple[Any, ...]]:
   """The network, compiled when it is called; its arguments, values left out."""
   config, shape, net = run.config, run.source.image_shape, _net(run)
   size = config.batch_size
