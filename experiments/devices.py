@@ -50,7 +50,8 @@ def tune_cpu(effort: int | None = None) -> None:
     flags.append("--xla_cpu_experimental_ynn_fusion_type=dot,reduce")
   if effort is not None:
     flags.append(f"--{_EFFORT}={effort}")
-  os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+  if flags:
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 
 def compiler_options(effort: int) -> dict[str, int] | None:

@@ -92,22 +92,22 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Float[Array, "B H W C"]:
     """Normalises; the result is float32."""
-    batch, _, _, channels = x.shape
+    batch, height, width, channels = x.shape
     scale = self.param("scale", nn.initializers.ones_init(), (channels,))
     bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+    each = (self.groups, channels // self.groups)
+    count = height * width * each[1]
+
+    def mean_of_group(x):
+      return x.sum(axis=(1, 2)).reshape(batch, *each).sum(axis=-1) / count
 
     x = x.astype(jnp.float32)
-    moments = jnp.stack([x.mean(axis=(1, 2)), jnp.square(x).mean(axis=(1, 2))])
-    # The same for all channels of a group.
-    of_each = moments.reshape(2, batch, self.groups, channels // self.groups)
-    of_group = of_each.mean(axis=-1, keepdims=True)
-    mean, square = jnp.broadcast_to(of_group, of_each.shape).reshape(
-      moments.shape
-    )
-    var = jnp.maximum(square - jnp.square(mean), 0)
-    a = scale[None] * jax.lax.rsqrt(var + self.epsilon)
-    b = bias[None] - mean * a
-    return x * a[:, None, None] + b[:, None, None]
+    mean = mean_of_group(x)
+    var = jnp.maximum(mean_of_group(jnp.square(x)) - jnp.square(mean), 0)
+    a = jax.lax.rsqrt(var + self.epsilon)[:, :, None] * scale.reshape(1, *each)
+    b = bias.reshape(1, *each) - mean[:, :, None] * a
+    wide = (batch, 1, 1, channels)
+    return x * a.reshape(wide) + b.reshape(wide)
 
 
 class Norm(nn.Module):
