@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 import diffusion_jax as dj
-from experiments import cli
+from experiments import cli, flops
 
 
 def report(run: Any) -> None:
@@ -24,13 +24,11 @@ def report(run: Any) -> None:
     f"{count:,} parameters; {run.mesh.size} x "
     f"{run.mesh.devices.flat[0].device_kind}"
   )
-  # FLOPs of one step as it is written; a compiled program hides some in
-  # calls of libraries.
-  written = run.train_block.lower(*arguments(run, 1))
-  flops = (written.cost_analysis() or {}).get("flops", 0.0)
+  program = run.train_block.trace(*arguments(run, 1)).jaxpr.jaxpr
+  cost = flops.count(program)
   cli.say_first(
-    f"{_si(flops)}FLOP per step of {config.batch_size} images, "
-    f"{_si(flops / config.batch_size)}FLOP per image"
+    f"{_si(cost)}FLOP per step of {config.batch_size} images, "
+    f"{_si(cost / config.batch_size)}FLOP per image"
   )
   parts = {
     "parameters": state.params,

@@ -63,7 +63,10 @@ def versions() -> dict[str, str]:
   """Python, the packages and the devices this process runs with."""
   found = {"python": platform.python_version()}
   for name in PACKAGES:
-    found[name] = importlib.metadata.version(name)
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a tree that runs as is
+      found[name] = "not installed"
   device = jax.devices()[0]
   found["devices"] = f"{jax.device_count()} x {device.device_kind}"
   return found

@@ -16,7 +16,7 @@ from jax.extend import core
 
 import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
-from experiments import assemble, devices
+from experiments import assemble, devices, flops
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import ours, peaks, rounds
 from experiments.configs import digits
@@ -158,27 +158,50 @@ def test_what_is_measured_can_be_repeated(measure):
 
 
 def test_flops_are_those_of_the_published_network():
-  # Counted layer by layer, convolutions and products alone; XLA leaves out
-  # multiplications by the zeros around an image.
   from diffusion_jax.models.presets import PRESETS
 
   net = PRESETS["ddpm-cifar10"].net
   x, t = jnp.zeros((1, 32, 32, 3)), jnp.ones(1, jnp.int32)
   params = jax.eval_shape(net.init, jax.random.key(0), x, t)
-  program = jax.make_jaxpr(net.apply)(params, x, t).jaxpr
-  products = 0
-  for equation in primitives(program):
-    if equation.primitive.name == "conv_general_dilated":
-      kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-      products += out.size * kernel.size // kernel.shape[-1]
-    elif equation.primitive.name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      left, out = equation.invars[0].aval, equation.outvars[0].aval
-      depth = np.prod([left.shape[axis] for axis in contracted])
-      products += out.size * int(depth)
+  products = flops.count(jax.make_jaxpr(net.apply)(params, x, t).jaxpr)
+  assert products == 2 * 6_221_856_768
+  # XLA leaves out multiplications by the zeros around an image, and counts
+  # the rest of the network.
   cost = jax.jit(net.apply).lower(params, x, t).cost_analysis()
-  assert products == 6_221_856_768
-  assert 0.93 < cost["flops"] / (2 * products) < 1.0
+  assert 0.93 < cost["flops"] / products < 1.0
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_a_gradient_takes_twice_the_flops(backend, monkeypatch):
+  # Of attention, strides and both ways to write a convolution. On a CPU, a
+  # stride's two gradients are taken at every pixel, four times as many.
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  net = dj.UNet(channels=16, multipliers=(1, 2), num_blocks=1)
+  x, t = jnp.zeros((2, 8, 8, 3)), jnp.ones(2, jnp.int32)
+  params = jax.eval_shape(net.init, jax.random.key(0), x, t)
+  loss = lambda params, x, t: net.apply(params, x, t).sum()
+  once, both = (
+    flops.count(jax.make_jaxpr(f)(params, x, t).jaxpr)
+    for f in (loss, jax.grad(loss))
+  )
+  # Nobody asks for the gradients of the image and of the time.
+  image, time = 2 * 2 * 8 * 8 * 9 * 3 * 16, 2 * 2 * 16 * 64
+  stride = 2 * 2 * 4 * 4 * 9 * 16 * 16
+  least = 3 * once - image - time
+  assert least <= both <= least + (6 * stride if backend == "cpu" else 0)
+
+
+def test_flops_count_loops_and_the_dearest_branch():
+  def square(x):
+    return x @ x
+
+  def f(x):
+    x, _ = jax.lax.scan(lambda x, _: (square(x), None), x, length=5)
+    x = jax.lax.cond(x[0, 0] > 0, square, lambda x: square(square(x)), x)
+    return jax.checkpoint(jax.jit(square))(x)
+
+  program = jax.make_jaxpr(f)(jnp.zeros((4, 4))).jaxpr
+  assert flops.count(program) == (5 + 2 + 1) * 2 * 4**3
 
 
 def test_what_a_line_says_follows_from_what_was_measured():

@@ -83,6 +83,13 @@ def test_a_run_leaves_what_it_promises(trained):
     assert 2 <= gif.n_frames <= 3  # equal frames are stored once
 
 
+def test_a_tree_that_is_not_installed_has_no_version(monkeypatch):
+  monkeypatch.setattr(runs, "PACKAGES", ("numpy", "no-such-package"))
+  found = runs.versions()
+  assert found["numpy"] == np.__version__
+  assert found["no-such-package"] == "not installed"
+
+
 def test_an_interrupted_run_ends_with_the_same_bits(trained, tmp_path, capsys):
   workdir = tmp_path / "cut"
   flags = (*TINY, f"--workdir={workdir}")

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, devices, dry_run, loop, train
+from experiments import assemble, devices, dry_run, flops, loop, train
 from experiments.benchmark import worker
 from experiments.benchmark.worker import Facts, Ready, Stopwatch
 
@@ -181,15 +181,12 @@ def _network(run: loop.Run):
 def _facts(run: loop.Run) -> dict[str, Any]:
   """The device, the network and what one call of it costs."""
   call, arguments = _call(run)
-  # Of the program as it is written; a compiled one hides FLOPs in calls of
-  # libraries.
-  cost = call.lower(*arguments).cost_analysis() or {}
   return {
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "parameters": sum(p.size for p in jax.tree.leaves(arguments[0])),
     "dtype": run.config.model.dtype,
-    "flops_per_call": cost.get("flops", 0.0),
+    "flops_per_call": flops.count(call.trace(*arguments).jaxpr.jaxpr),
   }
 
 

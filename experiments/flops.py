@@ -1,0 +1,41 @@
+"""FLOPs of a program as it is written, whatever device it is meant for."""
+
+import math
+from typing import Any
+
+from jax.extend import core
+
+
+def count(jaxpr: Any) -> int:
+  """FLOPs of convolutions and of products of matrices.
+
+  Nearly everything that a network computes, and what is usually counted of
+  one: two for each multiplication and its addition, those with the zeros
+  around an image included. The body of a scan counts as often as it runs,
+  that of another loop once, and of a condition the dearest branch.
+
+  Args:
+    jaxpr: As ``jax.make_jaxpr(f)(...).jaxpr`` has it.
+
+  Returns:
+    Their number.
+  """
+  return sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(equation: Any) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name == "conv_general_dilated":
+    kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+    features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+    # The gradient of a stride puts zeros between pixels: nobody's work.
+    spread = math.prod(params["lhs_dilation"])
+    return 2 * out.size * kernel.size // (features * spread)
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    left, out = equation.invars[0].aval, equation.outvars[0].aval
+    return 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+  inner = map(count, core.jaxprs_in_params(params))
+  if name == "cond":
+    return max(inner)
+  return sum(inner) * (params["length"] if name == "scan" else 1)
