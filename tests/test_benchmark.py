@@ -4,9 +4,13 @@ No test asks how long something took: that differs by machine and by day. What
 is counted here does not: convolutions, sums, traces.
 """
 
+import importlib.metadata
 import importlib.util
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +112,29 @@ def test_a_walk_is_one_program_that_holds_the_network_once():
   names = [equation.primitive.name for equation in program.eqns]
   assert names.count("scan") == 1
   assert next(calls) == 1
+
+
+def test_flags_for_a_cpu_are_those_that_this_jaxlib_knows(monkeypatch):
+  # One that it does not know would end the process.
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  devices.tune_cpu(effort=1)
+  start = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+  done = subprocess.run(
+    [sys.executable, "-c", start], capture_output=True, text=True, timeout=60
+  )
+  assert done.stdout == "2\n", done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.9.2", "0.12.1", "9.0.0"])
+def test_flags_for_a_cpu_are_left_to_who_knows_better(version, monkeypatch):
+  monkeypatch.setattr(importlib.metadata, "version", lambda _: version)
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  devices.tune_cpu()
+  flags = os.environ.get("XLA_FLAGS", "")
+  assert ("ynn" in flags) == (version == "0.12.1")
+  monkeypatch.setenv("XLA_FLAGS", "")
+  devices.tune_cpu()
+  assert os.environ["XLA_FLAGS"] == ""
 
 
 def test_programs_that_run_once_are_compiled_in_a_hurry(monkeypatch):
