@@ -12,6 +12,7 @@
 from diffusion_jax import (
   bound,
   checkpoint,
+  clipping,
   data,
   diagnostics,
   editing,
@@ -54,6 +55,7 @@ __all__ = [
   "ancestral_step",
   "bound",
   "checkpoint",
+  "clipping",
   "data",
   "ddim_step",
   "diagnostics",

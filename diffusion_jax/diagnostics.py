@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import losses, samplers
+from diffusion_jax.clipping import global_norm
 from diffusion_jax.process import Batch, Denoise
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.training import LossAt
@@ -125,4 +125,4 @@ def relative_distance(average: Any, params: Any) -> Float[Array, ""]:
     average is still where training began.
   """
   gap = jax.tree.map(lambda a, p: a - p, average, params)
-  return optax.tree.norm(gap) / optax.tree.norm(params)
+  return global_norm(gap) / global_norm(params)

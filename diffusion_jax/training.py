@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import importance, losses, timesteps
+from diffusion_jax.clipping import clip_by_global_norm, global_norm
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import TrainState, update_ema
 
@@ -108,7 +109,7 @@ def optimizer(
   )
   if clip is None:
     return adam
-  return optax.chain(optax.clip_by_global_norm(clip), adam)
+  return optax.chain(clip_by_global_norm(clip), adam)
 
 
 def train_step(
@@ -190,8 +191,8 @@ def train_step(
     loss=(scale * loss).mean(),
     quartile_loss=loss @ quartile,
     quartile_count=quartile.sum(axis=0),
-    grad_norm=optax.tree.norm(grads),
-    param_norm=optax.tree.norm(params),
+    grad_norm=global_norm(grads),
+    param_norm=global_norm(params),
   )
   return TrainState(state.step + 1, params, ema, opt_state, history), metrics
 

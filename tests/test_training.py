@@ -9,6 +9,7 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax import state as state_lib
+from diffusion_jax.clipping import clip_by_global_norm, global_norm
 from diffusion_jax.training import optimizer, quartiles, train_step
 
 SCHEDULE = dj.schedules.cosine(40)
@@ -184,6 +185,56 @@ def test_clipping_bounds_the_gradient():
   # Adam's first moment is (1 - b1) times the clipped gradient.
   mu = optax.tree.get(state, "mu")["x"]
   np.testing.assert_allclose(mu, 0.1 * np.array([0.6, 0.8]), rtol=1e-5)
+
+
+def network_like(rng):
+  """Many arrays of few shapes, some of them on very different scales."""
+  shapes = [(3, 3, 4, 8), (8,), (8, 16), ()] * 5
+  scales = 10.0 ** rng.integers(-4, 4, len(shapes))
+  return [
+    jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+    for scale, shape in zip(scales, shapes, strict=True)
+  ]
+
+
+def test_the_global_norm_is_that_of_all_numbers():
+  rng = np.random.default_rng(0)
+  tree = {"a": network_like(rng), "b": tuple(network_like(rng))}
+  flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+  truth = np.sqrt((flat.astype(np.float64) ** 2).sum())
+  np.testing.assert_allclose(global_norm(tree), truth, rtol=1e-6)
+
+
+def test_the_global_norm_sums_once_for_each_shape():
+  tree = network_like(np.random.default_rng(0))
+  program = jax.make_jaxpr(global_norm)(tree).jaxpr
+  names = [equation.primitive.name for equation in program.eqns]
+  assert names.count("reduce_sum") == 4  # even of a scalar
+
+
+@pytest.mark.parametrize("part", [0.1, 0.999, 1.001, 10.0, np.inf])
+def test_clipping_is_optaxs(part):
+  tree = network_like(np.random.default_rng(0))
+  most = float(part * global_norm(tree))
+  ours, state = clip_by_global_norm(most).update(tree, optax.EmptyState())
+  theirs, _ = optax.clip_by_global_norm(most).update(tree, optax.EmptyState())
+  assert state == optax.EmptyState()
+  chex.assert_trees_all_close(ours, theirs, rtol=1e-6)
+  if part > 1:
+    chex.assert_trees_all_equal(ours, tree)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_clipping_hides_no_number_that_is_not_finite(wrong):
+  tree = [jnp.ones(3), jnp.array([1.0, wrong])]
+  clipped, _ = clip_by_global_norm(1.0).update(tree, optax.EmptyState())
+  assert not np.isfinite(clipped[1]).all()
+
+
+def test_clipping_leaves_a_gradient_of_zeros():
+  tree = [jnp.zeros(3)]
+  clipped, _ = clip_by_global_norm(1.0).update(tree, optax.EmptyState())
+  chex.assert_trees_all_equal(clipped, tree)
 
 
 def test_a_step_is_traced_once():
