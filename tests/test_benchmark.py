@@ -21,7 +21,7 @@ import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
 from experiments import assemble, devices, flops
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import ours, peaks, rounds
+from experiments.benchmark import ours, peaks, rounds, rows
 from experiments.configs import digits
 
 TINY = (
@@ -236,7 +236,7 @@ def test_what_a_line_says_follows_from_what_was_measured():
     "calls": 3, "seconds": [1.0, 2.0, 4.0], "peak_bytes": 5_000_000_000,
     "first_step": {"compile": 3.0, "run": 1.0},
   }  # fmt: skip
-  line = benchmark.line(result, cost=1e9, at_best=6e9)
+  line = rows.row(result, cost=1e9, at_best=6e9)
   assert line["seconds"] == {"median": 2.0, "min": 1.0, "max": 4.0}
   assert line["images_per_second"] == 4.0
   assert line["gigaflop_per_second"] == 1.5
@@ -251,6 +251,20 @@ def test_ratios_are_taken_turn_by_turn():
   assert rounds.ratio(theirs_took, ours_took) == {
     "median": 2.0, "min": 2.0, "max": 2.0
   }  # fmt: skip
+
+
+def test_ratios_are_those_of_one_image():
+  # Ours takes ten steps in one program.
+  ours_did = {"images": 1280, "seconds": [2.0, 3.0]}
+  theirs_did = {"images": 128, "seconds": [0.4, 0.3]}
+  both = {"parameters": 7, "peak_bytes": 10**9}
+  found = {"ours": ours_did | both, "theirs": theirs_did | both}
+  (line,) = rows.ratios("step", found, "ours")
+  assert line == {
+    "ratio": "step: theirs to ours",
+    "time": {"median": 1.5, "min": 1.0, "max": 2.0},
+    "memory": 1.0,
+  }
 
 
 def test_peaks_are_known_by_name_and_only_in_bfloat16():

@@ -6,10 +6,11 @@
 
 One line of JSON for each thing measured, and a ratio for each thing that a
 peer did in the same run: its time divided by ours, turn by turn. "step" is
-the training command's step, with its first one from start to end, without and
-with compiled programs at hand; "forward" the network; "sample" a whole walk
-from noise to images, for each of --steps; "pipeline" the batches alone. Peers
-need PyTorch and diffusers: pip install -e '.[peers]'.
+the training command's program, of as many steps as the configuration puts into
+one, and its first run from start to end, without and with compiled programs at
+hand; "forward" the network; "sample" a whole walk from noise to images, for
+each of --steps; "pipeline" the batches alone. Peers need PyTorch and diffusers:
+pip install -e '.[peers]'.
 """
 
 import functools
@@ -27,7 +28,7 @@ from absl import flags
 
 from diffusion_jax.pretrained import diffusers_config
 from experiments import assemble, cli, devices
-from experiments.benchmark import peaks, rounds
+from experiments.benchmark import rounds, rows
 
 DEFAULT_CONFIG = "configs/digits.py"
 MEASURES = ("step", "forward", "sample", "pipeline")
@@ -111,15 +112,15 @@ def lines(
     # Of peers too: the network is the same.
     cost = found[OURS]["flops_per_call"]
     for contender, result in found.items():
-      row = line(result, cost, at_best)
+      row = rows.row(result, cost, at_best)
       yield {"measure": what, "contender": contender, **named, **row}
       if contender == OURS:
         speeds[measure] = row["images_per_second"]
     if measure == "step":
       again = race("step", None, 1, alone=True)[OURS]["first_step"]
-      row = {"first_step": _with_sum(again)}
+      row = {"first_step": rows.with_sum(again)}
       yield {"measure": AGAIN, "contender": OURS, **named, **row}
-    yield from _ratios(what, found)
+    yield from rows.ratios(what, found, OURS)
     if measure == "pipeline" and "step" in speeds:
       faster = round(speeds["pipeline"] / speeds["step"], 1)
       yield {"ratio": "pipeline to training", "median": faster}
@@ -151,30 +152,6 @@ def _race(
     },
     repeats,
   )
-
-
-def _ratios(
-  what: str, found: dict[str, dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-  """Each peer's time and memory, divided by ours.
-
-  Raises:
-    RuntimeError: If the networks are not the same.
-  """
-  ours = found[OURS]
-  for name, theirs in found.items():
-    if name == OURS:
-      continue
-    if ours["parameters"] != theirs["parameters"]:
-      raise RuntimeError(
-        f"{name} has {theirs['parameters']:,} parameters, ours has "
-        f"{ours['parameters']:,}: these times do not compare"
-      )
-    yield {
-      "ratio": f"{what}: {name} to ours",
-      "time": _rounded(rounds.ratio(theirs["seconds"], ours["seconds"])),
-      "memory": round(theirs["peak_bytes"] / ours["peak_bytes"], 2),
-    }
 
 
 def _measures(values: flags.FlagValues) -> list[tuple[str, int | None]]:
@@ -246,45 +223,6 @@ def _random_pictures(
   path = folder / "random.npz"
   np.savez(path, images=images, labels=np.arange(RANDOM_PICTURES) % classes)
   return str(path)
-
-
-def line(result: dict[str, Any], cost: float, at_best: float) -> dict[str, Any]:
-  """What is printed of one contender."""
-  took = rounds.spread(result["seconds"])
-  row = {
-    key: result[key]
-    for key in ("device", "dtype", "parameters", "sampler")
-    if key in result
-  }
-  row |= {
-    "repeats": len(result["seconds"]),
-    "seconds": _rounded(took),
-    "images_per_second": round(result["images"] / took["median"], 2),
-    "peak_gigabytes": round(result["peak_bytes"] / 1e9, 2),
-  }
-  if "calls" in result:
-    speed = cost * result["calls"] / took["median"]
-    said = peaks.published(result["device"], result["dtype"])
-    peak = said or at_best
-    row |= {
-      "seconds_per_call": round(took["median"] / result["calls"], 5),
-      "model_gigaflop": round(cost * result["calls"] / 1e9, 2),
-      "gigaflop_per_second": round(speed / 1e9, 1),
-      "peak_gigaflop_per_second": round(peak / 1e9, 1),
-      "peak_from": "its maker" if said else "a product of matrices",
-      "utilisation": round(speed / peak / result["devices"], 3),
-    }
-  if "first_step" in result:
-    row["first_step"] = _with_sum(result["first_step"])
-  return row
-
-
-def _with_sum(seconds: dict[str, float]) -> dict[str, float]:
-  return _rounded(seconds | {"all": sum(seconds.values())})
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-  return {name: float(f"{value:.4g}") for name, value in seconds.items()}
 
 
 if __name__ == "__main__":

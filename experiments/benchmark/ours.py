@@ -66,6 +66,7 @@ def step(run: loop.Run, job: Facts) -> Ready:
   watch.lap("run")
   facts = {
     "first_step": watch.seconds,
+    "steps": count,
     "images": count * run.config.batch_size,
     "calls": 3 * count,  # forward, and twice that for both gradients
   }

@@ -21,6 +21,9 @@ def get_config(variant: str = ""):
   config = common.make(
     num_steps=1500,
     batch_size=128,
+    # In one program, so that memory for activations is asked for once: a CPU
+    # takes a fifth less time for a step.
+    steps_per_dispatch=10,
     data={"name": "digits"},
     flip=False,  # a mirrored 3 is no digit
     schedule={"name": "cosine"},
@@ -50,6 +53,7 @@ def get_config(variant: str = ""):
       {
         "num_steps": 20,
         "batch_size": 32,
+        "steps_per_dispatch": 1,
         "model": {"channels": 16},
         "optim": {"decay_steps": 20},
         "every": {"log": 5, "preview": 10, "checkpoint": 10},
