@@ -175,6 +175,7 @@ def settle(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  init = jax.jit(init)  # So it is traced once, for shapes and for values.
   abstract = jax.eval_shape(init, jax.random.key(0))
   whole = dj.parallel.replicated(found)
   place = (
