@@ -4,7 +4,6 @@ Nothing here is asked of the user: the same command runs on a laptop, on one
 GPU and on every host of a pod, and looks at where it runs.
 """
 
-import ctypes
 import glob
 import importlib.metadata
 import importlib.util
@@ -21,10 +20,6 @@ ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Set for each process of a job of several by Slurm's srun and by Open MPI.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-# The packages that bring JAX a GPU or a TPU.
-ACCELERATORS = ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu")
-# Of malloc.h: M_ARENA_MAX is 1, M_MMAP_MAX is none, M_TRIM_THRESHOLD is large.
-_KEEP = ((-8, 1), (-4, 0), (-1, 2**31 - 1))
 _EFFORT = "xla_backend_optimization_level"
 _YNN = "--xla_cpu_experimental_ynn_fusion_type=dot,reduce"
 # A version of jaxlib that does not know a flag ends the process.
@@ -34,7 +29,6 @@ _KNOW_YNN = ("0.10.", "0.11.", "0.12.")
 def start() -> None:
   """Readies JAX; the first thing that a command does."""
   tune_cpu()
-  keep_memory()
   keep_compiled()
   with cli.user_errors():
     join_processes()
@@ -61,23 +55,6 @@ def tune_cpu(effort: int | None = None) -> None:
     flags.append(f"--{_EFFORT}={effort}")
   if flags:
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-
-
-def keep_memory() -> None:
-  """Lets a CPU's programs reuse their memory; before JAX has started.
-
-  XLA asks for the memory of a program's intermediate results at each call and
-  frees it at the end. The GNU C library gives such large pieces back to the
-  system, which hands them out again 4 kB by 4 kB, cleared: 6 % of a training
-  step's time. Here it keeps them, in one arena for all threads. Does nothing
-  with another C library, and where JAX has accelerators to use.
-  """
-  if os.name != "posix" or any(map(importlib.util.find_spec, ACCELERATORS)):
-    return
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if mallopt is not None:
-    for parameter, value in _KEEP:
-      mallopt(parameter, value)
 
 
 def compiler_options(effort: int) -> dict[str, int] | None:

@@ -9,7 +9,6 @@ import importlib.util
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 
@@ -135,35 +134,6 @@ def test_flags_for_a_cpu_are_left_to_who_knows_better(version, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "")
   devices.tune_cpu()
   assert os.environ["XLA_FLAGS"] == ""
-
-
-PAGE_FAULTS = """
-import resource, sys
-from experiments import devices
-if sys.argv[1] == "kept":
-  devices.keep_memory()
-import jax, jax.numpy as jnp
-# Sorting has an intermediate result of 32 MB.
-program = jax.jit(lambda key: jnp.sort(jax.random.normal(key, (2**23,))).sum())
-for _ in range(3):
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-  program(jax.random.key(0)).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(
-  platform.libc_ver()[0] != "glibc", reason="of the GNU C library"
-)
-def test_memory_is_asked_for_once():
-  def faults(how):
-    done = subprocess.run(
-      [sys.executable, "-c", PAGE_FAULTS, how],
-      capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return int(done.stdout)
-
-  assert faults("kept") < 100 < 8000 < faults("usual")
 
 
 def test_programs_that_run_once_are_compiled_in_a_hurry(monkeypatch):
