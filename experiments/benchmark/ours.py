@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, devices, dry_run, flops, loop, train
+from experiments import assemble, cli, devices, dry_run, flops, loop, train
 from experiments.benchmark import worker
 from experiments.benchmark.worker import Facts, Ready, Stopwatch
 
@@ -29,12 +29,15 @@ def prepare(job: Facts) -> Ready:
   """Gets ready for a job.
 
   Args:
-    job: "config"; "measure", a key of ``MEASURES``; "steps" of a walk.
+    job: "config"; "measure", "product" or a key of ``MEASURES``; "steps" of a
+      walk.
 
   Returns:
     What the worker repeats.
   """
-  config = ml_collections.ConfigDict(job["config"])
+  config: cli.Config = ml_collections.ConfigDict(job["config"])
+  if job["measure"] == "product":
+    return product(config.model.dtype)
   with tempfile.TemporaryDirectory() as folder:
     run = train.prepare(config, pathlib.Path(folder))
   return MEASURES[job["measure"]](run, job)
@@ -122,9 +125,8 @@ def pipeline(run: loop.Run, job: Facts) -> Ready:
   return Ready(repeat, _facts(run) | {"images": count * size})
 
 
-def product(run: loop.Run, job: Facts) -> Ready:
+def product(dtype: str) -> Ready:
   """A product of two large matrices: what the device can do at best."""
-  dtype = run.config.model.dtype
   side = SIDES.get(jax.default_backend(), SIDE)
   a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
   call = jax.jit(jnp.matmul)
@@ -136,7 +138,6 @@ MEASURES: dict[str, Callable[[loop.Run, Facts], Ready]] = {
   "forward": forward,
   "sample": sample,
   "pipeline": pipeline,
-  "product": product,
 }
 
 
