@@ -67,7 +67,9 @@ def test_no_convolution_is_computed_twice():
   layers = sum(p.ndim == 4 for p in jax.tree.leaves(params))
   found = gradient_of(net, shape)
   names = [equation.primitive.name for equation in found]
-  assert names.count("conv_general_dilated") == 3 * layers - 1
+  # Here, that is on a CPU, the one that halves and the one that doubles are
+  # four smaller ones each.
+  assert names.count("conv_general_dilated") == 3 * (layers + 3 + 3) - 1
 
 
 def test_normalisation_sums_over_pixels_twice_and_its_gradient_twice_more():
@@ -187,7 +189,9 @@ def test_a_product_is_measured_without_a_network():
   assert ready.facts == {"flops": 2 * 2048**3}
 
 
-def test_flops_are_those_of_the_published_network():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_flops_are_those_of_the_published_network(backend, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
   from diffusion_jax.models.presets import PRESETS
 
   net = PRESETS["ddpm-cifar10"].net
@@ -197,14 +201,14 @@ def test_flops_are_those_of_the_published_network():
   assert products == 2 * 6_221_856_768
   # XLA leaves out multiplications by the zeros around an image, and counts
   # the rest of the network.
+  computed = 1.0 if backend == "gpu" else 1 - 5 / 9 * 0.127
   cost = jax.jit(net.apply).lower(params, x, t).cost_analysis()
-  assert 0.93 < cost["flops"] / products < 1.0
+  assert 0.93 < cost["flops"] / (computed * products) < 1.0
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_a_gradient_takes_twice_the_flops(backend, monkeypatch):
-  # Of attention, strides and both ways to write a convolution. On a CPU, a
-  # stride's two gradients are taken at every pixel, four times as many.
+  # Of attention, strides, upsampling and both ways to write a convolution.
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   net = dj.UNet(channels=16, multipliers=(1, 2), num_blocks=1)
   x, t = jnp.zeros((2, 8, 8, 3)), jnp.ones(2, jnp.int32)
@@ -216,9 +220,7 @@ def test_a_gradient_takes_twice_the_flops(backend, monkeypatch):
   )
   # Nobody asks for the gradients of the image and of the time.
   image, time = 2 * 2 * 8 * 8 * 9 * 3 * 16, 2 * 2 * 16 * 64
-  stride = 2 * 2 * 4 * 4 * 9 * 16 * 16
-  least = 3 * once - image - time
-  assert least <= both <= least + (6 * stride if backend == "cpu" else 0)
+  assert both == 3 * once - image - time
 
 
 def test_flops_count_loops_and_the_dearest_branch():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models import UNet, convolution
+from diffusion_jax.models import UNet, convolution, resampling
 from diffusion_jax.models.layers import Attention, num_groups, sinusoid
 from diffusion_jax.models.presets import PRESETS
 
@@ -275,27 +275,14 @@ def test_low_resolution_images_join_the_input():
 # ------------------------------------------------------------ convolutions
 
 
-@pytest.mark.parametrize(
-  ("strides", "padding"),
-  [
-    ((1, 1), "SAME"),
-    ((2, 2), "SAME"),
-    ((2, 2), ((1, 1), (1, 1))),
-    ((1, 1), "VALID"),
-  ],
-)
-def test_convolutions_and_all_derivatives_are_xlas(strides, padding):
-  x = jax.random.normal(jax.random.key(0), (3, 8, 6, 4))
-  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+def written(x, kernel, strides=(1, 1), padding="SAME"):
+  return jax.lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def assert_same_to_all_derivatives(ours, theirs, x, kernel):
   g = functools.partial(jnp.tensordot, jnp.arange(5.0), axes=(0, 3))
-
-  def theirs(x, kernel):
-    return jax.lax.conv_general_dilated(
-      x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-  def ours(x, kernel):
-    return convolution.conv_general_dilated(x, kernel, strides, padding)
 
   def everything(conv):
     loss = lambda x, kernel: (g(conv(x, kernel)) ** 2).sum()
@@ -318,13 +305,61 @@ def test_convolutions_and_all_derivatives_are_xlas(strides, padding):
     np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
 
 
+@pytest.mark.parametrize(
+  ("strides", "padding", "size"),
+  [
+    ((1, 1), "SAME", (8, 6)),
+    ((2, 2), "SAME", (8, 6)),
+    ((2, 2), ((1, 1), (1, 1)), (8, 6)),
+    ((1, 1), "VALID", (8, 6)),
+    # Each phase of these has another size, other taps, or none.
+    ((2, 3), ((0, 2), (1, 0)), (7, 5)),
+    ((2, 4), "VALID", (9, 7)),
+  ],
+)
+def test_convolutions_and_all_derivatives_are_xlas(strides, padding, size):
+  x = jax.random.normal(jax.random.key(0), (3, *size, 4))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+  settings = {"strides": strides, "padding": padding}
+  assert_same_to_all_derivatives(
+    lambda x, k: convolution.conv_general_dilated(x, k, strides, padding),
+    functools.partial(written, **settings),
+    x,
+    kernel,
+  )
+
+
+@pytest.mark.parametrize("size", [(4, 3), (1, 2)])
+def test_upsampling_and_convolving_is_convolving_and_interleaving(size):
+  x = jax.random.normal(jax.random.key(0), (3, *size, 4))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+  assert_same_to_all_derivatives(
+    convolution.conv_of_upsampled,
+    lambda x, kernel: written(resampling.upsample(x), kernel),
+    x,
+    kernel,
+  )
+
+
+def test_where_upsampling_cannot_be_folded_in_it_is_done():
+  x = jax.random.normal(jax.random.key(0), (3, 4, 3, 4))
+  for shape, strides, padding in [
+    ((5, 5), (1, 1), "SAME"), ((3, 3), (2, 1), "SAME"),
+    ((3, 3), (1, 1), "VALID"), ((3, 3), (1, 1), ((2, 0), (1, 1))),
+  ]:  # fmt: skip
+    kernel = jax.random.normal(jax.random.key(1), (*shape, 4, 5))
+    ours = convolution.conv_of_upsampled(x, kernel, strides, padding)
+    theirs = written(resampling.upsample(x), kernel, strides, padding)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
 def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for():
   # XLA lets these pass in a loop only as they are: examples, height, width,
   # channels; a kernel with height, width, in, out; strides of 1.
   def loss(kernel, x):
     for strides in ((1, 1), (2, 2)):
       x = convolution.conv_general_dilated(x, kernel, strides, "SAME")
-    return (x**2).sum()
+    return (convolution.conv_of_upsampled(x, kernel) ** 2).sum()
 
   def train(kernel, x):
     body = lambda k, _: (k - 1e-3 * jax.grad(loss)(k, x), None)
@@ -335,7 +370,9 @@ def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for():
   found = re.findall(
     r"stablehlo.convolution.*?dim_numbers = (.*?), window = \{(.*?)\}", program
   )
-  assert len(found) == 2 + 1 + 2  # forward, of the image, of the kernels
+  phases = 4 + 4  # of the image that is halved, of the one that is doubled
+  # Forward and the kernels' gradients; nobody asks for the first image's.
+  assert len(found) == 2 * (1 + phases) + phases
   for dims, window in found:
     assert dims == "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
     assert not re.search(r"dilate = \[[^\]]*[2-9]|reverse = \[true", window)
@@ -344,8 +381,15 @@ def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for():
 def test_accelerators_get_the_convolution_that_they_know(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
-  program = jax.make_jaxpr(
-    lambda x, k: convolution.conv_general_dilated(x, k, (1, 1), "SAME")
-  )(x, kernel)
-  (equation,) = program.eqns
-  assert equation.primitive.name == "conv_general_dilated"
+
+  def names(function):
+    program = jax.make_jaxpr(function)(x, kernel)
+    return [equation.primitive.name for equation in program.eqns]
+
+  for strides in ((1, 1), (2, 2)):
+    alone = lambda x, k, strides=strides: convolution.conv_general_dilated(
+      x, k, strides, "SAME"
+    )
+    assert names(alone) == ["conv_general_dilated"]
+  *_, last = names(convolution.conv_of_upsampled)
+  assert last == "conv_general_dilated"

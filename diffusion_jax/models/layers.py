@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import convolution
+from diffusion_jax.models.resampling import RESAMPLE
 
 Images = Float[Array, "B H W C"]
 
@@ -142,10 +143,11 @@ def conv(
   *,
   stride: int = 1,
   padding: str | Sequence[tuple[int, int]] = "SAME",
+  upsampled: bool = False,
   init=INIT,
   name: str | None = None,
 ) -> nn.Conv:
-  """A 3 x 3 convolution."""
+  """A 3 x 3 convolution, of twice the image where ``upsampled``."""
   return nn.Conv(
     features,
     (3, 3),
@@ -153,7 +155,11 @@ def conv(
     padding,
     dtype=dtype,
     kernel_init=init,
-    conv_general_dilated=convolution.conv_general_dilated,
+    conv_general_dilated=(
+      convolution.conv_of_upsampled
+      if upsampled
+      else convolution.conv_general_dilated
+    ),
     name=name,
   )
 
@@ -189,9 +195,11 @@ class ResBlock(nn.Module):
     def dense(features, name):
       return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
+    up = self.resample == "up"
     resize = RESAMPLE[self.resample]
-    h = resize(nn.silu(self.norm()(x)))
-    h = conv(self.features, self.dtype, name="conv1")(h)
+    h = nn.silu(self.norm()(x))
+    h = h if up else resize(h)
+    h = conv(self.features, self.dtype, upsampled=up, name="conv1")(h)
     x = resize(x)
     if self.scale_shift:
       time = dense(2 * self.features, "time")(emb)[:, None, None]
@@ -272,19 +280,3 @@ def split_qkv(
   else:
     raise ValueError(f"qkv_order={order!r} is not one of {QKV_ORDERS}")
   return list(jnp.moveaxis(qkv, axis, 0))
-
-
-def upsample(x: Images) -> Float[Array, "B 2*H 2*W C"]:
-  """Doubles height and width by repeating pixels."""
-  b, h, w, c = x.shape
-  x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
-  return x.reshape(b, 2 * h, 2 * w, c)
-
-
-def downsample(x: Images) -> Float[Array, "B H//2 W//2 C"]:
-  """Halves height and width by averaging 2 x 2 pixels."""
-  b, h, w, c = x.shape
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
-
-
-RESAMPLE = {None: lambda x: x, "up": upsample, "down": downsample}

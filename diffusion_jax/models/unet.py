@@ -22,7 +22,6 @@ from diffusion_jax.models.layers import (
   ResBlock,
   conv,
   sinusoid,
-  upsample,
 )
 from diffusion_jax.models.settings import check_settings, check_size
 
@@ -259,4 +258,4 @@ class UNet(Encoder):
   def _double(self, h, emb, train, level):
     if self.resample == "block":
       return self.res_block(h, emb, train, level, "up")
-    return conv(h.shape[-1], self.dtype)(upsample(h))
+    return conv(h.shape[-1], self.dtype, upsampled=True)(h)
