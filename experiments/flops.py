@@ -5,10 +5,9 @@ from typing import Any
 
 from jax.extend import core
 
-from diffusion_jax.models import convolution
-
-# What is computed on a CPU of a convolution of 3 x 3, by its function's name.
-SHARES = {convolution.four_of_two_by_two.__name__: (4, 9)}
+# What is computed of what is written, by the name of the function that does
+# (``diffusion_jax/models/convolution.py``).
+SHARES = {"four_of_two_by_two": (4, 9)}
 
 
 def count(jaxpr: Any) -> int:
