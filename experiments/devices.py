@@ -21,7 +21,7 @@ COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 # Set for each process of a job of several by Slurm's srun and by Open MPI.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _EFFORT = "xla_backend_optimization_level"
-_YNN = "--xla_cpu_experimental_ynn_fusion_type=dot,reduce"
+_YNN = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 # A version of jaxlib that does not know a flag ends the process.
 _KNOW_YNN = ("0.10.", "0.11.", "0.12.")
 
@@ -37,11 +37,11 @@ def start() -> None:
 def tune_cpu(effort: int | None = None) -> None:
   """Picks XLA's faster convolutions on a CPU; before JAX has started.
 
-  A training step on digits takes about 0.65 of the time with jaxlib 0.10, 0.85
-  with 0.11 and 0.12; gradients are equal to 2e-7 (docs/performance.md). Both
-  names are needed: one alone takes away the other, which is usual in 0.10, and
-  sums over pixels then take ten times as long. Does nothing where the user has
-  set XLA_FLAGS.
+  XLA has two libraries for them. Of the newer, YNN, this leaves the sums over
+  pixels, ten times as fast as without; its convolutions, which are what XLA
+  would use, take twice as long in a network as those of the older one, Eigen
+  (docs/performance.md). Results are equal to 2e-7. Does nothing where the user
+  has set XLA_FLAGS.
 
   Args:
     effort: How well to compile every program, LLVM's level 0 to 3; by default
