@@ -16,8 +16,8 @@ def count(jaxpr: Any) -> int:
   Nearly everything that a network computes, and what is usually counted of
   one: two for each multiplication and its addition, those with the zeros
   around an image included, and those that a CPU is spared because pixels are
-  equal. The body of a scan counts as often as it runs,
-  that of another loop once, and of a condition the dearest branch.
+  equal. The body of a scan counts as often as it runs, that of another loop
+  once, and of a condition the dearest branch.
 
   Args:
     jaxpr: As ``jax.make_jaxpr(f)(...).jaxpr`` has it.

@@ -320,10 +320,9 @@ def assert_same_to_all_derivatives(ours, theirs, x, kernel):
 def test_convolutions_and_all_derivatives_are_xlas(strides, padding, size):
   x = jax.random.normal(jax.random.key(0), (3, *size, 4))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
-  settings = {"strides": strides, "padding": padding}
   assert_same_to_all_derivatives(
     lambda x, k: convolution.conv_general_dilated(x, k, strides, padding),
-    functools.partial(written, **settings),
+    lambda x, k: written(x, k, strides, padding),
     x,
     kernel,
   )
@@ -350,6 +349,15 @@ def test_where_upsampling_cannot_be_folded_in_it_is_done():
     kernel = jax.random.normal(jax.random.key(1), (*shape, 4, 5))
     ours = convolution.conv_of_upsampled(x, kernel, strides, padding)
     theirs = written(resampling.upsample(x), kernel, strides, padding)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+  for settings in ({"rhs_dilation": (2, 2)}, {"feature_group_count": 2}):
+    groups = settings.get("feature_group_count", 1)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4 // groups, 6))
+    ours = convolution.conv_of_upsampled(x, kernel, **settings)
+    theirs = jax.lax.conv_general_dilated(
+      resampling.upsample(x), kernel, (1, 1), "SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"), **settings,
+    )  # fmt: skip
     np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
 
 

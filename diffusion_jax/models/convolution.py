@@ -58,8 +58,7 @@ def conv_general_dilated(
   Returns:
     [B, H_out, W_out, C_out].
   """
-  dilated = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} != {1}
-  if dilated or feature_group_count != 1 or jax.default_backend() != "cpu":
+  if not _rewritten(lhs_dilation, rhs_dilation, feature_group_count):
     return lax.conv_general_dilated(
       lhs,
       rhs,
@@ -104,13 +103,13 @@ def conv_of_upsampled(
     window_strides: Ones.
     padding: "SAME".
     precision: Of the products.
-    **settings: As above, which change nothing here.
+    **settings: As above.
 
   Returns:
     [B, 2 H, 2 W, C_out].
   """
   asked = rhs.shape[:2], tuple(window_strides), padding
-  if asked != ((3, 3), (1, 1), "SAME") or jax.default_backend() != "cpu":
+  if asked != ((3, 3), (1, 1), "SAME") or not _rewritten(**settings):
     return conv_general_dilated(
       upsample(lhs),
       rhs,
@@ -120,6 +119,15 @@ def conv_of_upsampled(
       **settings,
     )
   return four_of_two_by_two(precision, lhs, rhs)
+
+
+def _rewritten(
+  lhs_dilation=None, rhs_dilation=None, feature_group_count=1, **_
+) -> bool:
+  """Whether a convolution is one that a CPU has another way for."""
+  dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
+  simple = dilations == {1} and feature_group_count == 1
+  return simple and jax.default_backend() == "cpu"
 
 
 # ------------------------------------------------------------------ phases
@@ -162,23 +170,22 @@ def _phases(
 def four_of_two_by_two(precision, x, kernel):
   """The phases of the output, each with the sums of taps that it needs."""
   b, h, w, _ = x.shape
-  even, odd = (1, 0), (0, 1)  # the padding of their two taps
   rows = []
-  for row_pads, taps in zip((even, odd), _sums(kernel, 0), strict=True):
+  for row_pads, row_taps in _taps_met(kernel, 0):
     columns = [
-      _convolve((row_pads, column_pads), precision, x, both)
-      for column_pads, both in zip((even, odd), _sums(taps, 1), strict=True)
+      _convolve((row_pads, column_pads), precision, x, taps)
+      for column_pads, taps in _taps_met(row_taps, 1)
     ]
     rows.append(jnp.stack(columns, axis=3))
   return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
 
 
-def _sums(kernel, axis):
-  """Of three taps, those that meet the same pixel as one."""
+def _taps_met(kernel, axis):
+  """At even and odd places: padding, and three taps as the two pixels met."""
   first, second, third = jnp.split(kernel, 3, axis)
   return (
-    jnp.concatenate([first, second + third], axis),
-    jnp.concatenate([first + second, third], axis),
+    ((1, 0), jnp.concatenate([first, second + third], axis)),
+    ((0, 1), jnp.concatenate([first + second, third], axis)),
   )
 
 

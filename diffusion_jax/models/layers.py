@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import convolution
-from diffusion_jax.models.resampling import RESAMPLE
+from diffusion_jax.models.resampling import RESAMPLE, downsample
 
 Images = Float[Array, "B H W C"]
 
@@ -195,12 +195,12 @@ class ResBlock(nn.Module):
     def dense(features, name):
       return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
-    up = self.resample == "up"
-    resize = RESAMPLE[self.resample]
     h = nn.silu(self.norm()(x))
-    h = h if up else resize(h)
+    if self.resample == "down":
+      h = downsample(h)
+    up = self.resample == "up"
     h = conv(self.features, self.dtype, upsampled=up, name="conv1")(h)
-    x = resize(x)
+    x = RESAMPLE[self.resample](x)
     if self.scale_shift:
       time = dense(2 * self.features, "time")(emb)[:, None, None]
       scale, shift = jnp.split(time, 2, axis=-1)
