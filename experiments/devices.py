@@ -4,11 +4,13 @@ Nothing here is asked of the user: the same command runs on a laptop, on one
 GPU and on every host of a pod, and looks at where it runs.
 """
 
+import ctypes
 import glob
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import platform
 
 import jax
 
@@ -75,6 +77,16 @@ def compiler_options(effort: int) -> dict[str, int] | None:
   if said or jax.default_backend() != "cpu":
     return None
   return {_EFFORT: effort}
+
+
+def return_memory() -> None:
+  """Gives free memory back to the system, after what needs much: compiling.
+
+  The C library would keep it, half a gigabyte, for a next time that does not
+  come. Does nothing where that library is not glibc.
+  """
+  if platform.libc_ver()[0] == "glibc":
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_compiled() -> None:

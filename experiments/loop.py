@@ -57,7 +57,7 @@ class Run:
   source: dj.data.Source
   batches: grain.MapDataset
   mesh: jax.sharding.Mesh
-  train_block: Callable
+  train_block: jax.stages.Wrapped
   abstract_state: Any
   init: Callable
   measure: Callable[..., Mapping[str, float]] = _nothing
@@ -226,9 +226,8 @@ def train(run: Run) -> None:
         workdir / "checkpoints", keep=config.keep_checkpoints
       )
     )
-    key_init, *keys = jax.random.split(jax.random.key(config.seed), 3)
-    state = _begin(run, checkpoints, key_init)
-    start = int(state.step)
+    state = _restore(run, checkpoints)
+    start = 0 if state is None else int(state.step)
     log = held.enter_context(
       Log(
         workdir,
@@ -239,20 +238,26 @@ def train(run: Run) -> None:
       )
     )
     _announce(run, start, log)
-    _train(run, state, start, keys, checkpoints, log)
+    _train(run, state, start, checkpoints, log)
 
 
-def _begin(run: Run, checkpoints: dj.checkpoint.Checkpoints, key: jax.Array):
-  """The state to go on from: of the last good checkpoint, or a new one."""
+def _restore(run: Run, checkpoints: dj.checkpoint.Checkpoints):
+  """The state of the last good checkpoint; None where there is none."""
   if checkpoints.latest_step() is None:
-    return run.init(key)
+    return None
   with cli.user_errors():
     return checkpoints.restore(run.abstract_state, tell=cli.say_first)
 
 
-def _train(run, state, start, keys, checkpoints, log) -> None:
+def _train(run, state, start, checkpoints, log) -> None:
   """Takes the steps, and ends as the last of them or a signal asks."""
+  key_init, *keys = jax.random.split(jax.random.key(run.config.seed), 3)
   with Interruption() as stop:
+    if start < run.config.num_steps:
+      _compile_first(run, start)
+    if state is None:
+      state = run.init(key_init)
+      devices.return_memory()
     state, step = _loop(run, state, start, keys, checkpoints, log, stop)
     if stop.signal is None:
       with stop.at_once():
@@ -289,6 +294,17 @@ def _announce(run: Run, start: int, log: Log) -> None:
     f"the run {begin} {config.num_steps} steps of {config.batch_size} images; "
     "the first step compiles"
   )
+
+
+def _compile_first(run: Run, start: int) -> None:
+  """Compiles the block after ``start``; its first call then only runs it.
+
+  A new run does so before it has a state: what compiling needs and what the
+  state takes are then not in memory together.
+  """
+  size = block_size(run.config, start)
+  run.train_block.lower(*dry_run.arguments(run, size)).compile()
+  devices.return_memory()
 
 
 def _loop(run, state, start, keys, checkpoints, log, stop):
@@ -343,19 +359,12 @@ def blocks(
 ) -> Iterator[tuple[int, list]]:
   """The steps, in blocks of which each is one program.
 
-  A block starts at a multiple of ``steps_per_dispatch`` and has that many
-  steps, unless something is due within it: then its steps go one by one. So
-  how steps are grouped depends on the steps alone, not on where a run was
-  interrupted, and at most two programs are compiled.
-
   Yields:
     The last step of the block, and its batches.
   """
-  step, most = start, config.steps_per_dispatch
+  step = start
   while step < config.num_steps:
-    within = range(step + 1, step + most)
-    whole = step % most == 0 and step + most <= config.num_steps
-    size = most if whole and not any(due(config, n) for n in within) else 1
+    size = block_size(config, step)
     try:
       block = [next(batches) for _ in range(size)]
     except (ValueError, OSError) as error:
@@ -364,6 +373,20 @@ def blocks(
       ) from error
     step += size
     yield step, block
+
+
+def block_size(config: Config, step: int) -> int:
+  """How many steps the block after a step has.
+
+  A block starts at a multiple of ``steps_per_dispatch`` and has that many
+  steps, unless something is due within it: then its steps go one by one. So
+  how steps are grouped depends on the steps alone, not on where a run was
+  interrupted, and at most two programs are compiled.
+  """
+  most = config.steps_per_dispatch
+  whole = step % most == 0 and step + most <= config.num_steps
+  within = range(step + 1, step + most)
+  return most if whole and not any(due(config, n) for n in within) else 1
 
 
 def summary(window: list[dj.training.Metrics]) -> dict[str, float]:

@@ -288,6 +288,33 @@ def test_blocks_cover_every_step_and_stop_where_something_is_due(most):
     assert list(rest) == found[cut:]
 
 
+def test_a_step_is_traced_and_compiled_once_and_before_there_is_a_state(
+  tmp_path,
+):
+  seen = []
+
+  def listen(event, _, fun_name="", **__):
+    part = event.rpartition("/")[-1].removesuffix("_duration")
+    if fun_name in ("train_block", "jit(train_block)", "jit(init)"):
+      seen.append((part, fun_name))
+
+  def programs():
+    traced = seen.count(("jaxpr_trace", "train_block"))
+    compiled = [name for part, name in seen if part == "backend_compile"]
+    seen.clear()
+    return traced, compiled
+
+  flags = (*TINY, f"--workdir={tmp_path}/run")
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    command(train, *flags, "--config.num_steps=4")
+    assert programs() == (1, ["jit(train_block)", "jit(init)"])
+    command(train, *flags, "--config.num_steps=8")
+    assert programs() == (1, ["jit(train_block)"])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
 def test_a_block_of_steps_is_one_dispatch_with_the_same_result(
   whole, tmp_path, monkeypatch
 ):
@@ -302,6 +329,7 @@ def test_a_block_of_steps_is_one_dispatch_with_the_same_result(
       sizes.append(len(batches["label"]))
       return block(state, batches, key)
 
+    monkeypatch.setattr(train_block, "lower", block.lower, raising=False)
     return loop.dataclasses.replace(run, train_block=train_block)
 
   monkeypatch.setattr(loop, "settle", counted)

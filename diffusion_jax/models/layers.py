@@ -1,5 +1,6 @@
 """The parts of a U-Net."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -73,7 +74,17 @@ def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
   return max(g for g in range(1, limit + 1) if channels % g == 0)
 
 
-class GroupNorm(nn.Module):
+# A function to XLA and to JAX, so that its derivative is found once for each
+# shape and not for each layer.
+@functools.partial(jax.jit, static_argnames=("groups", "epsilon"))
+def group_norm(
+  x: Images,
+  scale: Float[Array, " C"],
+  bias: Float[Array, " C"],
+  *,
+  groups: int,
+  epsilon: float,
+) -> Float[Array, "B H W C"]:
   """Group normalisation as one multiplication and one addition, y = a x + b.
 
   a = scale / std and b = bias - mean a, with mean and std over the pixels and
@@ -81,6 +92,35 @@ class GroupNorm(nn.Module):
   and channel, so that the gradient, too, is two sums over pixels and one pass
   over x. Pixels are summed channel by channel before the channels of a group
   are: the wide sums then run along the axis that lies together in memory.
+
+  Args:
+    x: Activations.
+    scale: Of each channel.
+    bias: Of each channel.
+    groups: Number of groups; must divide the channels.
+    epsilon: Added to the variance.
+
+  Returns:
+    The normalised activations, float32.
+  """
+  batch, height, width, channels = x.shape
+  each = (groups, channels // groups)
+  count = height * width * each[1]
+
+  def mean_of_group(x):
+    return x.sum(axis=(1, 2)).reshape(batch, *each).sum(axis=-1) / count
+
+  x = x.astype(jnp.float32)
+  mean = mean_of_group(x)
+  var = jnp.maximum(mean_of_group(jnp.square(x)) - jnp.square(mean), 0)
+  a = jax.lax.rsqrt(var + epsilon)[:, :, None] * scale.reshape(1, *each)
+  b = bias.reshape(1, *each) - mean[:, :, None] * a
+  wide = (batch, 1, 1, channels)
+  return x * a.reshape(wide) + b.reshape(wide)
+
+
+class GroupNorm(nn.Module):
+  """``group_norm`` with its parameters.
 
   Attributes:
     groups: Number of groups.
@@ -93,22 +133,10 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Float[Array, "B H W C"]:
     """Normalises; the result is float32."""
-    batch, height, width, channels = x.shape
-    scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-    bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-    each = (self.groups, channels // self.groups)
-    count = height * width * each[1]
-
-    def mean_of_group(x):
-      return x.sum(axis=(1, 2)).reshape(batch, *each).sum(axis=-1) / count
-
-    x = x.astype(jnp.float32)
-    mean = mean_of_group(x)
-    var = jnp.maximum(mean_of_group(jnp.square(x)) - jnp.square(mean), 0)
-    a = jax.lax.rsqrt(var + self.epsilon)[:, :, None] * scale.reshape(1, *each)
-    b = bias.reshape(1, *each) - mean[:, :, None] * a
-    wide = (batch, 1, 1, channels)
-    return x * a.reshape(wide) + b.reshape(wide)
+    channels = x.shape[-1:]
+    scale = self.param("scale", nn.initializers.ones_init(), channels)
+    bias = self.param("bias", nn.initializers.zeros_init(), channels)
+    return group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
 
 
 class Norm(nn.Module):

@@ -50,15 +50,17 @@ def step(run: loop.Run, job: Facts) -> Ready:
   block = jax.tree.map(lambda x: np.stack([x] * count), run.batches[0])
   batches = dj.parallel.put(block, dj.parallel.split_block(run.mesh))
   watch = Stopwatch()
-  state = jax.block_until_ready(run.init(key))
-  watch.lap("init")
   train_block: Any = run.train_block
   traced = train_block.trace(*dry_run.arguments(run, count))
   watch.lap("trace")
   lowered = traced.lower()
   watch.lap("lower")
   compiled = lowered.compile()
+  devices.return_memory()
   watch.lap("compile")
+  state = jax.block_until_ready(run.init(key))
+  devices.return_memory()
+  watch.lap("init")
 
   def repeat():
     nonlocal state
