@@ -6,6 +6,7 @@ rest is here: resuming, logs, checkpoints, and a stop where numbers are not
 finite or a signal asks for one.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -253,11 +254,7 @@ def _train(run, state, start, checkpoints, log) -> None:
   """Takes the steps, and ends as the last of them or a signal asks."""
   key_init, *keys = jax.random.split(jax.random.key(run.config.seed), 3)
   with Interruption() as stop:
-    if start < run.config.num_steps:
-      _compile_first(run, start)
-    if state is None:
-      state = run.init(key_init)
-      devices.return_memory()
+    state = _ready(run, state, start, key_init)
     state, step = _loop(run, state, start, keys, checkpoints, log, stop)
     if stop.signal is None:
       with stop.at_once():
@@ -296,15 +293,30 @@ def _announce(run: Run, start: int, log: Log) -> None:
   )
 
 
-def _compile_first(run: Run, start: int) -> None:
-  """Compiles the block after ``start``; its first call then only runs it.
+def _ready(run: Run, state, start: int, key: jax.Array):
+  """Compiles the block after ``start``, and begins where there is no state.
 
-  A new run does so before it has a state: what compiling needs and what the
-  state takes are then not in memory together.
+  An accelerator's compiler leaves cores free to compile the initial state
+  meanwhile. On a CPU one follows the other: what compiling a step needs is
+  then not in memory together with a state.
   """
-  size = block_size(run.config, start)
-  run.train_block.lower(*dry_run.arguments(run, size)).compile()
+  with concurrent.futures.ThreadPoolExecutor(1) as beside:
+    compiled = beside.submit(_compile_block, run, start)
+    if jax.default_backend() == "cpu":
+      compiled.result()
+    if state is None:
+      state = run.init(key)
+    compiled.result()
   devices.return_memory()
+  return state
+
+
+def _compile_block(run: Run, start: int) -> None:
+  """Compiles the block after ``start``, if any; its call then only runs it."""
+  if start < run.config.num_steps:
+    size = block_size(run.config, start)
+    run.train_block.lower(*dry_run.arguments(run, size)).compile()
+    devices.return_memory()
 
 
 def _loop(run, state, start, keys, checkpoints, log, stop):
