@@ -1,0 +1,119 @@
+"""The same pictures as ever: walks of closed forms, kept in tests/data."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import diffusion_jax as dj
+from diffusion_jax import process, solvers
+
+SAMPLERS = {
+  "ancestral": lambda **o: functools.partial(dj.ancestral_step, **o),
+  "ddim": lambda **o: functools.partial(dj.ddim_step, **o),
+  "ddim eta=0.5": lambda **o: functools.partial(dj.ddim_step, eta=0.5, **o),
+  "heun": lambda **o: functools.partial(solvers.heun_step, **o),
+  "dpmpp_2m": functools.partial(solvers.dpm, 2),
+  "dpmpp_2m eta=1": functools.partial(solvers.dpm, 2, eta=1.0),
+  "dpmpp_3m": functools.partial(solvers.dpm, 3),
+  "unipc": solvers.unipc,
+  "deis": solvers.deis,
+}
+CASES = list(
+  itertools.product(
+    SAMPLERS, process.TARGETS, process.VARIANCES, ("clip", "free")
+  )
+)
+SHAPE = (2, 3, 2, 1)
+SCHEDULE = dj.schedules.cosine(1000)
+PAIRS = dj.timesteps.spaced(1000, 6)
+
+
+def network(variance):
+  coefs = [float(c) for c in reference.load("process")["coefs"]]
+  return reference.model(coefs, learned=variance.startswith("learned"))
+
+
+def walk(name, target, variance, clip):
+  step = SAMPLERS[name](target=target, variance=variance, clip=clip == "clip")
+  return dj.sample(
+    step, network(variance), SCHEDULE, SHAPE, jax.random.key(7), pairs=PAIRS
+  )[0]
+
+
+def guided(scale):
+  """By class, in which the network is told of a constant."""
+  net = network("fixed_small")
+
+  def denoise(x_t, t, y):
+    return net(x_t, t) + 0.1 * process.per_example(y, x_t)
+
+  return dj.sample(
+    functools.partial(dj.ddim_step, eta=1.0),
+    dj.guidance.classifier_free(denoise, jnp.arange(2), 2, scale),
+    SCHEDULE, SHAPE, jax.random.key(8), pairs=PAIRS,
+  )[0]  # fmt: skip
+
+
+def edited(kind):
+  x0 = jnp.linspace(-1, 1, 12).reshape(SHAPE)
+  net, step = network("fixed_small"), dj.ancestral_step
+  if kind == "inpaint":
+    mask = jnp.arange(2.0).reshape(1, 1, 2, 1)
+    mask = jnp.broadcast_to(mask, SHAPE)
+    return dj.editing.inpaint(
+      step, net, SCHEDULE, x0, mask, jax.random.key(9), pairs=PAIRS, jump=3,
+      repeats=2,
+    )  # fmt: skip
+  if kind == "vary":
+    return dj.editing.vary(
+      step, net, SCHEDULE, x0, jax.random.key(9), start=600, pairs=PAIRS
+    )
+  if kind == "encode":
+    return solvers.encode(net, SCHEDULE, x0, PAIRS)
+  return dj.likelihood.variational_bound(
+    net, SCHEDULE, x0, jax.random.key(9), pairs=PAIRS
+  ).vb
+
+
+OTHERS = {
+  **{f"guided {scale}": functools.partial(guided, scale) for scale in (0.5, 3)},
+  **{
+    kind: functools.partial(edited, kind)
+    for kind in ("inpaint", "vary", "encode", "bound")
+  },
+}
+
+
+def seldom(case):
+  """Only the ancestral step reads the variance: the others take one each."""
+  name, _, variance, clip = case
+  return (clip == "free" or variance != "learned_range") and not (
+    name == "ancestral" and clip == "clip"
+  )
+
+
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(
+      case,
+      id="-".join(case),
+      marks=[pytest.mark.slow] if seldom(case) else [],
+    )
+    for case in CASES
+  ],
+)
+def test_walks_end_in_the_same_pictures(case):
+  want = reference.load("pictures")["-".join(case)]
+  np.testing.assert_allclose(walk(*case), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_guided_and_edited_pictures_are_the_same(name):
+  want = reference.load("pictures")[name]
+  np.testing.assert_allclose(OTHERS[name](), want, rtol=1e-5, atol=1e-5)
