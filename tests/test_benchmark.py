@@ -100,13 +100,18 @@ def test_a_walk_is_one_program_that_holds_the_network_once():
   calls = itertools.count()
 
   def walk(params, key):
-    def denoise(x_t, t):
+    def apply(x_t, t):
       next(calls)
       return net.apply(params, x_t, t)
 
     pairs = dj.timesteps.every(1000)
     return dj.sample(
-      dj.ancestral_step, denoise, schedule, x.shape, key, pairs=pairs
+      dj.ancestral_step,
+      dj.predictor(apply, schedule),
+      schedule,
+      x.shape,
+      key,
+      pairs=pairs,
     )[0]
 
   program = jax.make_jaxpr(walk)(params, jax.random.key(0)).jaxpr

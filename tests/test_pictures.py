@@ -13,19 +13,20 @@ import diffusion_jax as dj
 from diffusion_jax import process, solvers
 
 SAMPLERS = {
-  "ancestral": lambda **o: functools.partial(dj.ancestral_step, **o),
-  "ddim": lambda **o: functools.partial(dj.ddim_step, **o),
-  "ddim eta=0.5": lambda **o: functools.partial(dj.ddim_step, eta=0.5, **o),
-  "heun": lambda **o: functools.partial(solvers.heun_step, **o),
-  "dpmpp_2m": functools.partial(solvers.dpm, 2),
-  "dpmpp_2m eta=1": functools.partial(solvers.dpm, 2, eta=1.0),
-  "dpmpp_3m": functools.partial(solvers.dpm, 3),
-  "unipc": solvers.unipc,
-  "deis": solvers.deis,
+  "ancestral": dj.ancestral_step,
+  "ddim": dj.ddim_step,
+  "ddim eta=0.5": functools.partial(dj.ddim_step, eta=0.5),
+  "heun": solvers.heun_step,
+  "dpmpp_2m": solvers.dpm(2),
+  "dpmpp_2m eta=1": solvers.dpm(2, eta=1.0),
+  "dpmpp_3m": solvers.dpm(3),
+  "unipc": solvers.unipc(),
+  "deis": solvers.deis(),
 }
+TARGETS = ("eps", "x0", "mean", "v")
 CASES = list(
   itertools.product(
-    SAMPLERS, process.TARGETS, process.VARIANCES, ("clip", "free")
+    SAMPLERS, TARGETS, dj.prediction.VARIANCES, ("clip", "free")
   )
 )
 SHAPE = (2, 3, 2, 1)
@@ -33,35 +34,42 @@ SCHEDULE = dj.schedules.cosine(1000)
 PAIRS = dj.timesteps.spaced(1000, 6)
 
 
-def network(variance):
-  coefs = [float(c) for c in reference.load("process")["coefs"]]
-  return reference.model(coefs, learned=variance.startswith("learned"))
+COEFS = [float(c) for c in reference.load("process")["coefs"]]
 
 
 def walk(name, target, variance, clip):
-  step = SAMPLERS[name](target=target, variance=variance, clip=clip == "clip")
+  predict = reference.predict(COEFS, SCHEDULE, target=target, variance=variance)
+  if clip == "clip":
+    predict = dj.clipped(predict, SCHEDULE)
   return dj.sample(
-    step, network(variance), SCHEDULE, SHAPE, jax.random.key(7), pairs=PAIRS
+    SAMPLERS[name], predict, SCHEDULE, SHAPE, jax.random.key(7), pairs=PAIRS
   )[0]
 
 
 def guided(scale):
   """By class, in which the network is told of a constant."""
-  net = network("fixed_small")
+  net = reference.model(COEFS)
 
-  def denoise(x_t, t, y):
-    return net(x_t, t) + 0.1 * process.per_example(y, x_t)
+  def apply(x_t, t, cond):
+    return net(x_t, t) + 0.1 * process.per_example(cond["y"], x_t)
 
+  predict = dj.guidance.classifier_free(
+    dj.predictor(apply, SCHEDULE), SCHEDULE, dj.conditions.without_class(2),
+    scale,
+  )  # fmt: skip
   return dj.sample(
     functools.partial(dj.ddim_step, eta=1.0),
-    dj.guidance.classifier_free(denoise, jnp.arange(2), 2, scale),
+    functools.partial(
+      dj.clipped(predict, SCHEDULE), cond={"y": jnp.arange(2)}
+    ),
     SCHEDULE, SHAPE, jax.random.key(8), pairs=PAIRS,
   )[0]  # fmt: skip
 
 
 def edited(kind):
   x0 = jnp.linspace(-1, 1, 12).reshape(SHAPE)
-  net, step = network("fixed_small"), dj.ancestral_step
+  net = dj.clipped(reference.predict(COEFS, SCHEDULE), SCHEDULE)
+  step = dj.ancestral_step
   if kind == "inpaint":
     mask = jnp.arange(2.0).reshape(1, 1, 2, 1)
     mask = jnp.broadcast_to(mask, SHAPE)

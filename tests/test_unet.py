@@ -37,8 +37,8 @@ def make(shape=(8, 8, 1), **options):
   """
   net = UNet(**{**SMALL, **options})
   x, t = inputs(shape)
-  y = None if net.num_classes is None else jnp.array([0, 1])
-  shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, y)["params"]
+  cond = None if net.num_classes is None else {"y": jnp.array([0, 1])}
+  shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, cond)["params"]
   # Drawn in NumPy: compiling an initialiser per shape would take longer.
   rng = np.random.default_rng(2)
   params = jax.tree.map(
@@ -51,7 +51,8 @@ def make(shape=(8, 8, 1), **options):
 
   @functools.partial(jax.jit, static_argnames="train")
   def call(params, x, t, y=None, *, train=False, rngs=None):
-    return net.apply({"params": params}, x, t, y, train=train, rngs=rngs)
+    cond = None if y is None else {"y": y}
+    return net.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
 
   return call, params, x, t
 
@@ -288,7 +289,7 @@ def test_low_resolution_images_join_the_input():
   low = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
   params = jax.jit(net.init)(jax.random.key(0), x, t, None, low)["params"]
   assert params["Conv_0"]["kernel"].shape == (3, 3, 6, 8)
-  out = net.apply({"params": params}, x, t, None, low)
+  out = net.apply({"params": params}, x, t, {"low_res": low})
   chex.assert_shape(out, (2, 8, 8, 3))
 
 

@@ -58,7 +58,7 @@ def test_each_image_is_told_its_own_small_picture_and_step():
                 noisy_low_res=True)  # fmt: skip
   x, t = jnp.ones((2, 8, 8, 1)), jnp.array([3, 3])
   low, s = jnp.ones((2, 4, 4, 1)), jnp.array([0, 5])
-  params = net.init(jax.random.key(0), x, t, low_res=low, low_res_t=s)
+  params = net.init(jax.random.key(0), x, t, {"low_res": low, "low_res_t": s})
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   params = tree.unflatten(
@@ -69,7 +69,7 @@ def test_each_image_is_told_its_own_small_picture_and_step():
   )
 
   def run(low, s):
-    return np.asarray(net.apply(params, x, t, low_res=low, low_res_t=s))
+    return np.asarray(net.apply(params, x, t, {"low_res": low, "low_res_t": s}))
 
   base = run(low, s)
   for other in (run(low.at[1].set(2.0), s), run(low, s.at[1].set(9))):
@@ -83,7 +83,7 @@ def test_a_step_where_none_is_expected_is_refused(noisy):
   x, one = jnp.ones((1, 8, 8, 1)), jnp.ones(1, jnp.int32)
   told = {} if noisy else {"low_res_t": one}
   with pytest.raises(ValueError, match=f"noisy_low_res={noisy} was called"):
-    net.init(jax.random.key(0), x, one, low_res=x[:, ::2, ::2], **told)
+    net.init(jax.random.key(0), x, one, {"low_res": x[:, ::2, ::2], **told})
 
 
 UPSAMPLER = (*TINY, "--config.low_res.size=(4,)", "--config.low_res.noise=50")
