@@ -1,18 +1,24 @@
 """Networks of features, and what is remembered of what they see."""
 
 import dataclasses
+import functools
+import importlib
 import pathlib
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
 import tqdm
 
 import diffusion_jax as dj
+from diffusion_jax.data import sources
 from experiments import stored
 
-NETWORKS = ("pixels", "inception")
+NAMES = ("pixels", "inception")
 DOWNLOAD = "download"
+OWN = "features"  # what those of a network of one's own are called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,20 +31,29 @@ class Features:
     others: Of further ones.
     make: Names -> the network for ``dj.metrics.extract``, which returns
       these features in a dict.
+    jit: False if JAX cannot trace it.
   """
 
   name: str
   main: str
   others: tuple[str, ...]
   make: Callable[[Sequence[str]], Callable]
+  jit: bool = True
 
 
 def named(name: str, inception: str | None) -> Features:
   """The network that --features and --inception name.
 
   Raises:
-    ValueError: If its weights are not there.
+    ValueError: If there is no such network, or its weights are not there.
   """
+  if ":" in name:
+    return _own(name)
+  if name not in NAMES:
+    raise ValueError(
+      f"--features {name!r} is not one of {', '.join(NAMES)}; a network of "
+      "your own is module:function or path/to/file.py:function"
+    )
   if name == "pixels":
     return Features(
       "pixels", "pixels", (), lambda _: lambda x: {name: dj.metrics.pixels(x)}
@@ -57,6 +72,98 @@ def named(name: str, inception: str | None) -> Features:
     ("spatial", "logits"),
     lambda names: dj.metrics.inception.features(params, names),
   )
+
+
+def _own(spec: str) -> Features:
+  """The network that ``function()`` of a module or of a file returns.
+
+  ``uint8 images [B, H, W, C] -> features [B, D]``. It may have a ``name``,
+  best with a digest of its weights, and ``jit = False`` where JAX cannot trace
+  it. Arrays of a ``jax.tree_util.Partial`` are digested here.
+
+  Raises:
+    ValueError: If there is no such function, or it fails.
+  """
+  module, _, function = spec.rpartition(":")
+  try:
+    if module.endswith(".py"):
+      names = runpy.run_path(str(pathlib.Path(module).expanduser()))
+    else:
+      names = vars(importlib.import_module(module))
+    if function not in names:
+      raise ValueError(f"there is no {function!r} in {module}")
+    network = names[function]()
+  except Exception as error:  # noqa: BLE001, of code that is not ours
+    raise ValueError(f"--features={spec}: {_words(error)}") from error
+  if not callable(network):
+    raise ValueError(
+      f"--features={spec}: {function}() returned a {type(network).__name__}; "
+      "it must return a network, images -> features"
+    )
+  name = getattr(network, "name", None) or spec
+  if isinstance(network, jax.tree_util.Partial) and name == spec:
+    name = f"{spec} {stored.fingerprint(network)}"
+  apply = jax.tree_util.Partial(_in_dict, network)
+  if not isinstance(network, jax.tree_util.Partial):
+    apply = functools.partial(_in_dict, network)
+  jit = bool(getattr(network, "jit", True))
+  return Features(str(name), OWN, (), lambda _: apply, jit)
+
+
+def _in_dict(network: Callable, images) -> dict:
+  return {OWN: network(images)}
+
+
+def _words(error: Exception) -> str:
+  """An error of another's code in a line, with its kind where that helps."""
+  text = sources.one_line(error)
+  plain = isinstance(error, (ValueError, ImportError, OSError))
+  return text if plain else f"{type(error).__name__}: {text}"
+
+
+def probe(network: Features, shapes: Sequence[tuple[int, ...]]) -> None:
+  """Looks at two black pictures of each shape, before anything is drawn.
+
+  Args:
+    network: Of features.
+    shapes: Of a picture.
+
+  Raises:
+    ValueError: If the network fails, or its features are no finite vectors of
+      one length.
+  """
+  lengths = {}
+  for shape in dict.fromkeys(shapes):
+    black = np.zeros((2, *shape), np.uint8)
+    try:
+      (found,) = dj.metrics.extract(
+        network.make([network.main]), [black], batch_size=2, jit=network.jit
+      )
+    except Exception as error:  # noqa: BLE001, of code that is not ours
+      hint = "; if JAX cannot trace it, it must have jit = False"
+      raise ValueError(
+        f"features {network.name} of two pictures of {shape}: {_words(error)}"
+        + (hint if network.jit else "")
+      ) from error
+    vectors = found[network.main]
+    if vectors.ndim != 2 or len(vectors) != 2 or not vectors.size:
+      raise ValueError(
+        f"features {network.name} of two pictures have shape {vectors.shape}; "
+        "a network returns one vector per picture, (2, D)"
+      )
+    _check_finite(network.name, vectors)
+    lengths[shape] = vectors.shape[1]
+  if len(set(lengths.values())) > 1:
+    raise ValueError(
+      f"features {network.name} differ in length between samples and data, "
+      f"{lengths}: compare pictures of one shape"
+    )
+
+
+def _check_finite(name: str, vectors: np.ndarray) -> None:
+  """Refuses features that would make every figure NaN."""
+  if not np.isfinite(vectors).all():
+    raise ValueError(f"features {name} are not all finite")
 
 
 class Seen:
