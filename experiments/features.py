@@ -6,7 +6,7 @@ import importlib
 import pathlib
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ def _own(spec: str) -> Features:
     if function not in names:
       raise ValueError(f"there is no {function!r} in {module}")
     network = names[function]()
-  except Exception as error:  # noqa: BLE001, of code that is not ours
+  except Exception as error:
     raise ValueError(f"--features={spec}: {_words(error)}") from error
   if not callable(network):
     raise ValueError(
@@ -139,7 +139,7 @@ def probe(network: Features, shapes: Sequence[tuple[int, ...]]) -> None:
       (found,) = dj.metrics.extract(
         network.make([network.main]), [black], batch_size=2, jit=network.jit
       )
-    except Exception as error:  # noqa: BLE001, of code that is not ours
+    except Exception as error:
       hint = "; if JAX cannot trace it, it must have jit = False"
       raise ValueError(
         f"features {network.name} of two pictures of {shape}: {_words(error)}"
@@ -172,19 +172,35 @@ class Seen:
   Args:
     kept: Names of the features to keep one by one.
     summed: Names of those whose mean and covariance are enough.
+    gaussians: Means and covariances that are known beforehand.
   """
 
-  def __init__(self, kept: set[str], summed: set[str]):
+  def __init__(
+    self,
+    kept: Iterable[str],
+    summed: Iterable[str] = (),
+    gaussians: Mapping[str, dj.metrics.Gaussian] | None = None,
+  ):
+    self._gaussians = dict(gaussians or {})
     self._parts = {name: [] for name in kept}
-    self._moments = dict.fromkeys(summed)
+    self._moments = dict.fromkeys(
+      set(summed) - self._parts.keys() - self._gaussians.keys()
+    )
+    self._labels = []
 
   @property
   def names(self) -> list[str]:
     """All features that are looked at."""
     return sorted(self._parts.keys() | self._moments.keys())
 
-  def add(self, found: dict[str, np.ndarray]) -> None:
+  @property
+  def labels(self) -> np.ndarray:
+    """Of the pictures that were seen, [N]."""
+    return np.concatenate(self._labels)
+
+  def add(self, found: dict[str, np.ndarray], labels: np.ndarray) -> None:
     """Takes one batch in."""
+    self._labels.append(labels)
     for name, parts in self._parts.items():
       parts.append(found[name])
     for name, before in self._moments.items():
@@ -194,25 +210,35 @@ class Seen:
 
   def features(self, name: str) -> np.ndarray:
     """Those that were kept, [N, D]."""
-    return np.concatenate(self._parts[name])
+    if len(self._parts[name]) > 1:
+      self._parts[name] = [np.concatenate(self._parts[name])]
+    return self._parts[name][0]
 
   def gaussian(self, name: str) -> dj.metrics.Gaussian:
     """Mean and covariance."""
-    moments = self._moments[name]
-    assert moments is not None
-    return moments.gaussian()
+    if name not in self._gaussians:
+      moments = self._moments.get(name)
+      if moments is None:
+        moments = dj.metrics.moments.moments(self.features(name))
+      self._gaussians[name] = moments.gaussian()
+    return self._gaussians[name]
 
 
 def look(
   source: dj.data.Source, num: int, network: Features, seen: Seen, batch: int
 ) -> Seen:
-  """Fills ``seen`` from the first ``num`` pictures, under a progress bar."""
+  """Fills ``seen`` from the first ``num`` pictures, under a progress bar.
+
+  Raises:
+    ValueError: If features are not finite.
+  """
+  labels = []
 
   def batches() -> Iterator[np.ndarray]:
     for start in range(0, num, batch):
-      indices = np.arange(start, min(start + batch, num))
-      yield source.gather(indices)["image"]
-      bar.update(len(indices))
+      examples = source.gather(np.arange(start, min(start + batch, num)))
+      labels.append(examples["label"])
+      yield examples["image"]
 
   if not seen.names:
     return seen
@@ -223,7 +249,12 @@ def look(
     disable=not sys.stderr.isatty(),
     leave=False,
   ) as bar:
-    found = network.make(seen.names)
-    for part in dj.metrics.extract(found, batches(), batch_size=batch):
-      seen.add(part)
+    parts = dj.metrics.extract(
+      network.make(seen.names), batches(), batch_size=batch, jit=network.jit
+    )
+    for part in parts:
+      for vectors in part.values():
+        _check_finite(network.name, vectors)
+      seen.add(part, labels[-1])
+      bar.update(len(labels[-1]))
   return seen

@@ -49,7 +49,7 @@ def _root(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
 
 
 def _trace_of_root(square: Float[np.ndarray, "D D"]) -> float:
-  """tr A^{1/2} of a symmetric A."""
+  """Tr A^{1/2} of a symmetric A."""
   return np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0)).sum()
 
 
