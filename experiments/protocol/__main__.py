@@ -14,6 +14,7 @@ Each stage (train, peer, evaluate, page) leaves a file and is not repeated:
 the same command goes on after an interruption. docs/cifar.md has the result.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import pathlib
@@ -33,6 +34,7 @@ from experiments.protocol import page
 
 STAGES = ("train", "peer", "evaluate", "page")
 METRICS = "fid,kid,pr"
+PARTS = 4  # of the time, at whose ends diffusers' average is kept
 DEFAULT_CONFIG = "configs/cifar.py:fast"
 
 
@@ -61,6 +63,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   define(text, "guidance", "1.5", "scale of a second, guided set of samples")
   define(whole, "steps", 20, "network calls for a sample", lower_bound=1)
   define(whole, "batch", 1000, "samples at a time", lower_bound=1)
+  define(whole, "together", 3, "sets of samples in work at a time")
   define(whole, "peer_batch", 128, "images of a step of diffusers'")
   define(flags.DEFINE_bool, "compile", True, "diffusers' with torch.compile")
   return values
@@ -171,49 +174,65 @@ class Protocol:
     )
 
   def evaluate(self) -> None:
-    """The figures of both; those of the final models first."""
+    """The figures of both, several at a time: one draws, another measures."""
     values = self.values
-    sets = [("ours", values.num, None), ("diffusers", values.num, 4)]
-    conditional = runs.load(self.ours)[0].model.num_classes is not None
-    if conditional:
-      sets.append(("ours, guided", values.num, None))
-    for name, num, part in sets:
-      if self.result(f"evaluate {name}") is None:
-        begin = time.time()
-        row = self._row(name, num, part)
-        self.keep(f"evaluate {name}", row | {"seconds": time.time() - begin})
-    for part in range(1, 5) if values.curve else ():
-      name = f"diffusers {part}"
-      if self.result(f"curve {name}") is None:
-        self.keep(f"curve {name}", self._row(name, values.curve, part))
-    if values.curve and self.result("curve ours") is None:
-      self._evaluate(
-        f"--workdir={self.ours}", "--curve", f"--num={values.curve}",
-        f"--steps={values.steps}", "--metrics=fid",
-      )  # fmt: skip
-      self.keep("curve ours", {"samples": values.curve})
+    final = {"ours": (values.num, None), "diffusers": (values.num, PARTS)}
+    if self._conditional():
+      final["ours, guided"] = (values.num, None)
+    sets = {f"evaluate {name}": (name, *of) for name, of in final.items()}
+    if values.curve:
+      sets["curve ours"] = ("ours", values.curve, None)
+      for part in range(1, PARTS + 1):
+        sets[f"curve diffusers {part}"] = ("diffusers", values.curve, part)
+    missing = {k: of for k, of in sets.items() if self.result(k) is None}
+    with concurrent.futures.ThreadPoolExecutor(values.together) as pool:
+      waiting = {pool.submit(self._row, k, *of): k for k, of in missing.items()}
+      for done in concurrent.futures.as_completed(waiting):
+        self.keep(waiting[done], done.result())
 
-  def _row(self, name: str, num: int, part: int | None) -> dict[str, Any]:
-    """The figures of one set of samples."""
-    if part is None:
-      guidance = self.values.guidance if name.endswith("guided") else "1"
-      agreement = runs.load(self.ours)[0].model.num_classes is not None
-      self._evaluate(
-        f"--workdir={self.ours}", f"--num={num}", "--guidance=" + guidance,
-        f"--steps={self.values.steps}",
-        "--metrics=" + METRICS + (",agreement" if agreement else ""),
+  def _conditional(self) -> bool:
+    return runs.load(self.ours)[0].model.num_classes is not None
+
+  def _row(
+    self, stage: str, name: str, num: int, part: int | None
+  ) -> dict[str, Any]:
+    """The figures of one set of samples, and the seconds they took."""
+    begin = time.time()
+    curve = stage.startswith("curve")
+    metrics = "fid" if curve else METRICS
+    if part is not None:
+      drawn = self._peer(
+        do="sample", part=part, num=num, steps=self.values.steps,
+        batch=self.values.batch,
       )  # fmt: skip
-      rows = (self.ours / "evaluation.jsonl").read_text().splitlines()
-      return json.loads(rows[-1])
-    drawn = self._peer(
-      do="sample", part=part, num=num, steps=self.values.steps,
-      batch=self.values.batch,
-    )  # fmt: skip
-    said = self._evaluate(
-      f"--samples={drawn['samples']}", f"--reference={self.data}",
-      "--metrics=" + ("fid" if num == self.values.curve else METRICS),
-    )  # fmt: skip
-    return json.loads(said.splitlines()[-1])
+      said = self._evaluate(
+        f"--samples={drawn['samples']}", f"--reference={self.data}",
+        f"--metrics={metrics}",
+      )  # fmt: skip
+      row = json.loads(said.splitlines()[-1])
+      return row | {"seconds": time.time() - begin}
+    guidance = float(self.values.guidance) if "guided" in name else 1.0
+    arguments = [
+      f"--workdir={self.ours}", f"--num={num}", f"--steps={self.values.steps}",
+    ]  # fmt: skip
+    if self._conditional():
+      arguments.append(f"--guidance={guidance}")
+      metrics += "" if curve else ",agreement"
+    arguments += ["--curve"] if curve else []
+    self._evaluate(f"--metrics={metrics}", *arguments)
+    if curve:
+      return {"samples": num, "seconds": time.time() - begin}
+    return self._last_row(num, guidance) | {"seconds": time.time() - begin}
+
+  def _last_row(self, num: int, guidance: float) -> dict[str, Any]:
+    """The newest row of our run for so many samples at this guidance."""
+    text = (self.ours / "evaluation.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [
+      row
+      for row in rows
+      if row["samples"] == num and (row["guidance"] or 1.0) == guidance
+    ][-1]
 
   def _evaluate(self, *arguments: str) -> str:
     return _run(
