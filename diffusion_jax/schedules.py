@@ -94,11 +94,15 @@ class Table:
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
 
-def from_betas(betas, *, dtype: DTypeLike | None = None) -> Table:
+def from_betas(
+  betas, *, shift: float = 1.0, dtype: DTypeLike | None = None
+) -> Table:
   """Builds a schedule from the variances of its single steps.
 
   Args:
     betas: [T] values in (0, 1), from the first step to the last.
+    shift: Multiplies sigma_t / alpha_t at every step: above 1 adds noise,
+      below 1 takes some away (Hoogeboom et al. 2023, section 3.1).
     dtype: Of the tables; by default JAX's own (float32, or float64 under
       ``jax_enable_x64``).
 
@@ -107,8 +111,11 @@ def from_betas(betas, *, dtype: DTypeLike | None = None) -> Table:
 
   Raises:
     ValueError: If betas is not one-dimensional, is empty, or has a value
-      outside (0, 1); the message names the first one.
+      outside (0, 1); the message names the first one. If shift is not
+      positive and finite.
   """
+  if not 0 < shift < np.inf:
+    raise ValueError(f"{shift=} must be above 0 and finite; 1 is no shift")
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or betas.size == 0:
     raise ValueError(
@@ -126,6 +133,11 @@ def from_betas(betas, *, dtype: DTypeLike | None = None) -> Table:
   abar, one_minus_abar = np.exp(log_abar), -np.expm1(log_abar)
   with np.errstate(divide="ignore"):
     log_snr = log_abar - np.log(one_minus_abar)
+  if shift != 1:
+    log_snr = log_snr - 2 * np.log(shift)
+    # sigmoid(log_snr) and its complement, in a form that cannot overflow.
+    total = abar + shift**2 * one_minus_abar
+    abar, one_minus_abar = abar / total, shift**2 * one_minus_abar / total
   return _round(np.sqrt(abar), np.sqrt(one_minus_abar), log_snr, dtype)
 
 
@@ -212,6 +224,7 @@ def cosine(
   *,
   offset: float = 0.008,
   max_beta: float = 0.999,
+  shift: float = 1.0,
   dtype: DTypeLike | None = None,
 ) -> Table:
   """Abar follows a squared cosine (Improved DDPM, eq. 17).
@@ -224,6 +237,8 @@ def cosine(
     T: Number of steps.
     offset: Keeps the first betas from vanishing; the paper's s.
     max_beta: Largest beta; only the last step reaches it.
+    shift: See ``from_betas``. d / 64 is simple diffusion's shifted cosine for
+      images of d x d pixels (Hoogeboom et al. 2023, eq. 6).
     dtype: Of the tables.
 
   Returns:
@@ -231,7 +246,8 @@ def cosine(
   """
   u = np.linspace(0, 1, _checked(T) + 1)
   f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
-  return from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta), dtype=dtype)
+  betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
+  return from_betas(betas, shift=shift, dtype=dtype)
 
 
 def sigmoid(

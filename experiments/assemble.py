@@ -162,10 +162,13 @@ def check(config: Config, noise: dj.schedules.Table) -> None:
     "num_steps": config.num_steps,
     "keep_checkpoints": config.keep_checkpoints,
     "steps_per_dispatch": config.steps_per_dispatch,
-    "preview.num": config.preview.num,
   }.items():
     if value < 1:
       raise ValueError(f"{key}={value} must be at least 1")
+  if config.preview.num < 0:
+    raise ValueError(
+      f"preview.num={config.preview.num} must be at least 1, or 0 for none"
+    )
   for what, interval in config.every.items():
     if interval < 1:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")

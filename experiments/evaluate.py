@@ -43,8 +43,9 @@ from experiments import (
   stored,
 )
 
-OF_RUNS = ("frechet", "bpd", "agreement")
+OF_RUNS = ("frechet", "bpd")  # of pixels and of the network
 METRICS = (*OF_RUNS, *scores.METRICS)
+NO_SAMPLES = {"bpd", *scores.OF_DATA}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Subject:
   Attributes:
     metrics: Which figures are asked for.
     plan: How samples are drawn, or whose bits are counted; None if they are
-      given.
+      given, or none are looked at.
     given: The samples, if they are.
     num: How many.
     data: What they are compared with.
@@ -84,11 +85,12 @@ def define_flags() -> flags.FlagValues:
   text = flags.DEFINE_string
   define(flags.DEFINE_list, "metrics", "frechet", f"of {', '.join(METRICS)}")
   define(
-    flags.DEFINE_enum,
+    text,
     "features",
     "pixels",
-    list(features.NETWORKS),
-    "what fid, sfid, is, kid, pr and fid_inf look at",
+    f"what {', '.join(scores.METRICS)} look at: {', '.join(features.NAMES)}, "
+    "or module:function or path/to/file.py:function, which returns a network "
+    "of any framework, such as experiments.efficientnet:lite0",
   )
   define(
     text,
@@ -119,25 +121,30 @@ def subject(values: flags.FlagValues) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
-  for name in values.metrics:
-    assemble.named("--metrics", name, METRICS)
+  _check_named(values)
   plan = given = None
-  if values.samples is None:
-    plan = sample.plan(values)
-  else:
+  if values.samples is not None:
     given = dj.data.load(values.samples)
+  elif not set(values.metrics) <= set(scores.OF_DATA):
+    plan = sample.plan(values)
   data = _data(values, plan)
-  num = values.num or len(data.pictures if given is None else given)
+  num = values.num or _usual_num(data, given)
   if given is not None:
     _check_given(values.metrics, given, num)
     shape = given.image_shape
-  else:
-    assert plan is not None
+  elif plan is not None:
     _check_plan(values.metrics, plan, data, num)
     plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
     shape = plan.last.image_shape
+  else:
+    shape = data.pictures.image_shape
   if "frechet" in values.metrics:
     measures.check_shapes(shape, data.pictures.image_shape)
+    if min(num, len(data.pictures) // 2) < 2:
+      raise ValueError(
+        f"frechet of {num} samples to {len(data.pictures)} images: must be at "
+        "least 2 and 4"
+      )
   found = Subject(values.metrics, plan, given, num, data, None)
   if not found.of_features:
     return found
@@ -146,19 +153,57 @@ def subject(values: flags.FlagValues) -> Subject:
   return dataclasses.replace(found, network=network)
 
 
+def _check_named(values) -> None:
+  """Refuses flags that name nothing, such as an unset variable of a shell."""
+  for flag in ("samples", "reference", "features"):
+    if values[flag].value == "":
+      raise ValueError(f"--{flag}= is empty; name something, or leave it out")
+  if not values.metrics:
+    raise ValueError(f"--metrics= is empty; name some of {', '.join(METRICS)}")
+  for name in values.metrics:
+    assemble.named("--metrics", name, METRICS)
+
+
+def _usual_num(data: references.Reference, given) -> int:
+  """As many samples as were given, or as there are data."""
+  if given is None and data.source is None:
+    raise ValueError(
+      f"--num is missing: {data.name} does not say of how many pictures its "
+      "statistics are"
+    )
+  return len(data.pictures if given is None else given)
+
+
 def _data(values, plan: sample.Plan | None) -> references.Reference:
   """What to compare with: what is named, or the run's data."""
   if values.reference is not None:
     return references.named(values.reference)
   if plan is not None:
-    return references.of_source(assemble.source(plan.last.config))
+    return _trained_on(plan.last.workdir)
   if values.workdir is None:
     raise ValueError(
       "--samples are compared with a --reference, or with the data of a "
       "--workdir; name one"
     )
-  config, _ = runs.load(pathlib.Path(values.workdir))
-  return references.of_source(assemble.source(config))
+  return _trained_on(pathlib.Path(values.workdir))
+
+
+def _trained_on(workdir: pathlib.Path) -> references.Reference:
+  """The data of a run, if they are still what it was trained on.
+
+  Raises:
+    ValueError: If they have changed.
+  """
+  config, data = runs.load(workdir)
+  source = assemble.source(config)
+  known = data.get("fingerprint")  # none of imported weights
+  if known not in (None, source.fingerprint):
+    raise ValueError(
+      f"{source.name} has changed since {workdir} was trained on it "
+      f"(fingerprint {known} then, {source.fingerprint} now): put it back, or "
+      "name what to compare with as --reference"
+    )
+  return references.of_source(source)
 
 
 def _check_given(metrics, given: dj.data.Source, num: int) -> None:
@@ -177,7 +222,16 @@ def _check_given(metrics, given: dj.data.Source, num: int) -> None:
 def _check_plan(metrics, plan: sample.Plan, data, num: int) -> None:
   """Refuses what the run cannot be asked."""
   if "agreement" in metrics:
-    measures.told_classes(plan)
+    asked = stored.asked(plan)
+    if not asked:
+      raise ValueError(
+        "agreement needs a network that is told classes, or a --classifier"
+      )
+    if max(asked) >= data.pictures.num_classes:
+      raise ValueError(
+        f"agreement: samples are of class {max(asked)}, {data.name} has "
+        f"{data.pictures.num_classes} classes; compare with labelled data"
+      )
   if "bpd" not in metrics:
     return
   if plan.upsamplers:
@@ -198,14 +252,15 @@ def how(subject: Subject, values: flags.FlagValues) -> dict[str, Any]:
     "fingerprint": subject.data.fingerprint,
     "seed": values.seed,
   }
-  if subject.metrics != ["bpd"]:
+  if not set(subject.metrics) <= NO_SAMPLES:
     row["samples"] = subject.num
-  if plan is None:
-    assert subject.given is not None
+  if subject.given is not None:
     return row | {
       "pictures": values.samples,
       "pictures_hash": subject.given.fingerprint,
     }
+  if plan is None:
+    return row
   return row | {
     "step": plan.step,
     "ema": plan.ema,
@@ -224,22 +279,23 @@ def how(subject: Subject, values: flags.FlagValues) -> dict[str, Any]:
 def measure(subject: Subject, samples: dj.data.Source | None, values) -> dict:
   """All figures; ``samples`` is None where no metric looks at any."""
   row, plan, data = {}, subject.plan, subject.data
-  drawn = np.empty(0)
-  if samples is not None and {"frechet", "agreement"} & set(subject.metrics):
-    drawn = samples.gather(np.arange(subject.num))["image"]
   for name in subject.metrics:
-    if name == "frechet":
+    if name == "frechet" and samples is not None:
+      drawn = samples.gather(np.arange(subject.num))["image"]
       rule = None if plan is None else values.quantise
-      row |= measures.frechet(drawn, data.pictures, rule)
-    elif name == "agreement" and plan is not None:
-      row |= measures.agreement(plan, data.pictures, drawn)
+      key = jax.random.key(values.seed)
+      row |= measures.frechet(drawn, data.pictures, rule, key)
     elif name == "bpd" and plan is not None:
       row |= measures.bits_per_dim(plan, data.pictures)
-  if subject.network is not None and samples is not None:
+  if subject.network is not None:
+    theirs = scores.look_at_data(
+      subject.of_features, subject.network, data, values.batch
+    )
     row |= scores.measure(
       subject.of_features,
       subject.network,
       data,
+      theirs,
       samples,
       subject.num,
       seed=values.seed,
@@ -256,7 +312,7 @@ def main(argv: list[str]) -> None:
   with cli.user_errors():
     asked = subject(values)
     samples = asked.given
-    if asked.plan is not None and set(asked.metrics) != {"bpd"}:
+    if asked.plan is not None and not set(asked.metrics) <= NO_SAMPLES:
       samples = stored.draw(asked.plan, values.quantise)
     row = how(asked, values) | measure(asked, samples, values)
   line = json.dumps(row)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import sklearn.svm
 import tqdm
 
 import diffusion_jax as dj
@@ -76,7 +75,10 @@ def nearest(x: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet(
-  drawn: np.ndarray, source: dj.data.Source, quantise: str | None
+  drawn: np.ndarray,
+  source: dj.data.Source,
+  quantise: str | None,
+  key: jax.Array,
 ) -> dict[str, Any]:
   """The Frechet distance of samples to data, and what they look like.
 
@@ -84,6 +86,7 @@ def frechet(
     drawn: The samples, uint8 [N, H, W, C].
     source: The data.
     quantise: The rule that made the bytes of the samples, if that is known.
+    key: Of the bootstrap.
 
   Returns:
     The figures.
@@ -98,12 +101,15 @@ def frechet(
     if quantise
     else "pixels in [-1, 1]",
     "frechet": dj.metrics.frechet_distance(samples, data),
+    "frechet_std": dj.metrics.frechet_std(
+      samples, dj.metrics.moments.moments(data).gaussian(), key
+    ),
     "frechet_halves": halves_distance(data),
     "nearest_median": float(np.median(distance)),
   }
   cli.say_first(
     f"Frechet distance in pixel space, {len(samples)} samples to "
-    f"{len(data)} images: {row['frechet']:.3f}"
+    f"{len(data)} images: {row['frechet']:.3f} +- {row['frechet_std']:.2g}"
   )
   cli.say_first(
     "one random half of the data to the other (mean of 5): "
@@ -169,59 +175,3 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
     "bpd_prior": float(whole.prior.mean()),
     "bpd_decoder": float(whole.vb[:, -1].mean()),
   }
-
-
-def told_classes(plan: sample.Plan) -> int:
-  """How many classes the samples are drawn of.
-
-  Raises:
-    ValueError: If nothing tells the network any.
-  """
-  count = plan.config.model.num_classes
-  if plan.judge is not None:
-    count = plan.judge.net.num_labels
-  if count is None:
-    raise ValueError(
-      "agreement needs a network that is told classes, or a --classifier"
-    )
-  return count
-
-
-def agreement(
-  plan: sample.Plan, source: dj.data.Source, drawn: np.ndarray
-) -> dict[str, Any]:
-  """How often a classifier sees the class that was asked for.
-
-  A support vector machine that learnt one half of the data; what it gets
-  right of the other half is given beside it.
-
-  Args:
-    plan: What was drawn.
-    source: The data.
-    drawn: The samples, uint8 [N, H, W, C].
-
-  Returns:
-    The figures.
-
-  Raises:
-    ValueError: If the run's network is told no classes.
-  """
-  count = told_classes(plan)
-  real = source.gather(np.random.default_rng(0).permutation(len(source)))
-  x, y = pixels(real["image"]), real["label"]
-  half = len(x) // 2
-  judge = sklearn.svm.SVC(C=10).fit(x[:half], y[:half])
-  samples = pixels(drawn)
-  asked = np.array(plan.classes or range(count))
-  asked = asked[np.arange(len(samples)) % len(asked)]
-  row = {
-    "agreement": float((judge.predict(samples) == asked).mean()),
-    "judge": "SVC(C=10) of pixels, on one half of the data",
-    "judge_accuracy": float(judge.score(x[half:], y[half:])),
-  }
-  cli.say_first(
-    f"{row['agreement']:.1%} of {len(samples)} samples are of the class asked "
-    f"for, guidance {plan.guidance}; of the data that the judge had not seen "
-    f"it gets {row['judge_accuracy']:.1%} right"
-  )
-  return row

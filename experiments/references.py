@@ -31,8 +31,8 @@ class Reference:
     """
     if self.source is None:
       raise ValueError(
-        f"{self.name} has statistics but no pictures, which this needs; name "
-        "pictures as --reference"
+        f"{self.name} has statistics of Inception's features but no pictures, "
+        "which this needs; name pictures as --reference"
       )
     return self.source
 

@@ -330,7 +330,8 @@ def _guidance(values, config, judge: Judge | None) -> float | None:
       "--guidance: this run was trained without label_dropout, so its network "
       "does not know how to draw without a class; pass a --classifier"
     )
-  return values.guidance
+  # The conditional network alone: half the work.
+  return None if values.guidance == 1 else values.guidance
 
 
 def average(config: cli.Config, wanted: str | None) -> str:

@@ -1,14 +1,17 @@
-"""Measures of features: FID, sFID, IS, KID, precision and recall."""
+"""Measures of features: FID, sFID, IS, KID, precision and recall, classes."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import sklearn.svm
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import diffusion_jax as dj
-from experiments import cli, measures
-from experiments.features import Features, Seen, look
+from experiments import cli, features, measures
+from experiments.features import Features, Seen
 from experiments.references import Reference
 
 # What each metric looks at: the network's main features, or others.
@@ -19,16 +22,41 @@ METRICS = {
   "kid": "main",
   "pr": "main",
   "fid_inf": "main",
+  "agreement": "main",
+  "halves": "main",
 }
 FRECHET = ("fid", "sfid", "fid_inf")  # need only statistics of the data
-BY_PICTURES = ("kid", "pr")  # need the data's features one by one
+# Need the data's features one by one.
+BY_PICTURES = ("kid", "pr", "agreement", "halves")
+OF_DATA = ("halves",)  # look at no samples
 FEW = 10_000  # samples, for a Frechet distance
 PR_REFERENCE = 10_000  # pictures, as of the published precision and recall
 NEIGHBOURS, SPLITS = 3, 10
+HALVES = 5  # splits of the data
 # Fewest samples of each.
 LEAST = {"fid": 2, "sfid": 2, "is": SPLITS, "kid": 20, "pr": 4, "fid_inf": 4}
-# What the Frechet distance of these features is called.
-WORDS = {"pixels": "Frechet distance", "2048": "FID", "spatial": "sFID"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """What the figures are made of.
+
+  Attributes:
+    network: Of features.
+    ours: What was seen of the samples.
+    theirs: Of the data.
+  """
+
+  network: Features
+  ours: Seen
+  theirs: Seen
+
+
+def words(name: str, network: Features) -> tuple[str, str]:
+  """What the Frechet and the kernel distance of these features are called."""
+  known = {"2048": ("FID", "KID"), "spatial": ("sFID", "kernel distance")}
+  of = f" ({network.name})"
+  return known.get(name, (f"Frechet distance{of}", f"kernel distance{of}"))
 
 
 def looks_at(metric: str, network: Features) -> str:
@@ -67,30 +95,70 @@ def check(
     ValueError: Saying what is missing.
   """
   for metric in metrics:
-    seen = looks_at(metric, network)
-    if num < LEAST[metric]:
-      raise ValueError(
-        f"{metric} of {num} samples: pass --num={LEAST[metric]} or more"
+    _check_metric(metric, network, data, shape, num)
+  shapes = [shape]
+  if data.source is not None:
+    shapes.append(data.source.image_shape)
+  if network.main == features.OWN:
+    features.probe(network, shapes)
+  elif network.main == "2048":
+    for one in shapes:
+      jax.eval_shape(
+        dj.metrics.inception.prepare, jax.ShapeDtypeStruct((1, *one), np.uint8)
       )
-    if metric in BY_PICTURES or (
-      metric in FRECHET and seen not in data.gaussians
-    ):
-      source = data.pictures
-      if network.main == "pixels":
-        measures.check_shapes(
-          shape, source.image_shape, covariance=metric in FRECHET
-        )
-  if metrics and network.main != "pixels":
-    jax.eval_shape(
-      dj.metrics.inception.prepare, jax.ShapeDtypeStruct((1, *shape), np.uint8)
+
+
+def _check_metric(
+  metric: str,
+  network: Features,
+  data: Reference,
+  shape: tuple[int, ...],
+  num: int,
+) -> None:
+  """As ``check``, of one metric."""
+  seen = looks_at(metric, network)
+  least = LEAST.get(metric, 1)
+  if num < least and metric not in OF_DATA:
+    raise ValueError(f"{metric} of {num} samples: pass --num={least} or more")
+  needs_pictures = metric in BY_PICTURES or (
+    metric in FRECHET and seen not in data.gaussians
+  )
+  if not needs_pictures:
+    return
+  if data.source is None and network.main != "2048":
+    raise ValueError(
+      f"{data.name} has statistics of Inception's features: pass "
+      "--features=inception"
     )
+  source = data.pictures
+  if metric == "halves" and len(source) < 4:
+    raise ValueError(f"halves of {len(source)} pictures: need 4 or more")
+  if network.main == "pixels":
+    measures.check_shapes(
+      shape, source.image_shape, covariance=metric in (*FRECHET, "halves")
+    )
+
+
+def look_at_data(
+  metrics: Sequence[str], network: Features, data: Reference, batch: int
+) -> Seen:
+  """What the metrics need to know of the data; seen once for all samples."""
+  theirs = Seen(
+    {looks_at(m, network) for m in metrics if m in BY_PICTURES},
+    {looks_at(m, network) for m in metrics if m in FRECHET},
+    data.gaussians,
+  )
+  if theirs.names:
+    features.look(data.pictures, len(data.pictures), network, theirs, batch)
+  return theirs
 
 
 def measure(
   metrics: Sequence[str],
   network: Features,
   data: Reference,
-  samples: dj.data.Source,
+  theirs: Seen,
+  samples: dj.data.Source | None,
   num: int,
   *,
   seed: int,
@@ -102,7 +170,8 @@ def measure(
     metrics: Of ``METRICS``, checked by ``check``.
     network: Of features.
     data: What to compare with.
-    samples: To measure.
+    theirs: What was seen of it, see ``look_at_data``.
+    samples: To measure; None where no metric looks at any.
     num: How many of them.
     seed: Of random parts.
     batch: Pictures at a time.
@@ -110,77 +179,68 @@ def measure(
   Returns:
     The figures and how they were made.
   """
-  one_by_one = [m for m in metrics if m in ("is", "fid_inf", *BY_PICTURES)]
-  ours = Seen(
-    {looks_at(m, network) for m in one_by_one},
-    {looks_at(m, network) for m in metrics if m in ("fid", "sfid")},
-  )
-  theirs = Seen(
-    {looks_at(m, network) for m in metrics if m in BY_PICTURES},
-    {looks_at(m, network) for m in metrics if m in FRECHET}
-    - data.gaussians.keys(),
-  )
-  look(samples, num, network, ours, batch)
-  if theirs.names:
-    look(data.pictures, len(data.pictures), network, theirs, batch)
+  ours = Seen({looks_at(m, network) for m in metrics if m not in OF_DATA})
+  if samples is not None:
+    features.look(samples, num, network, ours, batch)
   row = {
     "feature_network": network.name,
     "reference": data.name,
     "reference_hash": data.fingerprint,
     "reference_images": len(data.pictures) if theirs.names else None,
   }
-  cli.say_first(f"{num} samples, {data.name}, features: {network.name}")
+  what = f"{num} samples, " if samples is not None else ""
+  cli.say_first(f"{what}{data.name}, features: {network.name}")
   if num < FEW and set(metrics) & set(FRECHET):
     cli.say_first(
       f"warning: of fewer than {FEW:,} samples a Frechet distance is too "
       "large; compare it only with those of as many samples, or use kid"
     )
+  compared = Compared(network, ours, theirs)
   root = jax.random.key(seed)
   for metric in metrics:
     key = jax.random.fold_in(root, list(METRICS).index(metric))
-    row |= FIGURES[metric](looks_at(metric, network), ours, theirs, data, key)
+    row |= FIGURES[metric](compared, looks_at(metric, network), key)
   return row
 
 
-def _gaussian(name: str, theirs: Seen, data: Reference) -> dj.metrics.Gaussian:
-  """Statistics of the data: the reference's own, if it has them."""
-  return data.gaussians.get(name) or theirs.gaussian(name)
-
-
 def _frechet(metric: str) -> Callable[..., dict[str, Any]]:
-  def figure(name, ours, theirs, data, key):
-    value = dj.metrics.frechet(
-      ours.gaussian(name), _gaussian(name, theirs, data)
-    )
-    cli.say_first(f"{WORDS[name]}: {value:.4g}")
-    return {metric: value}
+  def figure(seen: Compared, name: str, key) -> dict[str, Any]:
+    reference = seen.theirs.gaussian(name)
+    value = dj.metrics.frechet(seen.ours.gaussian(name), reference)
+    std = dj.metrics.frechet_std(seen.ours.features(name), reference, key)
+    cli.say_first(f"{words(name, seen.network)[0]}: {value:.4g} +- {std:.2g}")
+    return {metric: value, f"{metric}_std": std}
 
   return figure
 
 
-def _frechet_infinity(name, ours, theirs, data, key) -> dict[str, Any]:
-  features = ours.features(name)
-  least = min(5000, len(features) // 2)
-  value = dj.metrics.frechet_infinity(
-    features, _gaussian(name, theirs, data), key, least=least
+def _frechet_infinity(seen: Compared, name: str, key) -> dict[str, Any]:
+  ours, reference = seen.ours.features(name), seen.theirs.gaussian(name)
+  least = min(5000, len(ours) // 2)
+  key_value, key_std = jax.random.split(key)
+  value = dj.metrics.frechet_infinity(ours, reference, key_value, least=least)
+  std = dj.metrics.frechet_infinity_std(ours, reference, key_std, least=least)
+  cli.say_first(
+    f"{words(name, seen.network)[0]} of infinitely many samples: {value:.4g} "
+    f"+- {std:.2g}"
   )
-  cli.say_first(f"{WORDS[name]} of infinitely many samples: {value:.4g}")
-  return {"fid_inf": value, "fid_inf_least": least}
+  return {"fid_inf": value, "fid_inf_std": std, "fid_inf_least": least}
 
 
-def _inception_score(name, ours, theirs, data, key) -> dict[str, Any]:
-  found = dj.metrics.inception_score(ours.features(name), SPLITS)
+def _inception_score(seen: Compared, name: str, key) -> dict[str, Any]:
+  found = dj.metrics.inception_score(seen.ours.features(name), SPLITS)
   cli.say_first(f"Inception score: {found.score:.3f} +- {found.std:.3f}")
   return {"is": found.score, "is_std": found.std, "is_splits": SPLITS}
 
 
-def _kernel_distance(name, ours, theirs, data, key) -> dict[str, Any]:
+def _kernel_distance(seen: Compared, name: str, key) -> dict[str, Any]:
   found = dj.metrics.kernel_distance(
-    ours.features(name), theirs.features(name), key
+    seen.ours.features(name), seen.theirs.features(name), key
   )
   cli.say_first(
-    f"KID: {found.distance:.3g} +- {found.standard_error:.2g}, "
-    f"{found.subsets} subsets of {found.subset_size}"
+    f"{words(name, seen.network)[1]}: {found.distance:.3g} +- "
+    f"{found.standard_error:.2g}, {found.subsets} subsets of "
+    f"{found.subset_size}"
   )
   return {
     "kid": found.distance,
@@ -190,11 +250,11 @@ def _kernel_distance(name, ours, theirs, data, key) -> dict[str, Any]:
   }
 
 
-def _precision_recall(name, ours, theirs, data, key) -> dict[str, Any]:
-  real = theirs.features(name)
+def _precision_recall(seen: Compared, name: str, key) -> dict[str, Any]:
+  real = seen.theirs.features(name)
   chosen = np.asarray(jax.random.permutation(key, len(real)))[:PR_REFERENCE]
   found = dj.metrics.precision_recall(
-    real[chosen], ours.features(name), NEIGHBOURS
+    real[chosen], seen.ours.features(name), NEIGHBOURS
   )
   cli.say_first(
     f"precision {found.precision:.4f}, recall {found.recall:.4f}, of "
@@ -208,6 +268,45 @@ def _precision_recall(name, ours, theirs, data, key) -> dict[str, Any]:
   }
 
 
+def _agreement(seen: Compared, name: str, key) -> dict[str, Any]:
+  """How often a classifier sees the class that was asked for.
+
+  It learnt from one half of the data; how often it is right about the other
+  half is given beside it.
+  """
+  x, y = seen.theirs.features(name), seen.theirs.labels
+  order = np.random.default_rng(0).permutation(len(x))
+  learnt, held_out = np.array_split(order, 2)
+  if name == "pixels":
+    judge, kind = sklearn.svm.SVC(C=10), "SVC(C=10)"
+  else:
+    judge = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    kind = "linear discriminant analysis, shrunk by Ledoit and Wolf,"
+  judge.fit(x[learnt], y[learnt])
+  ours = seen.ours.features(name)
+  agreement = float(judge.score(ours, seen.ours.labels))
+  accuracy = float(judge.score(x[held_out], y[held_out]))
+  cli.say_first(
+    f"{agreement:.1%} of {len(ours)} samples are of the class asked for; of "
+    f"the data that the judge had not seen it gets {accuracy:.1%} right"
+  )
+  return {
+    "agreement": agreement,
+    "judge": f"{kind} of {seen.network.name}, on one half of the data",
+    "judge_accuracy": accuracy,
+  }
+
+
+def _halves(seen: Compared, name: str, key) -> dict[str, Any]:
+  real = seen.theirs.features(name)
+  value = measures.halves_distance(real, HALVES)
+  cli.say_first(
+    f"{words(name, seen.network)[0]} of one random half of the {len(real)} "
+    f"pictures to the other (mean of {HALVES}): {value:.4g}"
+  )
+  return {"halves": value, "halves_splits": HALVES}
+
+
 FIGURES = {
   "fid": _frechet("fid"),
   "sfid": _frechet("sfid"),
@@ -215,4 +314,6 @@ FIGURES = {
   "kid": _kernel_distance,
   "pr": _precision_recall,
   "fid_inf": _frechet_infinity,
+  "agreement": _agreement,
+  "halves": _halves,
 }

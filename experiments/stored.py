@@ -34,11 +34,14 @@ class Stored(sources.Source):
     folder: Where they are.
     batch: Samples in a file.
     length: Samples in all; the last file may have more.
+    asked: The classes that were drawn in turn, which are the labels; none
+      where the network knows no classes.
   """
 
   folder: pathlib.Path
   batch: int
   length: int
+  asked: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     """Number of samples."""
@@ -55,7 +58,8 @@ class Stored(sources.Source):
       here = indices // self.batch == number
       stored = np.load(self.path(number * self.batch), mmap_mode="r")
       images[here] = stored[indices[here] % self.batch]
-    return {"image": images, "label": np.zeros(len(indices), np.int32)}
+    asked = np.array(self.asked or (0,), np.int32)
+    return {"image": images, "label": asked[indices % len(asked)]}
 
   def remove(self) -> None:
     """Deletes the files."""
@@ -119,7 +123,16 @@ def _open(plan: sample.Plan, quantise: str) -> Stored:
     folder=folder,
     batch=plan.batch,
     length=plan.num,
+    asked=asked(plan),
   )
+
+
+def asked(plan: sample.Plan) -> tuple[int, ...]:
+  """The classes that are drawn in turn; none where nothing knows any."""
+  count = plan.config.model.num_classes
+  if plan.judge is not None:
+    count = plan.judge.net.num_labels
+  return plan.classes or tuple(range(count or 0))
 
 
 def _batch(

@@ -13,6 +13,7 @@ run's own configuration. A run of imported weights is fine-tuned:
 import functools
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -69,7 +70,22 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     ema_warmup=config.ema.warmup,
   )
 
-  enlarges = conditions.low_res is not None
+  return loop.settle(
+    config,
+    workdir,
+    devices,
+    source,
+    functools.partial(assemble.init, config, net, source.image_shape, tx),
+    step,
+    **_shown(config, workdir, schedule, source, net),
+  )
+
+
+def _shown(config, workdir, schedule, source, net) -> dict[str, Callable]:
+  """What shows the run on its way and at its end."""
+  if config.preview.num == 0:
+    return {"finish": functools.partial(_say_next, workdir)}
+  enlarges = assemble.low_res_shape(config, source.image_shape) is not None
   generator = Generator(
     config,
     net,
@@ -93,16 +109,10 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     paired=enlarges,
     frechet=config.preview.frechet,
   )
-  return loop.settle(
-    config,
-    workdir,
-    devices,
-    source,
-    functools.partial(assemble.init, config, net, source.image_shape, tx),
-    step,
-    preview=functools.partial(preview, workdir, generator, monitor),
-    finish=functools.partial(_finish, workdir, generator),
-  )
+  return {
+    "preview": functools.partial(preview, workdir, generator, monitor),
+    "finish": functools.partial(_finish, workdir, generator),
+  }
 
 
 def preview(
@@ -136,6 +146,11 @@ def _finish(workdir: pathlib.Path, generator, state, key, log: Log) -> None:
     dj.images.save_gif(folder / "denoising.gif", frames)
     plot_loss(workdir, folder / "loss.png")
   log.say(f"samples, denoising.gif and loss.png are in {folder}")
+  _say_next(workdir, state, key, log)
+
+
+def _say_next(workdir: pathlib.Path, state, key, log: Log) -> None:
+  """The command that shows what has been learnt."""
   log.say(f"next: python -m experiments.sample --workdir={workdir}")
 
 

@@ -212,7 +212,7 @@ def test_reference_batches_bring_statistics_and_pictures(
   for metric in ("kid", "sfid"):
     with pytest.raises(SystemExit) as stop:
       command(evaluate, *flags, f"--metrics={metric}")
-    assert_one_error(stop, capsys, "has statistics but no pictures")
+    assert_one_error(stop, capsys, "features but no pictures")
 
 
 BAD_INPUT = {
@@ -251,6 +251,30 @@ BAD_INPUT = {
   "no statistics": (
     ["--samples={a}", "--reference={bad}"], "a reference has arr_0",
   ),
+  "statistics of Inception": (
+    ["--samples={a}", "--reference={stats}", "--metrics=fid"],
+    "stats.npz has statistics of Inception's features: pass --features=incep",
+  ),
+  "statistics and pixels": (
+    ["--samples={a}", "--reference={stats}"], "name pictures as --reference",
+  ),
+  "no metrics": (
+    ["--samples={a}", "--reference={a}", "--metrics="], "--metrics= is empty",
+  ),
+  "no samples named": (
+    ["--samples=", "--reference={a}"], "--samples= is empty",
+  ),
+  "no reference named": (
+    ["--samples={a}", "--reference="], "--reference= is empty",
+  ),
+  "one sample": (
+    ["--samples={a}", "--reference={a}", "--num=1"],
+    "frechet of 1 samples to 8 images: must be at least 2 and 4",
+  ),
+  "no such features": (
+    ["--samples={a}", "--reference={a}", "--metrics=fid", "--features=pixel"],
+    "--features 'pixel' is not one of pixels, inception; a network of your own",
+  ),
 }  # fmt: skip
 
 
@@ -259,7 +283,8 @@ def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
   flags, message = BAD_INPUT[name]
   np.savez(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 3), np.uint8))
   np.savez(tmp_path / "bad.npz", other=np.zeros(3))
-  names = {"a": tmp_path / "a.npz", "bad": tmp_path / "bad.npz"}
+  np.savez(tmp_path / "stats.npz", mu=np.zeros(48), sigma=np.eye(48))
+  names = {name: tmp_path / f"{name}.npz" for name in ("a", "bad", "stats")}
   flags = [flag.format(tmp_path=tmp_path, **names) for flag in flags]
   if name == "metric":
     flags.append("--samples=a")

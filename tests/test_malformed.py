@@ -56,7 +56,7 @@ OVERRIDES = [
   "ema.rates=(1,)", "ema.rates=(-0.1,)", "ema.rates=high",
   "every.log=0", "every.preview=-5", "every.checkpoint=0.5",
   "every.picture=5", "keep_checkpoints=0", "keep_checkpoints=-1",
-  "preview.num=0", "preview.num=-4", "preview.sampler=fast",
+  "preview.num=-4", "preview.sampler=fast",
   "preview.steps=0", "preview.steps=5000", "preview.spacing=dense",
   "sampling.sampler=", "sampling.steps=0", "sampling.spacing=ddim7,8",
   "sampling.guidance=strong", "sampling.eta=1",

@@ -8,6 +8,7 @@ import scipy.stats
 
 from diffusion_jax import metrics
 from diffusion_jax.metrics import frechet_distance, moments
+from diffusion_jax.metrics.frechet import _distance_of_rows
 
 
 def draws(n, d, seed):
@@ -118,6 +119,50 @@ def test_extrapolation_takes_the_bias_away():
   assert np.mean(biased) > 8 * error
   error = np.std(unbiased, ddof=1) / np.sqrt(40)
   assert abs(np.mean(unbiased)) < 4 * error
+
+
+def test_the_bootstrap_finds_the_spread_of_independent_draws():
+  # Both standard deviations are of few values: sd(s) / s = 1 / sqrt(2 (m - 1)).
+  d, n, m, sets = 5, 400, 40, 8
+  stds = {"frechet": [], "infinity": []}
+  values = {"frechet": [], "infinity": []}
+  for seed in range(m):
+    x = 1.5 * np.random.default_rng(seed).normal(size=(n, d)) + 0.3
+    k_infinity, *keys = jax.random.split(jax.random.key(seed), 3)
+    reference = standard_gaussian(d)
+    fit = moments.moments(x).gaussian()
+    values["frechet"].append(metrics.frechet(fit, reference))
+    values["infinity"].append(
+      metrics.frechet_infinity(x, reference, k_infinity, least=100, points=4)
+    )
+    if seed < sets:
+      stds["frechet"].append(metrics.frechet_std(x, reference, keys[0]))
+      stds["infinity"].append(
+        metrics.frechet_infinity_std(x, reference, keys[1], least=100, points=4)
+      )
+  for name, replicates in (("frechet", 20), ("infinity", 10)):
+    ratio = np.mean(stds[name]) / np.std(values[name], ddof=1)
+    error = np.sqrt(1 / (2 * (m - 1)) + 1 / (2 * (replicates - 1) * sets))
+    assert abs(ratio - 1) < 4 * error, name
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_a_resampled_distance_is_that_of_the_rows_written_out(n):
+  # Fewer rows than dimensions, and more.
+  x, rows = draws(n, 9, 0), np.random.default_rng(1).integers(0, n, n)
+  reference = moments.moments(draws(40, 9, 2)).gaussian()
+  found = _distance_of_rows(x, reference)(rows)
+  want = metrics.frechet(moments.moments(x[rows]).gaussian(), reference)
+  # The root of an eigenvalue that is 0 but for rounding has half the digits.
+  np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_a_bootstrap_needs_two_samples_of_the_references_length():
+  key = jax.random.key(0)
+  with pytest.raises(ValueError, match="a bootstrap of 1 samples"):
+    metrics.frechet_std(np.zeros((1, 2)), standard_gaussian(2), key)
+  with pytest.raises(ValueError, match="features of the same network"):
+    metrics.frechet_std(np.zeros((9, 3)), standard_gaussian(2), key)
 
 
 def test_extrapolation_needs_more_samples_than_its_smallest_part():

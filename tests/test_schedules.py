@@ -145,6 +145,28 @@ def test_beta_from_float32_log_snr_keeps_three_digits():
   np.testing.assert_allclose(got, exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_multiplies_sigma_by_alpha(shift):
+  with jax.enable_x64(True):
+    plain, moved = schedules.cosine(100), schedules.cosine(100, shift=shift)
+    np.testing.assert_allclose(
+      moved.log_snr[1:], plain.log_snr[1:] - 2 * np.log(shift), rtol=1e-12
+    )
+    np.testing.assert_allclose(moved.alpha**2 + moved.sigma**2, 1, rtol=1e-14)
+    np.testing.assert_allclose(
+      moved.sigma[1:] / moved.alpha[1:],
+      shift * plain.sigma[1:] / plain.alpha[1:],
+      rtol=1e-12,
+    )
+    assert (moved.alpha[0], moved.sigma[0]) == (1, 0)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_shift_that_is_none_is_refused(shift):
+  with pytest.raises(ValueError, match=f"shift={shift}"):
+    schedules.cosine(100, shift=shift)
+
+
 @pytest.mark.parametrize(
   ("bad", "message"),
   [

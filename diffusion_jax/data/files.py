@@ -1,5 +1,6 @@
 """Picture files: where they are in a folder or .zip, and their classes."""
 
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -65,7 +66,9 @@ def _in_zip(path: Path) -> list[File]:
     ) from error
 
   def opener(info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: archive.open(info)
+    # Whole: Pillow asks for a few bytes at a time, and each would pass
+    # through the archive's lock.
+    return lambda: io.BytesIO(archive.read(info))
 
   return [
     File(PurePosixPath(info.filename), opener(info), info.file_size)

@@ -10,6 +10,8 @@ from diffusion_jax.metrics.frechet import (
   frechet,
   frechet_distance,
   frechet_infinity,
+  frechet_infinity_std,
+  frechet_std,
 )
 from diffusion_jax.metrics.inception_score import inception_score
 from diffusion_jax.metrics.kernel import kernel_distance, squared_mmd
@@ -30,6 +32,10 @@ __all__ = [
   "frechet",
   "frechet_distance",
   "frechet_infinity",
+  "frechet_infinity_std",
+  "frechet_infinity_std",
+  "frechet_std",
+  "frechet_std",
   "inception",
   "inception_score",
   "inception_weights",

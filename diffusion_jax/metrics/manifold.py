@@ -1,11 +1,15 @@
 """Improved precision and recall: quality and coverage apart."""
 
+import concurrent.futures
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-BLOCK = 1024  # rows whose distances to all others are held at a time
+BLOCK = 256  # rows whose distances to all others a thread holds at a time
+THREADS = min(8, os.cpu_count() or 1)  # NumPy selects on one core
 
 
 class PrecisionRecall(NamedTuple):
@@ -64,11 +68,9 @@ def precision_recall(
 def radii(x: Float[np.ndarray, "N D"], k: int) -> Float[np.ndarray, " N"]:
   """Squared distance of each vector to its k-th nearest other."""
   # The nearest of all, in place 0, is the vector itself.
-  parts = [
-    np.partition(squared_distances(block, x), k, axis=1)[:, k]
-    for block in _blocks(x)
-  ]
-  return np.concatenate(parts)
+  return _by_blocks(
+    lambda block: np.partition(squared_distances(block, x), k, axis=1)[:, k], x
+  )
 
 
 def covered(
@@ -77,11 +79,9 @@ def covered(
   radii: Float[np.ndarray, " M"],
 ) -> Bool[np.ndarray, " N"]:
   """Whether each x is in any ball, of given squared radii."""
-  parts = [
-    (squared_distances(block, centres) <= radii[None]).any(axis=1)
-    for block in _blocks(x)
-  ]
-  return np.concatenate(parts)
+  return _by_blocks(
+    lambda block: (squared_distances(block, centres) <= radii[None]).any(1), x
+  )
 
 
 def squared_distances(
@@ -92,5 +92,8 @@ def squared_distances(
   return np.maximum(squares - 2 * x @ y.T, 0)
 
 
-def _blocks(x: np.ndarray) -> list[np.ndarray]:
-  return [x[start : start + BLOCK] for start in range(0, len(x), BLOCK)]
+def _by_blocks(function: Callable, x: np.ndarray) -> np.ndarray:
+  """A function of rows, of some rows at a time."""
+  blocks = [x[start : start + BLOCK] for start in range(0, len(x), BLOCK)]
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    return np.concatenate(list(pool.map(function, blocks)))

@@ -94,7 +94,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # Sample grids while training: few steps; and what experiments.sample
       # does unless told otherwise.
       "preview": {
-        "num": 64,
+        "num": 64,  # 0 is none
         "sampler": "unipc",
         "steps": 20,
         "spacing": config_dict.placeholder(str),

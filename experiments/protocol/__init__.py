@@ -1,0 +1,1 @@
+"""A result in a given time, beside diffusers' in the same: ``__main__``."""

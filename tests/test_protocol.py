@@ -1,0 +1,98 @@
+"""The protocol: a result in a given time, beside diffusers'."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.protocol import page
+
+
+def leave(folder, name, **result):
+  (folder / f"{name}.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def finished(tmp_path):
+  """A directory as the stages leave it."""
+  leave(tmp_path, "train", checkpoints=[[10, 60.0], [20, 120.0]])
+  leave(tmp_path, "peer", saved_seconds=[30.0, 60.0, 90.0, 120.0])
+  leave(
+    tmp_path, "evaluate ours", fid=12.345, fid_std=0.061, kid=0.00123,
+    precision=0.61, recall=0.52, agreement=0.912,
+  )  # fmt: skip
+  leave(
+    tmp_path, "evaluate diffusers", fid=30.0, fid_std=0.1, kid=0.02,
+    precision=0.5, recall=0.4,
+  )  # fmt: skip
+  leave(tmp_path, "curve ours", samples=100)
+  (tmp_path / "ours").mkdir()
+  rows = [
+    {"step": 20, "samples": 500, "fid": 12.345},
+    {"step": 10, "samples": 100, "fid": 20.0},
+    {"step": 20, "samples": 100, "fid": 13.0},
+  ]
+  (tmp_path / "ours" / "evaluation.jsonl").write_text(
+    "".join(json.dumps(row) + "\n" for row in rows)
+  )
+  leave(tmp_path, "curve diffusers 2", fid=50.0)
+  leave(tmp_path, "curve diffusers 4", fid=31.0)
+  return tmp_path
+
+
+def test_the_table_has_a_row_for_each_set_of_samples(finished):
+  page.write(finished)
+  head, _, *rows = (finished / "table.md").read_text().splitlines()
+  assert head.startswith("|  | Frechet distance | KID x 1000 | precision |")
+  assert rows == [
+    "| diffusers | 30.00 +- 0.10 | 20.00 | 0.500 | 0.400 | - |",
+    "| ours | 12.35 +- 0.06 | 1.23 | 0.610 | 0.520 | 91.2% |",
+  ]
+  assert (finished / "quality.png").stat().st_size > 0
+
+
+def test_the_curve_is_over_minutes(finished):
+  assert page.curves(finished) == {
+    "ours": ([1.0, 2.0], [20.0, 13.0]),
+    "diffusers": ([1.0, 2.0], [50.0, 31.0]),
+  }
+
+
+def test_nothing_to_show_is_said(tmp_path):
+  with pytest.raises(ValueError, match="no figures yet: run --stages=evaluate"):
+    page.write(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_whole_protocol_runs_small(tmp_path):
+  pytest.importorskip("diffusers")
+  rng = np.random.default_rng(0)
+  with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as file:
+    for k in range(40):
+      picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+      with file.open(f"{'ab'[k % 2]}/{k}.png", "w") as opened:
+        picture.save(opened, "PNG")
+  command = [
+    sys.executable, "-m", "experiments.protocol",
+    f"--config.data.name={tmp_path / 'pictures.zip'}",
+    "--config.num_steps=8", "--config.batch_size=8",
+    "--config.model.channels=32", "--config.model.head_channels=32",
+    "--config.optim.warmup_steps=2", "--config.optim.decay_steps=8",
+    "--config.every.checkpoint=2", "--config.every.log=4",
+    f"--workdir={tmp_path / 'run'}", "--minutes=10", "--features=pixels",
+    "--num=20", "--curve=20", "--steps=2", "--batch=20", "--peer_batch=8",
+    "--nocompile",
+  ]  # fmt: skip
+  subprocess.run(command, check=True, timeout=900)
+  written = (tmp_path / "run" / "table.md").read_text()
+  assert all(name in written for name in ("ours", "ours, guided", "diffusers"))
+  lines = page.curves(tmp_path / "run")
+  assert len(lines["ours"][0]) == 4 and len(lines["diffusers"][0]) == 4
+  # Each stage has left its result: nothing is done twice.
+  again = subprocess.run(command, check=True, timeout=300, capture_output=True)
+  assert b"the first step compiles" not in again.stdout
