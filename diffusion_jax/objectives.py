@@ -17,9 +17,11 @@ from diffusion_jax.guidance import log_prob
 from diffusion_jax.losses import LossAt
 from diffusion_jax.prediction import Cond, predictor
 from diffusion_jax.process import Batch
-from diffusion_jax.schedules import Table
+from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import Params, TrainState
 from diffusion_jax.targets import Target
+
+BINS = 1000  # of real time
 
 
 class Draw(NamedTuple):
@@ -74,7 +76,7 @@ class Noised(NamedTuple):
 
 def diffusion(
   apply: Apply,
-  schedule: Table,
+  schedule: Schedule,
   *,
   target: Target = targets.eps,
   variance: str = "fixed_small",
@@ -107,12 +109,12 @@ def diffusion(
     )  # fmt: skip
     return loss_at(predict, schedule, x0, t, eps)
 
-  return Objective(_noising(schedule, draw, condition), loss, schedule.T)
+  return Objective(_noising(schedule, draw, condition), loss, _bins(schedule))
 
 
 def classification(
   apply: Apply,
-  schedule: Table,
+  schedule: Schedule,
   *,
   draw: Callable[..., Any] = timesteps.uniform,
 ) -> Objective:
@@ -138,11 +140,18 @@ def classification(
     del key, step
     return batch["label"]
 
-  return Objective(_noising(schedule, draw, label), loss, schedule.T)
+  return Objective(_noising(schedule, draw, label), loss, _bins(schedule))
 
 
-def _noising(schedule: Table, draw, condition):
+def _bins(schedule: Schedule) -> int:
+  """Whole steps, or as many equal parts of real time."""
+  return schedule.T if isinstance(schedule.T, int) else BINS
+
+
+def _noising(schedule: Schedule, draw, condition):
   """Draws times, by past losses where there are any, and noise."""
+  bins = _bins(schedule)
+  whole = isinstance(schedule.T, int)
 
   def drawn(key, state, batch):
     x0 = batch["image"]
@@ -151,8 +160,12 @@ def _noising(schedule: Table, draw, condition):
       t, scale = draw(key_t, len(x0), schedule.T), jnp.ones(len(x0))
     else:
       t, scale = importance.draw(key_t, len(x0), state.history)
+      if not whole:  # anywhere in its bin
+        inside = jax.random.uniform(jax.random.fold_in(key_t, 1), t.shape)
+        t = (t - inside) * (schedule.T / bins)
     eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
     cond = None if condition is None else condition(batch, key, state.step)
-    return Draw(Noised(x0, cond, t, eps), t - 1, scale)
+    bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
+    return Draw(Noised(x0, cond, t, eps), jnp.clip(bin, 0, bins - 1), scale)
 
   return drawn

@@ -38,13 +38,13 @@ class Solver(NamedTuple):
   """A step with a memory, for methods that use what they saw before.
 
   Attributes:
-    init: ``x_T -> history``, what is known before the first step: a pytree
+    init: ``(x_T, t) -> history``, what is known before the first step: a pytree
       whose shapes no step changes.
     step: ``(predict, schedule, x_t, t, s, eps, history) -> (x_s, x0_hat,
       history)``, with t and s scalars.
   """
 
-  init: Callable[[Batch], Any]
+  init: Callable[[Batch, Time], Any]
   step: Callable[..., tuple[Batch, Batch, Any]]
 
 
@@ -56,7 +56,7 @@ def as_solver(step: Step | Solver) -> Solver:
   def forget(predict, schedule, x_t, t, s, eps, history):
     return *step(predict, schedule, x_t, t, s, eps), history
 
-  return Solver(lambda _: (), forget)
+  return Solver(lambda x_T, t: (), forget)
 
 
 class Trajectory(NamedTuple):
@@ -156,8 +156,12 @@ def noise(
     shape: Of one image.
 
   Returns:
-    [B, *shape]; row k depends on key, s and images[k] alone.
+    [B, *shape]; row k depends on key, s and images[k] alone. A real time
+    counts by its bits in float32.
   """
+  s = jnp.asarray(s)
+  if jnp.issubdtype(s.dtype, jnp.floating):
+    s = jax.lax.bitcast_convert_type(s.astype(jnp.float32), jnp.uint32)
 
   def one(image):
     return jax.random.normal(
@@ -207,12 +211,13 @@ def sample(
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
   _check_pairs(pairs, schedule.T, keep)
   images = first + jnp.arange(shape[0])
+  walked = jnp.asarray(pairs)
   if x_T is None:
-    x_T = noise(key, jnp.asarray(pairs)[0, 0], images, shape[1:])
+    x_T = noise(key, walked[0, 0], images, shape[1:])
   solver = as_solver(step)
-  history = solver.init(x_T) if history is None else history
+  history = solver.init(x_T, walked[0, 0]) if history is None else history
   empty = jnp.zeros((len(keep), *shape), x_T.dtype)
-  wanted = jnp.asarray(keep, jnp.int32)
+  wanted = jnp.asarray(keep, walked.dtype)
 
   def body(carry, pair):
     x_t, memory, kept = carry
@@ -230,7 +235,7 @@ def sample(
     return (x_s, memory, kept), None
 
   start = (x_T, history, (empty, empty))
-  (x, history, kept), _ = jax.lax.scan(body, start, jnp.asarray(pairs))
+  (x, history, kept), _ = jax.lax.scan(body, start, walked)
   return x, Trajectory(wanted, *kept, history)
 
 

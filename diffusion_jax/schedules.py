@@ -61,6 +61,10 @@ class Schedule(Protocol):
     """Signal and noise at a time of the schedule's own kind."""
     ...
 
+  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Where arcsinh(sigma / alpha) is a: t / T."""
+    ...
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,12 @@ class Table:
   def at(self, t: Time) -> Level:
     """The tables' entries at whole steps."""
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
+
+  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Where arcsinh(sigma / alpha) is a: t / T, not always a whole step."""
+    table = jnp.arcsinh(self.sigma / self.alpha)
+    steps = jnp.linspace(0, 1, self.T + 1, dtype=table.dtype)
+    return jnp.interp(a, table, steps)
 
 
 def from_betas(

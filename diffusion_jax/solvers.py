@@ -72,14 +72,14 @@ class History(NamedTuple):
   t: Int[Array, ""]
 
 
-def _empty(size: int, x: Batch) -> History:
+def _empty(size: int, x: Batch, t: Time) -> History:
   """Nothing yet. The nodes are distinct so that no weight is NaN."""
   return History(
     outputs=jnp.zeros((size, *x.shape), x.dtype),
     nodes=-1e3 * jnp.arange(1, size + 1, dtype=x.dtype),
     filled=jnp.zeros((), jnp.int32),
     x=x,
-    t=jnp.ones((), jnp.int32),
+    t=jnp.asarray(t),
   )
 
 
@@ -95,7 +95,7 @@ def _pushed(history: History, output, node, x, t) -> History:
     nodes=newest(node, history.nodes),
     filled=jnp.minimum(history.filled + 1, size),
     x=x,
-    t=jnp.asarray(t, jnp.int32),
+    t=jnp.asarray(t, history.t.dtype),
   )
 
 
@@ -223,7 +223,7 @@ def dpm(
     std = schedule.at(s).sigma * jnp.sqrt(-jnp.expm1(-2 * eta * h))
     return x_s + std * eps, p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def unipc(
@@ -284,7 +284,7 @@ def unipc(
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def _time_rule(schedule: Schedule, t, s) -> Rule:
@@ -293,13 +293,14 @@ def _time_rule(schedule: Schedule, t, s) -> Rule:
   w_j = alpha_s int L_j(t(u)) du from u_t to u_s; 0 at s = 0. The integral is
   taken over arcsinh(u), which tames the range of u = sigma / alpha.
   """
-  table = jnp.arcsinh(schedule.sigma / schedule.alpha)
-  middle, half = (table[s] + table[t]) / 2, (table[s] - table[t]) / 2
+  start, end = (
+    jnp.arcsinh(x.sigma / x.alpha) for x in map(schedule.at, (t, s))
+  )
+  middle, half = (end + start) / 2, (end - start) / 2
   a = middle + half * _POINTS
   density = jnp.cosh(a) * (_POINT_WEIGHTS * half)
   density = jnp.where(s > 0, schedule.at(s).alpha, 0.0) * density
-  steps = jnp.linspace(0, 1, schedule.T + 1, dtype=table.dtype)
-  return lambda nodes: density @ _lagrange(nodes, jnp.interp(a, table, steps))
+  return lambda nodes: density @ _lagrange(nodes, schedule.part(a))
 
 
 def deis(order: int = 3) -> Solver:
@@ -328,7 +329,7 @@ def deis(order: int = 3) -> Solver:
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def _check_order(order: int, orders: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
@@ -118,7 +119,8 @@ class Generator:
       return x, kept.history
 
     def remember(x):
-      return dj.samplers.as_solver(assemble.sampler(sampler)).init(x)
+      solver = dj.samplers.as_solver(assemble.sampler(sampler))
+      return solver.init(x, jnp.int32(pairs[0, 0]))
 
     def told(key, images, y, low_res):
       cond = conditions.given(y, low_res)

@@ -20,8 +20,13 @@ from jax.extend import core
 import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
 from experiments import assemble, devices, flops
-from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import ours, peaks, rounds, rows
+from experiments.benchmark import (
+  __main__ as benchmark,
+  ours,
+  peaks,
+  rounds,
+  rows,
+)
 from experiments.configs import digits
 
 TINY = (

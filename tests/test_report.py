@@ -14,8 +14,7 @@ from test_commands import TINY, assert_one_error, command
 import diffusion_jax as dj
 from experiments import runs, train
 from experiments.configs import common
-from experiments.report import __main__ as report
-from experiments.report import charts, findings, neighbours
+from experiments.report import __main__ as report, charts, findings, neighbours
 from experiments.report.markup import element, picture, render
 
 NASTY = "<b>&\"'"  # a folder may be called so, and its classes

@@ -251,7 +251,11 @@ def test_classes_missing_or_unexpected_are_refused():
   with pytest.raises(ValueError, match="num_classes=10 was called with no"):
     UNet(**SMALL, num_classes=10).init(jax.random.key(0), x, t)
   with pytest.raises(ValueError, match="num_classes=None was called with cl"):
+    UNet(**SMALL).init(jax.random.key(0), x, t, {"y": t})
+  with pytest.raises(ValueError, match="condition is a .*; pass a dict of y"):
     UNet(**SMALL).init(jax.random.key(0), x, t, t)
+  with pytest.raises(ValueError, match="'label' is not one of y, low_res"):
+    UNet(**SMALL).init(jax.random.key(0), x, t, {"label": t})
 
 
 @pytest.mark.parametrize(
@@ -287,9 +291,10 @@ def test_low_resolution_images_join_the_input():
   net = UNet(**SMALL, out_channels=3)
   x, t = inputs((8, 8, 3))
   low = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
-  params = jax.jit(net.init)(jax.random.key(0), x, t, None, low)["params"]
+  cond = {"low_res": low}
+  params = jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"]
   assert params["Conv_0"]["kernel"].shape == (3, 3, 6, 8)
-  out = net.apply({"params": params}, x, t, {"low_res": low})
+  out = net.apply({"params": params}, x, t, cond)
   chex.assert_shape(out, (2, 8, 8, 3))
 
 

@@ -34,9 +34,14 @@ def parts(cond: Mapping[str, Any] | None) -> tuple[Any, ...]:
   """The parts of a condition, None where one is missing.
 
   Raises:
-    ValueError: If there is another.
+    ValueError: If there is another, or it is no mapping.
   """
   cond = {} if cond is None else cond
+  if not isinstance(cond, Mapping):
+    raise ValueError(
+      f"the condition is a {type(cond).__name__}; pass a dict of "
+      f"{', '.join(PARTS)}"
+    )
   unknown = [name for name in cond if name not in PARTS]
   if unknown:
     raise ValueError(
