@@ -104,7 +104,7 @@ def vary(
   x0: Batch,
   key: Key[Array, ""],
   *,
-  start: int,
+  start: float,
   pairs: timesteps.Pairs | None = None,
 ) -> Batch:
   """Noises images to a step and walks back (SDEdit, Meng et al. 2022).
@@ -128,7 +128,7 @@ def vary(
   kept = pairs[pairs[:, 0] <= start]
   if not len(kept):
     raise ValueError(f"{start=} is below every step of the walk")
-  t = int(kept[0, 0])
+  t = kept[0, 0].item()
   key_up, key_down = jax.random.split(key)
   eps = samplers.noise(key_up, t, jnp.arange(len(x0)), x0.shape[1:])
   x_t = q_sample(schedule, x0, jnp.full(len(x0), t), eps)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import bound, process, samplers, targets, timesteps
@@ -112,7 +113,7 @@ def probability_flow(
   x: Batch,
   key: Key[Array, ""],
   *,
-  visited: Sequence[int] | None = None,
+  visited: Sequence[float] | np.ndarray | None = None,
 ) -> Float[Array, " B"]:
   """-log2 of the density that the probability flow gives to x.
 
@@ -138,9 +139,9 @@ def probability_flow(
   Returns:
     [B], bits per dimension.
   """
-  steps = jnp.asarray(
-    range(1, schedule.T + 1) if visited is None else visited, jnp.int32
-  )
+  if visited is None:
+    visited = timesteps.every(schedule.T)[::-1, 0]
+  steps = jnp.asarray(visited)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
 
   def flow(x, t):

@@ -28,13 +28,10 @@ Cond = Any
 Variance = Callable[..., Float[Array, "..."]]
 
 
-class Apply(Protocol):
-  """A network with its parameters, or a closed form."""
-
-  # Any: Flax's apply has no static type.
-  def __call__(self, x_t: Any, t: Any, /, *cond: Cond) -> Any:
-    """(x_t, t), or (x_t, t, cond) where there is a condition -> output."""
-    ...
+# A network with its parameters, or a closed form: (x_t, t), or (x_t, t, cond)
+# where there is a condition, to its output. Any: Flax's apply has no static
+# type.
+Apply = Callable[[Any, Any], Any] | Callable[[Any, Any, Cond], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -113,12 +110,13 @@ def predictor(
   """
   if variance not in VARIANCES:
     raise ValueError(f"{variance=} is not one of {', '.join(VARIANCES)}")
+  network: Any = apply
 
   def predict(x_t, t, cond=None):
     t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
     told = t if clock is None else clock(schedule, t)
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
-    output = apply(x, told) if cond is None else apply(x, told, cond)
+    output = network(x, told) if cond is None else network(x, told, cond)
     F, raw = _split(output, x_t.shape[-1], variance)
     return read(schedule, x_t, t, F, raw, target=target, variance=variance)
 

@@ -113,7 +113,7 @@ def real(visited: Sequence[float] | np.ndarray) -> RealPairs:
   return np.stack([times, np.append(times[1:], 0)], axis=1)
 
 
-def every(T: int) -> Pairs:
+def every(T: int | float) -> Pairs:
   """All T single steps: (T, T-1), ..., (1, 0).
 
   Raises:
