@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.data import files as picture_files
 
 # --------------------------------------------------------------- batches
 
@@ -451,6 +453,19 @@ def test_folder_and_zip_are_the_same(tmp_path):
   other = data.load(write(tmp_path / "dogs", less))
   assert other.class_names == ("dog",)
   assert other.fingerprint != folder.fingerprint
+
+
+def test_a_zip_may_be_read_in_threads(tmp_path):
+  # Python 3.12 and 3.13 mix up members that are read at once.
+  rng = np.random.default_rng(0)
+  contents = [rng.bytes(3000) for _ in range(2000)]
+  path = tmp_path / "many.zip"
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    for k, content in enumerate(contents):
+      archive.writestr(f"{k:04}.png", content)
+  found = picture_files.find(path)
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    assert list(pool.map(lambda f: f.open().read(), 2 * found)) == 2 * contents
 
 
 def test_zip_of_the_folder_itself(tmp_path):
