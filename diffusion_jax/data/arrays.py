@@ -1,5 +1,6 @@
 """Sources from arrays: digits, .npz and .npy files."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def load(
   """A source from a .npz or .npy file."""
   images, labels = _read_arrays(path)
   if images.ndim == 3:
+    _check_rank(path, images.shape)
     images = images[..., None]
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
     raise ValueError(
@@ -38,6 +40,7 @@ def load(
       " uint8 [N, H, W, C] or [N, H, W], 0 to 255; save floats in [-1, 1] as"
       " np.rint(127.5 * x + 127.5).astype(np.uint8)"
     )
+  _check_axes(path, images.shape)
   names: tuple[str, ...] = ()
   if labels is None:
     labels = np.zeros(len(images), np.int32)
@@ -53,8 +56,45 @@ def load(
     )
   else:
     names = tuple(str(label) for label in range(int(labels.max()) + 1))
+    if labels.min() > 0:
+      warnings.warn(
+        f"{path.name} has labels from {labels.min()} to {labels.max()}, so"
+        " that class 0 has no pictures: count from 0",
+        stacklevel=4,
+      )
   return sources.in_memory(
     path.name, _refit(images, size, channels), labels, names
+  )
+
+
+def _check_rank(path: Path, shape: tuple[int, ...]) -> None:
+  """Refuses one picture in colour, which looks like many narrow grey ones."""
+  if shape[2] in (3, 4) and min(shape[:2]) > 4:
+    raise ValueError(
+      f"{path} has images {list(shape)}, which look like one [H, W, C]: must"
+      " be [N, H, W, C], save images[None]"
+    )
+
+
+def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
+  """Refuses images whose channels are not last, as PyTorch and MATLAB have it.
+
+  Few have more than four channels. Where one of the other axes is that short,
+  it will be the channels; so will the first, if it is the shortest and the
+  others are equal, as the sides of a square picture.
+  """
+  n, a, b, c = shape
+  if c <= 4:
+    return
+  if a <= 4 or a < b == c:
+    kind, order = "[N, C, H, W]", (0, 2, 3, 1)
+  elif b <= 4:
+    kind, order = "[H, W, C, N]", (3, 0, 1, 2)
+  else:
+    return
+  raise ValueError(
+    f"{path} has images {[n, a, b, c]}, which look like {kind}: the channels"
+    f" must come last, save images.transpose{order}"
   )
 
 

@@ -1,13 +1,31 @@
 """Picture files: where they are in a folder or .zip, and their classes."""
 
+import collections
 import io
 import os
+import re
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from diffusion_jax.data import pictures, sources
+
+# Parts of a data set, which are no classes.
+_SPLITS = frozenset(
+  {"train", "training", "val", "valid", "validation", "test", "testing"}
+)
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z"})
+# What Python's zipfile unpacks.
+_METHODS = frozenset(
+  {
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+  }
+)
 
 
 class File(NamedTuple):
@@ -19,41 +37,146 @@ class File(NamedTuple):
   label: int = 0
 
 
-def find(path: Path) -> list[File]:
-  """The picture files of a folder or .zip, in the order of their paths."""
-  files = _in_folder(path) if path.is_dir() else _in_zip(path)
-  files = [file for file in files if _is_picture(file.path)]
-  if not files:
+class Found(NamedTuple):
+  """What is in a folder or .zip.
+
+  Attributes:
+    files: The pictures, in the order of their paths.
+    left_out: How much else there is, by kind, such as ".txt".
+    unreadable: What the system does not let us see, with its reason.
+  """
+
+  files: list[File]
+  left_out: collections.Counter[str]
+  unreadable: list[str]
+
+
+def find(path: Path, *, skip_broken: bool = False) -> tuple[list[File], str]:
+  """The picture files of a folder or .zip, in the order of their paths.
+
+  Args:
+    path: Of the folder or .zip.
+    skip_broken: Whether to warn of what cannot be seen instead of refusing it.
+
+  Returns:
+    The files, and what was left out, for people.
+
+  Raises:
+    ValueError: If there are none, or none that can be read.
+  """
+  found = _in_folder(path) if path.is_dir() else _in_zip(path)
+  if found.unreadable:
+    some = sources.some(found.unreadable)
+    if not skip_broken:
+      raise sources.Unfit(
+        f"{path} has what cannot be read: {some}; repair or remove it",
+        "skip_broken",
+      )
+    warnings.warn(f"{path}: left out {some}", stacklevel=5)
+  left_out = ", ".join(
+    f"{count:,} {kind}" for kind, count in sorted(found.left_out.items())
+  )
+  if not found.files:
     raise ValueError(
-      f"no pictures in {path}: need files that end in one of"
-      f" {' '.join(sorted(pictures.EXTENSIONS))}; a TFDS data set of that name"
-      f" is 'tfds:{path.name}'"
+      f"no pictures in {path}: {_why_none(path, found.left_out, left_out)}"
     )
-  return sorted(files, key=lambda file: file.path.parts)
+  return sorted(found.files, key=lambda file: file.path.parts), left_out
 
 
-def _is_picture(path: PurePosixPath) -> bool:
-  hidden = any(part[0] == "." or part == "__MACOSX" for part in path.parts)
-  return path.suffix.lower() in pictures.EXTENSIONS and not hidden
+def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
+  """What is there instead of pictures, and what to do."""
+  if not kinds:
+    where = f"; a TFDS data set of that name is 'tfds:{path.name}'"
+    return f"it is empty{where if path.is_dir() else ''}"
+  if _ARCHIVES.intersection(kinds):
+    return f"it holds {listed}; unpack the archive that is in it"
+  if {".npz", ".npy"}.intersection(kinds):
+    return f"it holds {listed}; name the array's file itself"
+  return (
+    f"it holds {listed}; pictures are .png, .jpg and what else Pillow reads"
+  )
 
 
-def _in_folder(folder: Path) -> list[File]:
-  files = []
-  for root, _, names in os.walk(folder, followlinks=True):
-    for name in names:
-      path = Path(root, name)
+def _sort(files: Iterable[File], found: Found) -> Found:
+  """Adds pictures to what was found, and counts all others."""
+  for file in files:
+    if any(p[0] == "." or p == "__MACOSX" for p in file.path.parts):
+      found.left_out["hidden"] += 1
+    elif file.path.suffix.lower() in pictures.extensions():
+      found.files.append(file)
+    else:
+      suffix = file.path.suffix.lower()
+      found.left_out[suffix or "without a suffix"] += 1
+  return found
+
+
+def _in_folder(folder: Path) -> Found:
+  """What lies below a folder, through links; each folder is read once.
+
+  What is linked comes last, so that a folder is known by its own path where
+  it has one here, and a link to a folder above it leads nowhere new.
+  """
+  found = Found([], collections.Counter(), [])
+  here, linked, seen = [folder], [], set()
+  while here or linked:
+    current = here.pop() if here else linked.pop(0)
+    try:
+      status = current.stat()
+      entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+    except OSError as error:
+      found.unreadable.append(_reason(folder, current, error))
+      continue
+    if (status.st_dev, status.st_ino) in seen:
+      found.left_out["links to a folder that is read already"] += 1
+      continue
+    seen.add((status.st_dev, status.st_ino))
+    folders = [entry for entry in entries if _is_folder(entry)]
+    files = [entry for entry in entries if entry not in folders]
+    for entry in folders:
+      if entry.name[0] == ".":
+        found.left_out["hidden"] += 1
+      else:
+        (linked if entry.is_symlink() else here).append(Path(entry.path))
+    _sort(_regular(folder, files, found), found)
+  return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself, or into what we may not enter
+    return False
+
+
+def _regular(
+  folder: Path, entries: Iterable[os.DirEntry], found: Found
+) -> Iterator[File]:
+  """The files among the entries of a folder; the others are no files."""
+  for entry in entries:
+    path = Path(entry.path)
+    try:
+      status = entry.stat()
+    except OSError as error:  # a link that leads nowhere
+      if entry.name[0] != ".":
+        found.unreadable.append(_reason(folder, path, error))
+      continue
+    if entry.is_file():
       inside = PurePosixPath(path.relative_to(folder).as_posix())
-      if _is_picture(inside) and path.is_file():
-        opener = _opener(path)
-        files.append(File(inside, opener, path.stat().st_size))
-  return files
+      yield File(inside, _opener(path), status.st_size)
+    else:
+      found.left_out["no files"] += 1
+
+
+def _reason(folder: Path, path: Path, error: OSError) -> str:
+  name = path.relative_to(folder).as_posix()
+  return f"{name} ({error.strerror or error})"
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:
   return lambda: path.open("rb")
 
 
-def _in_zip(path: Path) -> list[File]:
+def _in_zip(path: Path) -> Found:
   if not path.is_file():
     raise ValueError(f"no file {path}: {sources.ACCEPTED}")
   try:
@@ -70,11 +193,38 @@ def _in_zip(path: Path) -> list[File]:
     # through the archive's lock.
     return lambda: io.BytesIO(archive.read(info))
 
-  return [
-    File(PurePosixPath(info.filename), opener(info), info.file_size)
-    for info in archive.infolist()
-    if not info.is_dir()
-  ]
+  # Of files that were added under one name, the last counts.
+  members = {_inside(info.filename): info for info in archive.infolist()}
+  members = {
+    PurePosixPath(*inside): info
+    for inside, info in members.items()
+    if info.filename[-1:] not in ("/", "\\")
+  }
+  found = Found([], collections.Counter(), [])
+  _sort(
+    (File(to, opener(info), info.file_size) for to, info in members.items()),
+    found,
+  )
+  infos = [members[file.path] for file in found.files]
+  locked = any(info.flag_bits & 1 for info in infos)
+  unknown = any(info.compress_type not in _METHODS for info in infos)
+  if locked or unknown or not infos:
+    archive.close()
+  if locked or unknown:
+    why = "needs a password" if locked else "is packed in a way of its own"
+    raise ValueError(
+      f"{path} {why}, which is not supported: unpack it and name the folder"
+    )
+  return found
+
+
+def _inside(name: str) -> tuple[str, ...]:
+  r"""The path of a file in a .zip; Windows has made some with backslashes.
+
+  >>> _inside(r"./pets\cat/a.png")
+  ('pets', 'cat', 'a.png')
+  """
+  return tuple(p for p in re.split(r"[/\\]", name) if p not in ("", ".", ".."))
 
 
 def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
@@ -82,6 +232,10 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
 
   A single folder that holds only folders is no class but a wrapper, as in a
   .zip that was made of a folder and not of what is in it.
+
+  Raises:
+    ValueError: If only some files have a folder, or the folders are parts of
+      a data set.
   """
   level = 0
   while (
@@ -99,6 +253,13 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
       f"{path} has pictures both at its top ({top[0].path}) and in sub-folders"
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
+    )
+  if len(names) > 1 and {name.lower() for name in names} <= _SPLITS:
+    part = path.joinpath(*files[-1].path.parts[: level + 1])
+    first = "" if path.is_dir() else "unpack it and "
+    raise ValueError(
+      f"{path} has the folders {', '.join(names)}, which are parts of a data"
+      f" set and no classes: {first}name one of them, such as {part}"
     )
   number = {name: index for index, name in enumerate(names)}
   if names:

@@ -167,8 +167,8 @@ def _shape(
   if size is not None:
     height, width = size
   if height is None or width is None:
-    raise ValueError(
-      f"{name} has pictures of many sizes: set size, such as size=64"
+    raise sources.Unfit(
+      f"{name} has pictures of many sizes, which must become one", "size"
     )
   return height, width, channels or (1 if stored == 1 else 3)
 
