@@ -12,6 +12,7 @@ import pathlib
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,12 @@ def say_first(*words: object) -> None:
   """As ``say``, by the first of several processes only."""
   if jax.process_index() == 0:
     say(*words)
+
+
+def _warning(message: Warning | str, *_: object) -> None:
+  """A warning as one line, in the place of ``warnings.showwarning``."""
+  line = " ".join(str(message).split())
+  print(f"warning: {line}", file=sys.stderr)  # noqa: T201
 
 
 @contextlib.contextmanager
@@ -89,6 +96,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     SystemExit: Status 2 after one line that names what is wrong and the
       nearest that is right; status 0 after ``--help``.
   """
+  warnings.showwarning = _warning
   if "--help" in argv or "-h" in argv:
     say(_help(values))
     raise SystemExit(0)
