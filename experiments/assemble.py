@@ -45,6 +45,7 @@ WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 # By the option of dj.data.load that would help.
 REMEDIES = {
   "size": "have all resized, by --config.data.size=64",
+  "data_dir": "name another folder, by --config.data.data_dir=PATH",
   "skip_broken": "leave it out, by --config.data.skip_broken=True",
 }
 

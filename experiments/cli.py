@@ -195,14 +195,16 @@ def _spelled(arg: str) -> str:
   """
   arg = re.sub(r"^-(?=(no)?config\b)", "--", arg)
   name, equals, value = arg.partition("=")
-  if not arg.strip() or (equals and _is_flag(name) and not value.strip()):
+  override = name.startswith("--config.")
+  parts = [value] if override else value.split(",")
+  if not arg.strip() or (equals and not all(map(str.strip, parts))):
     raise fail(
       f"{name.strip() or 'a flag'} has an empty value, perhaps that of a "
       "variable that is not set: set it, or leave the flag out"
     )
-  if not equals or name.startswith("--config."):
+  if override or not equals:
     return arg
-  return f"{name}={','.join(map(os.path.expanduser, value.split(',')))}"
+  return f"{name}={','.join(map(os.path.expanduser, parts))}"
 
 
 def _is_flag(arg: str) -> bool:

@@ -76,6 +76,7 @@ def test_none_is_refused_where_a_key_must_have_a_value(key, capsys):
   "given",
   [
     ["--workdir="], ["--workdir", ""], ["--workdir= "], ["--upsampler="],
+    ["--upsampler=,b"], ["--upsampler=a,,b"],
     ["--config="], ["--config", ""], ["--config.data.name="],
     ["--config.data.name", ""], [""],
   ],

@@ -127,9 +127,11 @@ def _in_folder(folder: Path) -> Found:
       found.unreadable.append(_reason(folder, current, error))
       continue
     if (status.st_dev, status.st_ino) in seen:
-      found.left_out["links to a folder that is read already"] += 1
+      found.left_out["linked again"] += 1
       continue
     seen.add((status.st_dev, status.st_ino))
+    if not entries:
+      found.left_out["empty"] += 1
     folders = [entry for entry in entries if _is_folder(entry)]
     files = [entry for entry in entries if entry not in folders]
     for entry in folders:
@@ -164,7 +166,7 @@ def _regular(
       inside = PurePosixPath(path.relative_to(folder).as_posix())
       yield File(inside, _opener(path), status.st_size)
     else:
-      found.left_out["no files"] += 1
+      found.left_out["special"] += 1
 
 
 def _reason(folder: Path, path: Path, error: OSError) -> str:

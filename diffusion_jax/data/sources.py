@@ -27,7 +27,7 @@ class Unfit(ValueError):
 
   Args:
     message: What is wrong.
-    option: "size" or "skip_broken".
+    option: "size", "skip_broken" or "data_dir".
   """
 
   def __init__(self, message: str, option: str):
@@ -276,7 +276,7 @@ def summary(source: Source) -> str:
   names: list[str] = list(source.class_names)
   if names:
     if source.labels is not None:
-      counts = np.bincount(source.labels, minlength=len(names))
+      counts = [np.sum(source.labels == k) for k in range(len(names))]
       names = [f"{a} ({n:,})" for a, n in zip(names, counts, strict=True)]
     word = "class" if len(names) == 1 else "classes"
     text += f"; {len(names):,} {word}: {some(names, 10)}"
