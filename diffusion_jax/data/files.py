@@ -74,7 +74,7 @@ def find(path: Path, *, skip_broken: bool = False) -> tuple[list[File], str]:
       )
     warnings.warn(f"{path}: left out {some}", stacklevel=5)
   left_out = ", ".join(
-    f"{count:,} {kind}" for kind, count in sorted(found.left_out.items())
+    f"{kind} ({count:,})" for kind, count in sorted(found.left_out.items())
   )
   if not found.files:
     raise ValueError(
@@ -106,7 +106,7 @@ def _sort(files: Iterable[File], found: Found) -> Found:
       found.files.append(file)
     else:
       suffix = file.path.suffix.lower()
-      found.left_out[suffix or "without a suffix"] += 1
+      found.left_out[suffix or "no suffix"] += 1
   return found
 
 
@@ -127,11 +127,11 @@ def _in_folder(folder: Path) -> Found:
       found.unreadable.append(_reason(folder, current, error))
       continue
     if (status.st_dev, status.st_ino) in seen:
-      found.left_out["linked again"] += 1
+      found.left_out["links to the same folder"] += 1
       continue
     seen.add((status.st_dev, status.st_ino))
-    if not entries:
-      found.left_out["empty"] += 1
+    if not entries and current != folder:
+      found.left_out["empty folders"] += 1
     folders = [entry for entry in entries if _is_folder(entry)]
     files = [entry for entry in entries if entry not in folders]
     for entry in folders:
@@ -166,7 +166,7 @@ def _regular(
       inside = PurePosixPath(path.relative_to(folder).as_posix())
       yield File(inside, _opener(path), status.st_size)
     else:
-      found.left_out["special"] += 1
+      found.left_out["special files"] += 1
 
 
 def _reason(folder: Path, path: Path, error: OSError) -> str:

@@ -129,8 +129,8 @@ def _check_brightness(source: sources.Source) -> None:
       return
   if images.max() <= DARK:
     warnings.warn(
-      f"{source.name}: no value is above {images.max()} of 255, which is"
-      " nearly black; 12 bits in files of 16, or masks? Scale them to the full"
-      " range",
+      f"{source.name}: no value exceeds {images.max()} of 255, so the pictures"
+      " are nearly black; if they are 12-bit data in 16-bit files, or masks,"
+      " scale them to the full range",
       stacklevel=3,
     )

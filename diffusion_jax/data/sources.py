@@ -52,7 +52,7 @@ class Source:
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
     labels: int32 [N]; None where they are only known with the pictures.
-    left_out: What lies beside the pictures, for people, like "3 .txt".
+    left_out: What lies beside the pictures, for people, like ".txt (3)".
   """
 
   name: str
@@ -272,7 +272,8 @@ def summary(source: Source) -> str:
   'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
   """
   shape = " x ".join(map(str, source.image_shape))
-  text = f"{source.name}: {len(source):,} images of {shape}"
+  word = "image" if len(source) == 1 else "images"
+  text = f"{source.name}: {len(source):,} {word} of {shape}"
   names: list[str] = list(source.class_names)
   if names:
     if source.labels is not None:
