@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from absl import flags
 
-from experiments import cli
+from experiments import cli, runs
 from experiments.train import DEFAULT_CONFIG
 
 
@@ -64,6 +64,21 @@ def test_none_is_accepted_where_a_key_may_be_none(key):
   # A value that has been None keeps its type.
   classifier = parsed("--config=configs/classifier.py", "--config.optim.clip=2")
   assert classifier.config.optim.clip == 2.0
+
+
+def test_the_configuration_of_a_run_may_have_none(tmp_path):
+  config = parsed("--config.optim.clip=None").config
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  argv, values = (
+    ["train", "--config.optim.decay_steps=None"],
+    flags.FlagValues(),
+  )
+  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  optim = cli.parse(argv, values).config.optim
+  assert optim.clip is None and optim.decay_steps is None
+  argv, values = ["train", "--config.optim.clip=2"], flags.FlagValues()
+  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  assert cli.parse(argv, values).config.optim.clip == 2.0
 
 
 @pytest.mark.parametrize("key", ["seed", "data.name", "ema.rates", "flip"])

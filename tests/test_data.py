@@ -577,7 +577,7 @@ BAD_PICTURES = {
   "array in a folder": (
     lambda p: write(p, {"x.npz": b"", "LICENSE": b""}),
     {},
-    r"it holds .npz \(1\), no suffix \(1\); name the array's file itself$",
+    r"it holds .npz \(1\), no suffix \(1\); arrays are read of a .npz",
   ),
   "password": (
     lambda p: with_flag(write_zip(p / "x.zip", {"a.png": encode(RAMP)}), 8, 1),
@@ -832,6 +832,13 @@ def test_labels_that_count_from_one(tmp_path):
     source = data.load(tmp_path / "x.npz")
   assert data.summary(source).endswith(
     "5 classes: 0 (0), 1 (1), 2 (0), 3 (0), 4 (1)"
+  )
+
+
+def test_arrays_that_are_not_read_are_left_out(tmp_path):
+  np.savez(tmp_path / "x.npz", images=IMAGES, label=np.array([0, 1]))
+  assert data.summary(data.load(tmp_path / "x.npz")) == (
+    "x.npz: 2 images of 3 x 4 x 3; left out: label"
   )
 
 

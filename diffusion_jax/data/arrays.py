@@ -30,7 +30,7 @@ def load(
   path: Path, size: tuple[int, int] | None, channels: int | None
 ) -> sources.Source:
   """A source from a .npz or .npy file."""
-  images, labels = _read_arrays(path)
+  images, labels, others = _read_arrays(path)
   if images.ndim == 3:
     _check_rank(path, images.shape)
     images = images[..., None]
@@ -63,7 +63,7 @@ def load(
         stacklevel=4,
       )
   return sources.in_memory(
-    path.name, _refit(images, size, channels), labels, names
+    path.name, _refit(images, size, channels), labels, names, others
   )
 
 
@@ -98,20 +98,22 @@ def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
   )
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-  """Images and labels of a file, unchecked."""
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+  """Images and labels of a file, unchecked; the names of its other arrays."""
   if not path.is_file():
     raise ValueError(f"no file {path}: {sources.ACCEPTED}")
   try:
     # Pickles can run any code, so they are never loaded.
     if path.suffix.lower() == ".npy":
-      return np.load(path, mmap_mode="r", allow_pickle=False), None
+      return np.load(path, mmap_mode="r", allow_pickle=False), None, ""
     with np.load(path, allow_pickle=False) as arrays:
       keys = list(arrays)
       image = next((key for key in _IMAGE_KEYS if key in keys), None)
       label = next((key for key in _LABEL_KEYS if key in keys), None)
       if image is not None:
-        return arrays[image], None if label is None else arrays[label]
+        others = ", ".join(key for key in keys if key not in (image, label))
+        labels = None if label is None else arrays[label]
+        return arrays[image], labels, others
   except pictures.BROKEN as error:
     raise ValueError(
       f"cannot read {path}: it is damaged, or not written by np.save or"

@@ -91,7 +91,7 @@ def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
   if _ARCHIVES.intersection(kinds):
     return f"it holds {listed}; unpack the archive that is in it"
   if {".npz", ".npy"}.intersection(kinds):
-    return f"it holds {listed}; name the array's file itself"
+    return f"it holds {listed}; arrays are read of a .npz or .npy by its name"
   return (
     f"it holds {listed}; pictures are .png, .jpg and what else Pillow reads"
   )
@@ -132,10 +132,11 @@ def _in_folder(folder: Path) -> Found:
     seen.add((status.st_dev, status.st_ino))
     if not entries and current != folder:
       found.left_out["empty folders"] += 1
-    folders = [entry for entry in entries if _is_folder(entry)]
-    files = [entry for entry in entries if entry not in folders]
-    for entry in folders:
-      if entry.name[0] == ".":
+    files = []
+    for entry in entries:
+      if not _is_folder(entry):
+        files.append(entry)
+      elif entry.name[0] == ".":
         found.left_out["hidden"] += 1
       else:
         (linked if entry.is_symlink() else here).append(Path(entry.path))
