@@ -45,10 +45,9 @@ def say_first(*words: object) -> None:
     say(*words)
 
 
-def _warning(message: Warning | str, *_: object) -> None:
-  """A warning as one line, in the place of ``warnings.showwarning``."""
-  line = " ".join(str(message).split())
-  print(f"warning: {line}", file=sys.stderr)  # noqa: T201
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+  """A warning as one line, in the place of ``warnings.formatwarning``."""
+  return f"warning: {' '.join(str(message).split())}\n"
 
 
 @contextlib.contextmanager
@@ -96,7 +95,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     SystemExit: Status 2 after one line that names what is wrong and the
       nearest that is right; status 0 after ``--help``.
   """
-  warnings.showwarning = _warning
+  warnings.formatwarning = _warning
   if "--help" in argv or "-h" in argv:
     say(_help(values))
     raise SystemExit(0)

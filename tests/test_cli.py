@@ -1,6 +1,7 @@
 """How a command line is read: spellings, empty values, None."""
 
 import pathlib
+import warnings
 
 import pytest
 from absl import flags
@@ -98,6 +99,13 @@ def test_none_is_refused_where_a_key_must_have_a_value(key, capsys):
 )  # fmt: skip
 def test_an_empty_value_is_refused(given, capsys):
   assert "empty value" in refused(capsys, *given)
+
+
+def test_a_warning_is_one_line(monkeypatch):
+  monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+  parsed()
+  text = warnings.formatwarning("left out\n2 pictures", UserWarning, "x.py", 1)
+  assert text == "warning: left out 2 pictures\n"
 
 
 def test_the_home_directory_is_expanded(monkeypatch, tmp_path):

@@ -601,7 +601,7 @@ BAD_PICTURES = {
       p / "x.zip", {"test/a.png": encode(RAMP), "train/b.png": encode(RAMP)}
     ),
     {},
-    "parts of a data set.*: unpack it and name one of them, such as .*train$",
+    "parts of a data set.*: unpack it and name one of them, such as train$",
   ),
   "dangling link": (
     lambda p: linked(write(p, CLASSES), "dog/c.png", "nowhere"),
@@ -661,10 +661,11 @@ def test_an_error_names_the_option_apart(tmp_path, name, option):
 def test_links_in_a_circle_are_walked_once(tmp_path):
   folder = linked(write(tmp_path / "pets", CLASSES), "cat/up", "..")
   linked(folder, "dog/too", "../cat")
+  linked(folder, "dog/notes.txt", "nowhere")
   source = data.load(folder)
   assert_classes(source)
   assert source.left_out == (
-    ".txt (1), hidden (2), links to the same folder (2)"
+    ".txt (1), dead links (1), hidden (2), links to the same folder (2)"
   )
 
 
@@ -866,6 +867,10 @@ BAD_ARRAYS = {
   "six channels first": (
     {"images": np.tile(CHANNELS_FIRST, (1, 2, 1, 1))},
     r"\[2, 6, 32, 32\].*transpose\(0, 2, 3, 1\)",
+  ),
+  "small channels first": (
+    {"images": CHANNELS_FIRST[:, :, :4, :4]},
+    r"\[2, 3, 4, 4\].*transpose\(0, 2, 3, 1\)",
   ),
   "images last": (
     {"images": CHANNELS_FIRST.transpose(2, 3, 1, 0).repeat(9, axis=-1)},

@@ -84,11 +84,9 @@ def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
   others are equal, as the sides of a square picture.
   """
   n, a, b, c = shape
-  if c <= 4:
-    return
-  if a <= 4 or a < b == c:
+  if a <= 4 < c or a < b == c:
     kind, order = "[N, C, H, W]", (0, 2, 3, 1)
-  elif b <= 4:
+  elif b <= 4 < c:
     kind, order = "[H, W, C, N]", (3, 0, 1, 2)
   else:
     return

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -97,7 +97,7 @@ def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
   )
 
 
-def _sort(files: Iterable[File], found: Found) -> Found:
+def _sort(files: Iterable[File], found: Found) -> None:
   """Adds pictures to what was found, and counts all others."""
   for file in files:
     if any(p[0] == "." or p == "__MACOSX" for p in file.path.parts):
@@ -107,7 +107,6 @@ def _sort(files: Iterable[File], found: Found) -> Found:
     else:
       suffix = file.path.suffix.lower()
       found.left_out[suffix or "no suffix"] += 1
-  return found
 
 
 def _in_folder(folder: Path) -> Found:
@@ -157,11 +156,17 @@ def _regular(
   """The files among the entries of a folder; the others are no files."""
   for entry in entries:
     path = Path(entry.path)
+    if entry.name[0] == ".":
+      found.left_out["hidden"] += 1
+      continue
     try:
       status = entry.stat()
     except OSError as error:  # a link that leads nowhere
-      if entry.name[0] != ".":
+      # To a picture, or perhaps to a folder of them.
+      if path.suffix.lower() in {"", *pictures.extensions()}:
         found.unreadable.append(_reason(folder, path, error))
+      else:
+        found.left_out["dead links"] += 1
       continue
     if entry.is_file():
       inside = PurePosixPath(path.relative_to(folder).as_posix())
@@ -257,14 +262,21 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
     )
-  if len(names) > 1 and {name.lower() for name in names} <= _SPLITS:
-    part = path.joinpath(*files[-1].path.parts[: level + 1])
-    first = "" if path.is_dir() else "unpack it and "
-    raise ValueError(
-      f"{path} has the folders {', '.join(names)}, which are parts of a data"
-      f" set and no classes: {first}name one of them, such as {part}"
-    )
+  _check_no_splits(path, names, Path(*files[-1].path.parts[:depth]))
   number = {name: index for index, name in enumerate(names)}
   if names:
     files = [f._replace(label=number[f.path.parts[level]]) for f in files]
   return files, tuple(names)
+
+
+def _check_no_splits(path: Path, names: Sequence[str], last: Path) -> None:
+  """Refuses training and test pictures as classes; ``last`` is one of them."""
+  if len(names) < 2 or not {name.lower() for name in names} <= _SPLITS:
+    return
+  name_one = f"name one of them, such as {path / last}"
+  if not path.is_dir():
+    name_one = f"unpack it and name one of them, such as {last}"
+  raise ValueError(
+    f"{path} has the folders {', '.join(names)}, which are parts of a data set"
+    f" and no classes: {name_one}"
+  )

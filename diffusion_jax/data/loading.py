@@ -29,11 +29,12 @@ def load(
   Args:
     name: One of
       "digits", scikit-learn's 1,797 pictures of 8 x 8 x 1, which need no
-      download; the path of a folder of pictures or of a .zip of one, with a
-      sub-folder for each class if there are any; the path of a .npz ("images",
-      "labels") or .npy of uint8 images [N, H, W, C] or [N, H, W]; the name of
-      a TFDS data set, such as "cifar10", "mnist:3.*.*" or, if a folder in the
-      working directory has the same name, "tfds:cifar10".
+      download; the path of a folder of pictures or of a .zip of one, in any
+      format that Pillow decodes, with a sub-folder for each class if there are
+      any; the path of a .npz ("images", "labels") or .npy of uint8 images
+      [N, H, W, C] or [N, H, W]; the name of a TFDS data set, such as
+      "cifar10", "mnist:3.*.*" or, if a folder in the working directory has
+      the same name, "tfds:cifar10".
     split: Part of a TFDS data set, such as "test" or "train[:90%]". All else
       is one part, "train".
     size: Side, or (H, W), to which pictures are resized and cut; None leaves
