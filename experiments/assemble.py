@@ -95,8 +95,8 @@ def source(config: Config) -> dj.data.Source:
   options = config.data.to_dict()
   if not options["name"]:
     raise ValueError(
-      "data.name is empty, as it is where weights were imported: name the data "
-      "as --config.data.name=..., of experiments.import_weights or of "
+      "no data are named; imported weights come without any, name them as "
+      "--config.data.name=..., of experiments.import_weights or of "
       "experiments.train"
     )
   size = tuple(options.pop("size"))
