@@ -131,7 +131,7 @@ def _strided(T: int, num: int) -> Pairs:
 
 def _check_num(T: int, num: int) -> None:
   if not 1 <= num <= T:
-    raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
+    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
 
 
 def _nearest(T: int, targets) -> Pairs:

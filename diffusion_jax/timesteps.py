@@ -74,7 +74,7 @@ def spaced(T: int, num: int) -> Pairs:
     ValueError: If num is not in 1..T.
   """
   if not 1 <= num <= T:
-    raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
+    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
   if num == 1:
     return walk([T])
   return walk(1 + strides(T, num))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 import diffusion_jax as dj
+from experiments import cli
 from experiments.cli import Config
 
 
@@ -41,6 +42,14 @@ LABELS, LOW_RES = 2**32 - 1, 2**32 - 2
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
+# By the option of dj.data.load that would help.
+REMEDIES = {
+  "size": "have all resized, by --config.data.size=64",
+  "data_dir": "name another folder, by --config.data.data_dir=PATH",
+  "skip_broken": "leave it out, by --config.data.skip_broken=True",
+}
+
+
 def named(kind: str, name: str, choices):
   """Checks a name that a configuration gives.
 
@@ -67,12 +76,26 @@ def schedule(config: Config) -> dj.Schedule:
   return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
 
 
+def training_source(config: Config) -> dj.data.Source:
+  """``source`` for a command that trains: says what it has found.
+
+  Raises:
+    ValueError: With the override that would help, if there is one.
+  """
+  try:
+    found = source(config)
+  except dj.data.Unfit as error:
+    raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
+  cli.say_first(f"data: {dj.data.summary(found)}")
+  return found
+
+
 def source(config: Config) -> dj.data.Source:
   """The data of ``config.data``."""
   options = config.data.to_dict()
   if not options["name"]:
     raise ValueError(
-      "this run's weights were imported and no data are named; name them as "
+      "no data are named; imported weights come without any, name them as "
       "--config.data.name=..., of experiments.import_weights or of "
       "experiments.train"
     )
@@ -232,12 +255,21 @@ def low_res_shape(
   """(h, w, C) of the pictures that a run enlarges; None if it does not.
 
   Raises:
-    ValueError: If they are no equal parts of the large ones.
+    ValueError: If they are no equal parts of the large ones, or are as large.
   """
   size = config.low_res.size if "low_res" in config else ()
   if not size:
     return None
+  if len(size) > 2 or not all(isinstance(n, int) for n in size):
+    raise ValueError(
+      f"low_res.size={tuple(size)} must be (), (n,) or (height, width)"
+    )
   small = size[0], size[-1]
+  if small == tuple(image_shape[:2]):
+    raise ValueError(
+      f"low_res.size={tuple(size)} is the size of the data: an upsampler must "
+      "enlarge; name a smaller one, or () for no upsampler"
+    )
   dj.upsampling.check_size(image_shape[:2], small)
   return *small, image_shape[-1]
 

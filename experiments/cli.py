@@ -5,16 +5,20 @@ A user's mistake is one line on standard error and exit status 2.
 
 import contextlib
 import errno
+import functools
+import operator
 import os
 import pathlib
+import re
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 # A locked ml_collections.ConfigDict. Any, because what its keys hold has no
 # static type.
@@ -39,6 +43,11 @@ def say_first(*words: object) -> None:
   """As ``say``, by the first of several processes only."""
   if jax.process_index() == 0:
     say(*words)
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+  """A warning as one line, in the place of ``warnings.formatwarning``."""
+  return f"warning: {' '.join(str(message).split())}\n"
 
 
 @contextlib.contextmanager
@@ -86,15 +95,18 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     SystemExit: Status 2 after one line that names what is wrong and the
       nearest that is right; status 0 after ``--help``.
   """
+  warnings.formatwarning = _warning
   if "--help" in argv or "-h" in argv:
     say(_help(values))
     raise SystemExit(0)
   with _flag_errors():
-    rest = values(_canonical(argv))
+    given = _canonical(argv)
+    rest = values([arg for arg in given if not _NONE.fullmatch(arg)])
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
     if "config" in values:
       dict(values.config)  # A broken file is only reported when it is read.
+      _set_none(values.config, filter(None, map(_NONE.fullmatch, given)))
   return values
 
 
@@ -114,19 +126,93 @@ def _flag_errors() -> Iterator[None]:
     raise fail(error) from error
 
 
+# config_flags would read a number, or take the word for a text.
+_NONE = re.compile(r"--config\.([\w.]+)=None")
+
+
+def _set_none(config: Config, found: Iterable[re.Match[str]]) -> None:
+  """Sets keys to None, of those that may be None.
+
+  Raises:
+    ValueError: For another key; names those.
+  """
+  optional = list(_optional(config))
+  for match in found:
+    name = match[1]
+    if name not in optional:
+      raise ValueError(
+        f"--config.{name}=None: only {', '.join(optional)} can be None"
+      )
+    *sections, key = name.split(".")
+    functools.reduce(operator.getitem, sections, config)[key] = None
+
+
+def _optional(config: Config, prefix: str = "") -> Iterator[str]:
+  """The keys that are references with a type, in configs.common.make."""
+  for key, value in config.items(preserve_field_references=True):
+    if isinstance(value, config_dict.ConfigDict):
+      yield from _optional(value, f"{prefix}{key}.")
+    elif isinstance(value, config_dict.FieldReference):
+      yield prefix + key
+
+
 def _canonical(argv: Sequence[str]) -> list[str]:
   """Finds the configuration file; of a flag given twice the last counts.
 
   Without the second rule config_flags joins the tuples of two overrides.
   """
+  argv = _plain(argv)
   last = {arg.split("=", 1)[0]: arg for arg in argv if "=" in arg}
   kept = [a for a in argv if "=" not in a or last[a.split("=", 1)[0]] is a]
   return [_find_config(arg) for arg in kept]
 
 
+def _plain(argv: Sequence[str]) -> list[str]:
+  """Spells flags in one way, whichever the user or the shell has chosen.
+
+  ``--config PATH`` becomes ``--config=PATH``, and so do overrides, which are
+  looked for before absl can know them.
+  """
+  joined = list(argv[:1])
+  for arg in argv[1:]:
+    if re.fullmatch(r"--?config[\w.]*", joined[-1]) and not _is_flag(arg):
+      joined[-1] += f"={arg}"
+    else:
+      joined.append(arg)
+  return joined[:1] + [_spelled(arg) for arg in joined[1:]]
+
+
+def _spelled(arg: str) -> str:
+  """One argument, with -config as --config and the home directory for a ~.
+
+  Shells leave a ~ alone after "=". Overrides keep theirs, which the data layer
+  knows, so that a run can move to another home.
+
+  Raises:
+    SystemExit: Status 2 where the value is empty: so a shell passes on a
+      variable that is not set, and an empty path is the working directory.
+  """
+  arg = re.sub(r"^-(?=(no)?config\b)", "--", arg)
+  name, equals, value = arg.partition("=")
+  override = name.startswith("--config.")
+  parts = [value] if override else value.split(",")
+  if not arg.strip() or (equals and not all(map(str.strip, parts))):
+    raise fail(
+      f"{name.strip() or 'a flag'} has an empty value, perhaps that of a "
+      "variable that is not set: set it, or leave the flag out"
+    )
+  if override or not equals:
+    return arg
+  return f"{name}={','.join(map(os.path.expanduser, parts))}"
+
+
+def _is_flag(arg: str) -> bool:
+  return re.match(r"--?[A-Za-z]", arg) is not None
+
+
 def _find_config(arg: str) -> str:
   """Points --config at the file, in the working directory or beside us."""
-  if not arg.startswith(("--config=", "-config=")):
+  if not arg.startswith("--config="):
     return arg
   path, colon, variant = arg.split("=", 1)[1].partition(":")
   for folder in (pathlib.Path(), CONFIGS):
@@ -185,7 +271,8 @@ def define_config(
 ) -> None:
   """Defines --config; its overrides are looked for in ``argv``."""
   usual = _find_config(f"--config={default}").split("=", 1)[1]
-  given = [a for a in _canonical(argv) if a.startswith("--config=")]
+  known = _canonical(argv)
+  given = [a for a in known if a.startswith("--config=")]
   _try_config(given[-1].split("=", 1)[1] if given else usual)
   config_flags.DEFINE_config_file(
     "config",
@@ -194,7 +281,7 @@ def define_config(
     "--config.key.subkey=value",
     lock_config=True,
     flag_values=values,
-    sys_argv=_canonical(argv),
+    sys_argv=[arg for arg in known if not _NONE.fullmatch(arg)],
   )
 
 
@@ -208,7 +295,7 @@ def define_known_config(
       config,
       "changes a value, as --config.key.subkey=value",
       flag_values=values,
-      sys_argv=_canonical(argv),
+      sys_argv=[a for a in _canonical(argv) if not _NONE.fullmatch(a)],
     )
 
 
@@ -218,13 +305,14 @@ def peek(argv: Sequence[str], *names: str) -> dict[str, str | None]:
   for name in names:
     flags.DEFINE_string(name, None, "", flag_values=values)
   with _flag_errors():
-    values(list(argv), known_only=True)
+    values(_plain(argv), known_only=True)
   return {name: values[name].value for name in names}
 
 
 def config_name(argv: Sequence[str], default: str) -> str:
   """A short name for a run: configs/digits.py:smoke -> digits-smoke."""
-  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  start = "--config="
+  given = [a.removeprefix(start) for a in _plain(argv) if a.startswith(start)]
   path, _, variant = (given[-1] if given else default).partition(":")
   stem = pathlib.Path(path).stem
   return f"{stem}-{variant}" if variant else stem

@@ -104,7 +104,8 @@ def define_flags(
   define(
     flags.DEFINE_list,
     "classes",
-    "names or numbers of the classes to draw in turn; by default all",
+    "names of the classes to draw in turn; or their numbers, from 0 on, where "
+    "no name is a number; by default all",
   )
   define(
     flags.DEFINE_list,
@@ -279,11 +280,27 @@ def _classes(values, config, judge, names: Sequence[str]) -> tuple[int, ...]:
       "--classes: this run's network knows no classes; a --classifier could "
       "guide it"
     )
-  known = {str(number): number for number in range(count)}
-  known |= {name: number for number, name in enumerate(names)}
+  known = class_numbers(names, count)
   return tuple(
     known[assemble.named("--classes", name, known)] for name in values.classes
   )
+
+
+def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
+  """What --classes may say, and the class that it means.
+
+  A number counts from 0, unless classes are named by numbers themselves: of
+  folders 3, 7 and 10, sorted as text, no. 1 is "3", which nobody would mean.
+
+  >>> class_numbers(["cat", "dog"], 2)
+  {'0': 0, '1': 1, 'cat': 0, 'dog': 1}
+  >>> class_numbers(["10", "3", "7"], 3)
+  {'10': 0, '3': 1, '7': 2}
+  """
+  known = {name: number for number, name in enumerate(names)}
+  if any(name.isdecimal() for name in names):
+    return known
+  return {str(number): number for number in range(count)} | known
 
 
 def _judge(workdir: pathlib.Path, config, data) -> Judge:

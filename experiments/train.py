@@ -39,7 +39,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   loss_at = assemble.loss_at(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
-  source = assemble.source(config)
+  source = assemble.training_source(config)
   assemble.count_classes(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)

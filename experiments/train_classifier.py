@@ -37,7 +37,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   schedule = assemble.schedule(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
-  source, held = assemble.source(config), None
+  source, held = assemble.training_source(config), None
   assemble.count_classes(config, source)
   if config.get("held_out"):
     source, held = dj.data.hold_out(source, config.held_out)

@@ -26,8 +26,9 @@ def load(
   and channels are given, nothing is read now, so that a large folder opens at
   once; but skip_broken still has to decode every picture once.
   """
-  files, names = label(path, find(path))
-  listed = files
+  listed, left_out = find(path, skip_broken=skip_broken)
+  listed, names = label(path, listed)
+  files = listed
   if size is not None and channels is not None:
     shape = (*size, channels)
   else:
@@ -55,11 +56,13 @@ def load(
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
   if images is not None:
-    return sources.in_memory(path.name, images, labels, names)
+    return sources.in_memory(path.name, images, labels, names, left_out)
   return sources.LazySource(
     name=path.name,
     image_shape=shape,
     class_names=names,
+    labels=labels,
+    left_out=left_out,
     # Not of the contents: that would read everything.
     fingerprint=sources.fingerprint(
       shape, *((file.path, file.num_bytes) for file in files)
@@ -145,9 +148,11 @@ def _one_shape(
   first = headers[0][0]
   for file, (other, _) in zip(files, headers, strict=True):
     if other != first:
-      raise ValueError(
+      raise sources.Unfit(
         f"pictures differ in size: {files[0].path} is {first[0]} x {first[1]},"
-        f" {file.path} is {other[0]} x {other[1]} (height x width); set size"
+        f" {file.path} is {other[0]} x {other[1]} (height x width); make them"
+        " one size",
+        "size",
       )
   return (*first, channels)
 
@@ -158,18 +163,17 @@ def _unreadable(file: File, error: BaseException) -> ValueError:
   reason = (
     "not a picture of a known kind" if unknown else sources.one_line(error)
   )
-  return ValueError(
-    f"cannot read picture {file.path}: {reason}; repair or remove it, or set"
-    " skip_broken=True"
+  return sources.Unfit(
+    f"cannot read picture {file.path}: {reason}; repair or remove it",
+    "skip_broken",
   )
 
 
 def _warn(path: Path, listed: list[File], files: list[File]) -> None:
   good = {file.path for file in files}
   broken = [str(file.path) for file in listed if file.path not in good]
-  more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
   warnings.warn(
     f"left out {len(broken)} of {len(listed)} pictures in {path} that cannot"
-    f" be read: {', '.join(broken[:5])}{more}",
-    stacklevel=4,
+    f" be read: {sources.some(broken)}",
+    stacklevel=5,
   )

@@ -1,16 +1,16 @@
 """Pictures: from the bytes of a file to uint8 [H, W, C]."""
 
+import functools
 import struct
 import zipfile
 import zlib
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-EXTENSIONS = frozenset(
-  {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-)
+# These would start a program, or hold a film.
+_NO_PICTURES = frozenset({"EPS", "MPEG"})
 
 # What Pillow (and zipfile under it) raise for damaged or unsupported files.
 BROKEN = (
@@ -27,8 +27,29 @@ BROKEN = (
   Image.DecompressionBombError,
 )
 
-_GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B"})
+_GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B"})
 _EXIF_ORIENTATION = 0x0112
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+  """How files are named that Pillow can decode, as it is installed here."""
+  known = Image.registered_extensions()
+
+  def decodes(kind: str) -> bool:
+    if kind == "MPO":  # a JPEG with others behind it
+      return True
+    opener = Image.OPEN.get(kind, (None,))[0]
+    # A stub knows a file when it sees one, and no more.
+    return opener is not None and not (
+      isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+    )
+
+  return frozenset(
+    name
+    for name, kind in known.items()
+    if kind not in _NO_PICTURES and decodes(kind)
+  )
 
 
 def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
@@ -55,14 +76,18 @@ def decode(file: IO[bytes]) -> Image.Image:
   """
   with Image.open(file) as opened:
     picture = ImageOps.exif_transpose(opened)
-  if picture.mode in ("I", "F"):
+    kind = opened.format
+  wide = picture.mode.startswith("I;16") or (
+    picture.mode == "I" and kind == "PPM"  # 16 bits, scaled to 0..65535
+  )
+  if picture.mode in ("I", "F") and not wide:
     raise ValueError(f"its pixels are 32-bit (mode {picture.mode})")
   mode = "L" if picture.mode in _GREY else "RGB"
-  if picture.mode.startswith("I;16"):
-    wide = np.asarray(picture).astype(np.float64)
+  if wide:
+    values = np.asarray(picture).astype(np.float64)
     # 65535 = 255 * 257, so this takes white to white; Pillow's own
     # conversion clips at 255.
-    return Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
@@ -133,7 +158,7 @@ def refit(
   if channels not in (None, have):
     raise ValueError(
       f"channels is {channels}, but the images have {have}: only 1 and 3 can"
-      " be converted to each other, leave channels=None"
+      " be converted to each other"
     )
   if size is None:
     return image

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import SupportsIndex
 
 import numpy as np
@@ -18,6 +18,21 @@ ACCEPTED = (
   "give 'digits', a folder or .zip of pictures, a .npz or .npy of uint8"
   " images, or a TFDS name such as 'cifar10'"
 )
+
+
+class Unfit(ValueError):
+  """Pictures that cannot be used as they are, but with an option of ``load``.
+
+  The message does not name the option: a program may not have it.
+
+  Args:
+    message: What is wrong.
+    option: "size", "skip_broken" or "data_dir".
+  """
+
+  def __init__(self, message: str, option: str):
+    super().__init__(message)
+    self.option = option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,12 +51,16 @@ class Source:
     class_names: One name per label; empty if unlabelled.
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
+    labels: int32 [N]; None where they are only known with the pictures.
+    left_out: What lies beside the pictures, for people, like ".txt (3)".
   """
 
   name: str
   image_shape: tuple[int, int, int]
   class_names: tuple[str, ...] = ()
   fingerprint: str = ""
+  labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
+  left_out: str = ""
 
   @property
   def num_classes(self) -> int:
@@ -203,6 +222,7 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
       image_shape=source.image_shape,
       class_names=source.class_names,
       fingerprint=fingerprint(source.fingerprint, chosen),
+      labels=None if source.labels is None else source.labels[chosen],
       whole=source,
       chosen=chosen,
     )
@@ -229,6 +249,7 @@ def in_memory(
   images: np.ndarray,
   labels: np.ndarray,
   class_names: tuple[str, ...],
+  left_out: str = "",
 ) -> ArraySource:
   """An ``ArraySource`` with its fingerprint."""
   labels = labels.astype(np.int32)
@@ -239,7 +260,38 @@ def in_memory(
     fingerprint=fingerprint(images, labels, *class_names),
     images=images,
     labels=labels,
+    left_out=left_out,
   )
+
+
+def summary(source: Source) -> str:
+  """What a source holds, in one line: pictures, classes, what was left out.
+
+  >>> from diffusion_jax import data
+  >>> data.summary(data.load("digits"))[:63]
+  'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
+  """
+  shape = " x ".join(map(str, source.image_shape))
+  word = "image" if len(source) == 1 else "images"
+  text = f"{source.name}: {len(source):,} {word} of {shape}"
+  names: list[str] = list(source.class_names)
+  if names:
+    if source.labels is not None:
+      counts = [np.sum(source.labels == k) for k in range(len(names))]
+      names = [f"{a} ({n:,})" for a, n in zip(names, counts, strict=True)]
+    word = "class" if len(names) == 1 else "classes"
+    text += f"; {len(names):,} {word}: {some(names, 10)}"
+  return text + (f"; left out: {source.left_out}" if source.left_out else "")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+  """Names in a row, and how many more there are.
+
+  >>> some(["a", "b", "c"], 2)
+  'a, b and 1 more'
+  """
+  more = f" and {len(names) - most:,} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -43,11 +43,11 @@ def load(
       )
   formats = {kind.value for kind in builder.info.available_file_formats()}
   if "array_record" not in formats:
-    raise ValueError(
+    raise sources.Unfit(
       f"{name} in {builder.data_path} is prepared as {' '.join(formats)},"
       " which has no random access: move that folder away and run the same"
-      " command again, which prepares it from what is downloaded; or give"
-      " another data_dir"
+      " command again, which prepares it from what is downloaded",
+      "data_dir",
     )
 
   image_key, label_key = _keys(name, builder.info.features)
@@ -167,8 +167,8 @@ def _shape(
   if size is not None:
     height, width = size
   if height is None or width is None:
-    raise ValueError(
-      f"{name} has pictures of many sizes: set size, such as size=64"
+    raise sources.Unfit(
+      f"{name} has pictures of many sizes, which must become one", "size"
     )
   return height, width, channels or (1 if stored == 1 else 3)
 

@@ -81,7 +81,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "warmup_steps": 5000,
         "decay_steps": config_dict.placeholder(int),  # to 0 at this step
         "decay": "cosine",  # or linear
-        "clip": 1.0,
+        "clip": config_dict.FieldReference(1.0),  # or None
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
