@@ -100,3 +100,14 @@ def test_even_is_the_published_number():
   np.testing.assert_array_equal(
     spacing.named(schedules.linear(1000), 250), timesteps.spaced(1000, 250)
   )
+
+
+def test_what_is_left_of_the_clock_does_not_stand_still():
+  u = np.append(0, np.logspace(-4, 9, 200))
+  exact = spacing.clock_left(u)
+  np.testing.assert_allclose(
+    exact, np.log(spacing.COARSE / spacing.FINE) - spacing.clock(u), atol=1e-14
+  )
+  single = spacing.clock_left(u.astype(np.float32))
+  np.testing.assert_allclose(single, exact, rtol=5e-7)
+  assert (np.diff(single[1:]) < 0).all()
