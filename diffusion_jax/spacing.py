@@ -140,8 +140,12 @@ def _sections(T: int, counts: list[int]) -> Pairs:
 
 
 def _strided(T: int, num: int) -> Pairs:
-  """Every i-th step from 1 on, where some whole i gives ``num`` of them."""
-  legal = {-(-T // stride): stride for stride in range(T, 0, -1)}
+  """Every i-th step from 1 on, where some whole i gives ``num`` of them.
+
+  A stride of T is none, as in the published code: it would take step 1 alone,
+  which has no noise to start from.
+  """
+  legal = {-(-T // i): i for i in range(max(T - 1, 1), 0, -1)}
   if num not in legal:
     nearest = min(legal, key=lambda n: (abs(n - num), n))
     raise ValueError(
@@ -173,7 +177,16 @@ def even(schedule: Schedule, num: int) -> Pairs:
 
 
 def leading(schedule: Schedule, num: int) -> Pairs:
-  """Every (T // num)-th step from 1 on; the noisiest are left out."""
+  """Every (T // num)-th step from 1 on; the noisiest are left out.
+
+  Raises:
+    ValueError: For one step of several: that is step 1, without any noise.
+  """
+  if num == 1 < schedule.T:
+    raise ValueError(
+      "spacing 'leading' needs at least 2 steps, as one is t = 1, which has "
+      "no noise to start from; for a single step use 'trailing'"
+    )
   return timesteps.walk(1 + schedule.T // num * np.arange(num))
 
 
