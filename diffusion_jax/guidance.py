@@ -221,8 +221,9 @@ def autoguidance(
 ) -> Denoise:
   """Guides a denoiser away from a weaker version of itself.
 
-  weaker + scale (denoise - weaker)  (Karras et al. 2024, eq. 2): the weaker
-  one is smaller or less trained, on the same classes and noise.
+  weaker + scale (denoise - weaker)  (Karras et al. 2024, section 4: w D_1 +
+  (1 - w) D_0): the weaker one is smaller or less trained, on the same classes
+  and noise.
 
   Args:
     denoise: ``(x_t, t) -> output``.

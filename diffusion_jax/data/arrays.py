@@ -12,7 +12,7 @@ _LABEL_KEYS = ("labels", "y", "arr_1")
 
 
 def digits(
-  size: tuple[int, int] | None, channels: int | None
+  size: tuple[int, int] | None, channels: int | None, random_crop: bool
 ) -> sources.Source:
   """The 1,797 digits of scikit-learn, 8 x 8; 0..16 there, 0..255 here."""
   from sklearn import datasets
@@ -20,13 +20,14 @@ def digits(
   values, labels = datasets.load_digits(return_X_y=True)
   images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   names = tuple(str(digit) for digit in range(10))
-  return sources.in_memory(
-    "digits", _refit(images, size, channels), labels, names
-  )
+  return _source("digits", images, labels, names, size, channels, random_crop)
 
 
 def load(
-  path: Path, size: tuple[int, int] | None, channels: int | None
+  path: Path,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
 ) -> sources.Source:
   """A source from a .npz or .npy file."""
   images, labels = _read_arrays(path)
@@ -53,9 +54,30 @@ def load(
     )
   else:
     names = tuple(str(label) for label in range(int(labels.max()) + 1))
-  return sources.in_memory(
-    path.name, _refit(images, size, channels), labels, names
+  return _source(path.name, images, labels, names, size, channels, random_crop)
+
+
+def _source(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  names: tuple[str, ...],
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
+) -> sources.Source:
+  """The pictures as they are asked for."""
+  source = sources.in_memory(
+    name, _refit(images, size, channels), labels, names
   )
+  if not random_crop:
+    return source
+
+  def read(index: int, words: np.ndarray) -> tuple[np.ndarray, int]:
+    image = pictures.refit(images[index], size, channels, words)
+    return image, int(labels[index])
+
+  return sources.random_crops(source, read)
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

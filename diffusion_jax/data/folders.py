@@ -18,6 +18,7 @@ def load(
   size: tuple[int, int] | None,
   channels: int | None,
   skip_broken: bool,
+  random_crop: bool,
   max_bytes: int,
 ) -> sources.Source:
   """See ``sources.load``.
@@ -55,7 +56,19 @@ def load(
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
   if images is not None:
-    return sources.in_memory(path.name, images, labels, names)
+    source = sources.in_memory(path.name, images, labels, names)
+  else:
+    source = _lazy(path, files, names, size, shape, max_bytes)
+  if not random_crop:
+    return source
+  return sources.random_crops(
+    source,
+    lambda i, words: (_read(files[i], size, shape, words), files[i].label),
+  )
+
+
+def _lazy(path, files, names, size, shape, max_bytes) -> sources.LazySource:
+  """The pictures, decoded when they are first asked for."""
   return sources.LazySource(
     name=path.name,
     image_shape=shape,
@@ -76,22 +89,28 @@ def _header(file: File) -> tuple[tuple[int, int], int]:
 
 
 def _image(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   with file.open() as opened:
     picture = pictures.decode(opened)
-  image = pictures.to_array(picture, size, shape[2])
+  image = pictures.to_array(picture, size, shape[2], words)
   if image.shape != shape:
     raise ValueError(f"it has become {image.shape}, was {shape}")
   return image
 
 
 def _read(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   """``_image`` with an error that names the file."""
   try:
-    return _image(file, size, shape)
+    return _image(file, size, shape, words)
   except pictures.BROKEN as error:
     raise _unreadable(file, error) from error
 
