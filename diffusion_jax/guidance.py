@@ -114,6 +114,7 @@ def classifier_step(
   target: str = "eps",
   variance: str = "fixed_small",
   clip: bool = True,
+  above: Time | None = None,
 ) -> tuple[Batch, Batch]:
   """Ancestral sampling whose mean a classifier moves.
 
@@ -132,6 +133,8 @@ def classifier_step(
     target: What the network predicts.
     variance: Of p(x_s | x_t).
     clip: Clip the predicted clean data to [-1, 1].
+    above: From where the walk comes to its last step, whose variance it is
+      that moves the mean there; see ``process.posterior_log_var``.
 
   Returns:
     x_s and the unguided prediction of the clean data.
@@ -139,7 +142,7 @@ def classifier_step(
   times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
   p = p_mean_variance(
     schedule, denoise(x_t, times), x_t, t, s, target=target,
-    variance=variance, clip=clip,
+    variance=variance, clip=clip, above=above,
   )  # fmt: skip
   mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times)
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
@@ -218,8 +221,9 @@ def autoguidance(
 ) -> Denoise:
   """Guides a denoiser away from a weaker version of itself.
 
-  weaker + scale (denoise - weaker)  (Karras et al. 2024, eq. 2): the weaker
-  one is smaller or less trained, on the same classes and noise.
+  weaker + scale (denoise - weaker)  (Karras et al. 2024, section 4: w D_1 +
+  (1 - w) D_0): the weaker one is smaller or less trained, on the same classes
+  and noise.
 
   Args:
     denoise: ``(x_t, t) -> output``.

@@ -95,6 +95,7 @@ def variational_bound_with(
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
+  above = timesteps.above_last(pairs)
 
   def move(_, pair):
     t, s = jnp.broadcast_to(pair[:, None], (2, x0.shape[0]))
@@ -102,7 +103,7 @@ def variational_bound_with(
     x_t = process.q_sample(schedule, x0, t, eps)
     p = process.p_mean_variance(
       schedule, denoise(x_t, t), x_t, t, s, target=target, variance=variance,
-      clip=clip,
+      clip=clip, above=above,
     )  # fmt: skip
     return None, (
       bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),

@@ -145,14 +145,33 @@ def posterior_var(schedule: Schedule, t: Time, s: Time) -> Float[Array, "..."]:
 
 
 def posterior_log_var(
-  schedule: Schedule, t: Time, s: Time
+  schedule: Schedule, t: Time, s: Time, *, above: Time | None = None
 ) -> Float[Array, "..."]:
   """Log of ``posterior_var``, made finite at s = 0.
 
-  The posterior of the last step is a point. Its log-variance is replaced by
-  that of the step above it, the pair (2, 1), as in the published code.
+  The posterior of the last move is a point. Its log-variance is replaced by
+  that of the move before it, (above, t), as in the published code; a walk of
+  one move has none, and takes that of x_t, sigma_t^2.
+
+  Args:
+    schedule: The noise schedule.
+    t: Where to start, 1..T.
+    s: Where to go, 0..t-1.
+    above: From where the walk came to t, used at s = 0 alone; t itself if it
+      began there. By default 2 t, that of an even walk, or T.
+
+  Returns:
+    The shape of t.
   """
-  return jnp.log(posterior_var(schedule, jnp.maximum(t, 2), jnp.maximum(s, 1)))
+  t, s = jnp.asarray(t), jnp.asarray(s)
+  before = jnp.minimum(2 * t, schedule.T) if above is None else above
+  last = s == 0
+  # Of the moves that are not chosen, none may be a logarithm of 0.
+  var = posterior_var(
+    schedule, jnp.where(last, before, t), jnp.where(last, t, s)
+  )
+  alone = last & (before <= t)
+  return jnp.log(jnp.where(alone, schedule.sigma[t] ** 2, var))
 
 
 def q_posterior(
@@ -249,6 +268,7 @@ def p_mean_variance(
   target: str = "eps",
   variance: str = "fixed_small",
   clip: bool = True,
+  above: Time | None = None,
 ) -> Reverse:
   """Reads a network's output as the Gaussian p(x_s | x_t).
 
@@ -269,6 +289,8 @@ def p_mean_variance(
       domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
     clip: Clip x0_hat to [-1, 1] before the mean is formed. A network that
       predicts the mean itself keeps its mean; only x0_hat is clipped.
+    above: From where the walk came to t, where s = 0; see
+      ``posterior_log_var``.
 
   Returns:
     Mean, log-variance, x0_hat and eps_hat.
@@ -277,7 +299,9 @@ def p_mean_variance(
     ValueError: If target or variance is not a known name, or the output's
       channels do not fit the variance.
   """
-  prediction, log_var = _split_variance(schedule, output, x_t, t, s, variance)
+  prediction, log_var = _split_variance(
+    schedule, output, x_t, t, s, variance, above
+  )
   raw_x0 = x0_from_output(schedule, prediction, x_t, t, target)
   x0_hat = jnp.clip(raw_x0, -1, 1) if clip else raw_x0
   mean_x0 = raw_x0 if target == "mean" else x0_hat
@@ -289,7 +313,7 @@ def p_mean_variance(
   )
 
 
-def _split_variance(schedule, output, x_t, t, s, variance: str):
+def _split_variance(schedule, output, x_t, t, s, variance: str, above):
   """Splits the output into its prediction and the log-variance of p."""
   if variance not in VARIANCES:
     raise ValueError(f"{variance=} is not one of {', '.join(VARIANCES)}")
@@ -301,12 +325,12 @@ def _split_variance(schedule, output, x_t, t, s, variance: str):
       f"{2 * channels if learned else channels} output channels, the network "
       f"returned {output.shape[-1]}"
     )
-  small = per_example(posterior_log_var(schedule, t, s), x_t)
+  small = per_example(posterior_log_var(schedule, t, s, above=above), x_t)
   large = per_example(jnp.log(beta(schedule, t, s)), x_t)
   if variance == "fixed_small":
     return output, small
   if variance == "fixed_large":
-    # The last step borrows the small variance for a better likelihood, as
+    # The last move borrows the small variance for a better likelihood, as
     # in the published code.
     return output, jnp.where(per_example(jnp.asarray(s), x_t) > 0, large, small)
   prediction, raw = jnp.split(output, 2, axis=-1)

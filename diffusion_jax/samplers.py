@@ -26,7 +26,6 @@ from diffusion_jax.process import (
   Batch,
   Denoise,
   Time,
-  fresh_noise,
   p_mean_variance,
   per_example,
   posterior_var,
@@ -155,8 +154,10 @@ def ddim_step(
   )
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
-  # sigma_s^2 - var, in a form that rounding cannot make negative.
-  rest = schedule.sigma[s] ** 2 * (1 - eta**2 * fresh_noise(schedule, t, s))
+  # sigma_s^2 - var without a difference of the two: where eta is 1 and the
+  # move is long, rounding would be all that is left of it.
+  old_noise = jnp.exp(schedule.log_snr[t] - schedule.log_snr[s])
+  rest = schedule.sigma[s] ** 2 * (1 - eta**2 + eta**2 * old_noise)
   x_s = (
     alpha_s * p.x0_hat
     + per_example(jnp.sqrt(rest), x_t) * p.eps_hat

@@ -1,6 +1,7 @@
 """From a configuration to the objects that it describes."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,8 @@ SCHEDULES = (
 )  # fmt: skip
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
-# Numbers that no step reaches, for keys of their own.
-LABELS, LOW_RES = 2**32 - 1, 2**32 - 2
+# Numbers that no step and no image reaches, for keys of their own.
+LABELS, LOW_RES, STAGES, HELD_OUT = (2**32 - n for n in (1, 2, 3, 4))
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
@@ -194,6 +195,9 @@ def check(config: Config, noise: dj.Schedule) -> None:
   for sampling in (config.preview, config.sampling) if draws else ():
     named("sampler", sampling.sampler, SAMPLERS)
     walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
+  guidance = config.sampling.get("guidance") if draws else None
+  if guidance is not None and not math.isfinite(guidance):
+    raise ValueError(f"sampling.guidance={guidance} must be a finite number")
   for key, value in {
     "num_steps": config.num_steps,
     "keep_checkpoints": config.keep_checkpoints,

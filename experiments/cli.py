@@ -6,6 +6,7 @@ A user's mistake is one line on standard error and exit status 2.
 import contextlib
 import errno
 import functools
+import math
 import operator
 import os
 import pathlib
@@ -52,9 +53,14 @@ def _warning(message: Warning | str, *_: object, **__: object) -> str:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Turns what a user got wrong into one line and status 2."""
+  """Turns what a user got wrong into one line and status 2.
+
+  Numbers that came out as NaN are a failure met on the way: status 1.
+  """
   try:
     yield
+  except FloatingPointError as error:
+    raise fail(error, status=1) from error
   except (ValueError, OSError) as error:
     raise fail(error) from error
 
@@ -64,10 +70,13 @@ def system_errors() -> Iterator[None]:
   """Turns what the system refuses, a full disk, into one line and status 1.
 
   The process ends there and then: what threads of libraries still hold, they
-  would try to write again, and fail with many lines.
+  would try to write again, and fail with many lines. Pictures that came out
+  as NaN are one line and status 1, too.
   """
   try:
     yield
+  except FloatingPointError as error:
+    raise fail(error, status=1) from error
   except OSError as error:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
       words in str(error) for words in ("No space left", "quota exceeded")
@@ -104,6 +113,10 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     rest = values([arg for arg in given if not _NONE.fullmatch(arg)])
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
+    for name in values:
+      value = values[name].value
+      if isinstance(value, float) and not math.isfinite(value):
+        raise fail(f"--{name}={value} must be a finite number")
     if "config" in values:
       dict(values.config)  # A broken file is only reported when it is read.
       _set_none(values.config, filter(None, map(_NONE.fullmatch, given)))

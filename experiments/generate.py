@@ -85,6 +85,7 @@ class Generator:
     split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = eta
     self.low_res = low_res
+    above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
 
     def walk(
@@ -103,8 +104,9 @@ class Generator:
       denoise = functools.partial(of_class, y=y)
       if judge is not None:
         step, denoise = _judged(
-          config, schedule, sampler, eta, denoise, judge.net, judged, y, scale
-        )
+          config, schedule, sampler, eta, denoise, judge.net, judged, y, scale,
+          above,
+        )  # fmt: skip
       elif scale is not None:
         denoise = dj.guidance.classifier_free(of_class, y, count, scale)
       x, kept = dj.sample(
@@ -196,7 +198,7 @@ class Generator:
     return np.concatenate(finished)[:num]
 
 
-def _judged(config, schedule, name, eta, denoise, net, params, y, scale):
+def _judged(config, schedule, name, eta, denoise, net, params, y, scale, above):
   """The step and the denoiser that a classifier guides.
 
   Ancestral sampling has its mean moved; all else is given a guided score,
@@ -212,6 +214,7 @@ def _judged(config, schedule, name, eta, denoise, net, params, y, scale):
       scale=scale,
       target=config.target,
       variance=config.variance,
+      above=above,
     )
     return step, denoise
   guided = dj.guidance.classifier(

@@ -46,12 +46,30 @@ class Plan:
   num: int
   seed: int
   batch: int
+  stage: int = 0
   upsamplers: tuple["Plan", ...] = ()
+
+  @property
+  def key(self) -> jax.Array:
+    """The root of this stage's noise, see ``stage_key``."""
+    return stage_key(self.seed, self.stage)
 
   @property
   def last(self) -> "Plan":
     """The stage of a cascade that makes the final images."""
     return (self, *self.upsamplers)[-1]
+
+
+def stage_key(seed: int, stage: int) -> jax.Array:
+  """The root of the noise of a cascade's stage, counted from 0.
+
+  Noise is keyed by image and step, which all stages share: each needs a root
+  of its own. That of the first is the one it has when it draws alone.
+  """
+  root = jax.random.key(seed)
+  if stage == 0:
+    return root
+  return jax.random.fold_in(jax.random.fold_in(root, assemble.STAGES), stage)
 
 
 def define_flags(
@@ -233,7 +251,7 @@ def _upsampler(values, workdir: pathlib.Path, below: Plan) -> Plan:
     raise ValueError(
       f"--upsampler={workdir} is told classes; {below.workdir} draws none"
     )
-  return stage
+  return dataclasses.replace(stage, stage=below.stage + 1)
 
 
 def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
@@ -426,7 +444,7 @@ def _draw_stage(plan: Plan) -> np.ndarray:
   ) as bar:
     return generator(plan)(
       plan.params,
-      jax.random.key(plan.seed),
+      plan.key,
       plan.num,
       progress=lambda done: bar.update(int(100 * done) - bar.n),
     )
@@ -484,7 +502,8 @@ def main(argv: list[str]) -> None:
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
     check_out(out, planned.last.image_shape[-1])
-  save(out, draw(planned), values.quantise)
+  with cli.system_errors():
+    save(out, draw(planned), values.quantise)
   cli.say(f"written to {out}")
 
 

@@ -143,7 +143,7 @@ def _batch(
   for stage, generator in draws:
     if images is not None:
       generator.low_res = images
-    walk = generator.walk(stage.params, jax.random.key(stage.seed), first)
+    walk = generator.walk(stage.params, stage.key, first)
     images = dj.parallel.fetch(collections.deque(walk, maxlen=1)[0])
   assert images is not None
   return images
@@ -173,7 +173,9 @@ def _describe(plan: sample.Plan) -> dict[str, Any]:
   config = json.loads(plan.config.to_json_best_effort())
   parts = ("model", "schedule", "target", "variance", "low_res")
   judge = None if plan.judge is None else fingerprint(plan.judge.params)
-  return {
+  # Only where it is not 0: what a single stage is called stays the same.
+  stage = {"stage": plan.stage} if plan.stage else {}
+  return stage | {
     "network": {name: config.get(name) for name in parts},
     "image_shape": plan.image_shape,
     "params": fingerprint(plan.params),

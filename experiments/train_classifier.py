@@ -122,6 +122,7 @@ def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
   if held is None:
     return {}
   totals = []
+  key = jax.random.fold_in(key, assemble.HELD_OUT)  # steps fold it, too
   for start in range(0, min(len(held), MEASURED), batch_size):
     stop = min(start + batch_size, len(held), MEASURED)
     part = held.gather(np.arange(start, stop))

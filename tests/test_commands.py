@@ -459,6 +459,9 @@ BAD_SAMPLING = {
     ["--workdir={run}", "--sampler=unipc", "--eta=1"],
     "has no eta; ddim",
   ),
+  "nan": (["--workdir={run}", "--guidance=nan"], "nan must be a finite number"),
+  "inf": (["--workdir={run}", "--guidance=-inf"], "inf must be a finite num"),
+  "nan eta": (["--workdir={run}", "--eta=nan"], "--eta=nan must be a finite"),
   "spacing": (["--workdir={run}", "--spacing=odd"], "'odd' is not one of even"),
   "stride": (["--workdir={run}", "--spacing=ddim400"], "nearest is ddim334"),
   "torn config": (["--workdir={torn}"], "config.json is not valid JSON"),
@@ -478,6 +481,19 @@ def test_bad_sampling_input_is_one_line_and_status_2(
   with pytest.raises(SystemExit) as stop:
     command(sample, *flags)
   assert_one_error(stop, capsys, message)
+
+
+@pytest.mark.parametrize(
+  "errors", [sample.cli.user_errors, sample.cli.system_errors]
+)
+def test_pictures_of_nan_are_one_line_and_status_1(errors, tmp_path, capsys):
+  out = tmp_path / "a.png"
+  with pytest.raises(SystemExit) as stop, errors():
+    sample.save(out, np.full((1, 8, 8, 1), np.nan))
+  assert stop.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "64 of the 64 values of pictures are NaN" in line
+  assert not out.exists()
 
 
 def test_presets_are_listed_with_their_parameters(capsys, monkeypatch):

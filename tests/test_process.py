@@ -249,3 +249,31 @@ def test_bad_names_are_refused(change, message):
   x = jnp.zeros((1, 2, 2, 2))
   with pytest.raises(ValueError, match=message):
     process.p_mean_variance(schedules.cosine(10), x, x, 2, 1, **change)
+
+
+@pytest.mark.parametrize("variance", process.VARIANCES)
+def test_one_step_alone_has_a_variance(variance):
+  # There is no move before it to borrow one from: it takes sigma_1^2.
+  schedule = schedules.cosine(1)
+  x = jnp.full((1, 2, 2, 1), 0.5)
+  learned = variance.startswith("learned")
+  output = jnp.concatenate([x, x], axis=-1) if learned else x
+  p = process.p_mean_variance(schedule, output, x, 1, 0, variance=variance)
+  want = 0.5 if variance == "learned" else 2 * jnp.log(schedule.sigma[1])
+  np.testing.assert_allclose(
+    jnp.broadcast_to(p.log_var, x.shape), want, atol=1e-6
+  )
+  chex.assert_tree_all_finite(p)
+
+
+def test_the_last_move_borrows_the_variance_of_the_one_before():
+  schedule = schedules.cosine(100)
+  borrowed = process.posterior_log_var(schedule, 10, 0, above=30)
+  want = jnp.log(process.posterior_var(schedule, 30, 10))
+  np.testing.assert_allclose(borrowed, want, rtol=1e-6)
+  # Where nothing is said of the walk, it is an even one.
+  np.testing.assert_allclose(
+    process.posterior_log_var(schedule, 10, 0),
+    jnp.log(process.posterior_var(schedule, 20, 10)),
+    rtol=1e-6,
+  )

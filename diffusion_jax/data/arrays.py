@@ -13,7 +13,7 @@ _LABEL_KEYS = ("labels", "y", "arr_1")
 
 
 def digits(
-  size: tuple[int, int] | None, channels: int | None
+  size: tuple[int, int] | None, channels: int | None, random_crop: bool
 ) -> sources.Source:
   """The 1,797 digits of scikit-learn, 8 x 8; 0..16 there, 0..255 here."""
   from sklearn import datasets
@@ -21,13 +21,14 @@ def digits(
   values, labels = datasets.load_digits(return_X_y=True)
   images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   names = tuple(str(digit) for digit in range(10))
-  return sources.in_memory(
-    "digits", _refit(images, size, channels), labels, names
-  )
+  return _source("digits", images, labels, names, size, channels, random_crop)
 
 
 def load(
-  path: Path, size: tuple[int, int] | None, channels: int | None
+  path: Path,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
 ) -> sources.Source:
   """A source from a .npz or .npy file."""
   images, labels, others = _read_arrays(path)
@@ -62,9 +63,33 @@ def load(
         " that class 0 has no pictures: count from 0",
         stacklevel=4,
       )
-  return sources.in_memory(
-    path.name, _refit(images, size, channels), labels, names, others
+  return _source(
+    path.name, images, labels, names, size, channels, random_crop, others
   )
+
+
+def _source(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  names: tuple[str, ...],
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
+  left_out: str = "",
+) -> sources.Source:
+  """The pictures as they are asked for."""
+  source = sources.in_memory(
+    name, _refit(images, size, channels), labels, names, left_out
+  )
+  if not random_crop:
+    return source
+
+  def read(index: int, words: np.ndarray) -> tuple[np.ndarray, int]:
+    image = pictures.refit(images[index], size, channels, words)
+    return image, int(labels[index])
+
+  return sources.random_crops(source, read)
 
 
 def _check_rank(path: Path, shape: tuple[int, ...]) -> None:

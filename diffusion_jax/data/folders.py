@@ -18,6 +18,7 @@ def load(
   size: tuple[int, int] | None,
   channels: int | None,
   skip_broken: bool,
+  random_crop: bool,
   max_bytes: int,
 ) -> sources.Source:
   """See ``sources.load``.
@@ -56,12 +57,26 @@ def load(
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
   if images is not None:
-    return sources.in_memory(path.name, images, labels, names, left_out)
+    source = sources.in_memory(path.name, images, labels, names, left_out)
+  else:
+    source = _lazy(path, files, names, left_out, size, shape, max_bytes)
+  if not random_crop:
+    return source
+  return sources.random_crops(
+    source,
+    lambda i, words: (_read(files[i], size, shape, words), files[i].label),
+  )
+
+
+def _lazy(
+  path, files, names, left_out, size, shape, max_bytes
+) -> sources.LazySource:
+  """The pictures, decoded when they are first asked for."""
   return sources.LazySource(
     name=path.name,
     image_shape=shape,
     class_names=names,
-    labels=labels,
+    labels=np.array([file.label for file in files], np.int32),
     left_out=left_out,
     # Not of the contents: that would read everything.
     fingerprint=sources.fingerprint(
@@ -79,22 +94,28 @@ def _header(file: File) -> tuple[tuple[int, int], int]:
 
 
 def _image(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   with file.open() as opened:
     picture = pictures.decode(opened)
-  image = pictures.to_array(picture, size, shape[2])
+  image = pictures.to_array(picture, size, shape[2], words)
   if image.shape != shape:
     raise ValueError(f"it has become {image.shape}, was {shape}")
   return image
 
 
 def _read(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   """``_image`` with an error that names the file."""
   try:
-    return _image(file, size, shape)
+    return _image(file, size, shape, words)
   except pictures.BROKEN as error:
     raise _unreadable(file, error) from error
 

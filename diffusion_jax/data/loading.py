@@ -21,6 +21,7 @@ def load(
   size: int | tuple[int, int] | None = None,
   channels: int | None = None,
   skip_broken: bool = False,
+  random_crop: bool = False,
   data_dir: str | os.PathLike[str] | None = None,
   max_bytes: int = sources.MAX_BYTES,
 ) -> sources.Source:
@@ -44,6 +45,9 @@ def load(
     skip_broken: Leave out pictures that cannot be read, with a warning,
       instead of failing at the first; also links that lead nowhere, and
       folders that cannot be listed.
+    random_crop: In training, cut each picture anew each time it is visited,
+      see ``pictures.random_crop``; needs a size. What is measured on, as
+      ``source[i]`` and ``gather`` give it, stays the centre.
     data_dir: Where TFDS keeps its data sets; None is its own default.
     max_bytes: Pictures that need more memory than this when decoded are
       decoded anew each time they are read.
@@ -55,7 +59,9 @@ def load(
     ValueError: For any name, file or option that does not fit; in one line,
       with what to do. ``Unfit`` names the option that would help.
   """
-  source = _load(name, split, size, channels, skip_broken, data_dir, max_bytes)
+  source = _load(
+    name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes
+  )
   _check_brightness(source)
   return source
 
@@ -66,6 +72,7 @@ def _load(
   size: int | tuple[int, int] | None,
   channels: int | None,
   skip_broken: bool,
+  random_crop: bool,
   data_dir: str | os.PathLike[str] | None,
   max_bytes: int,
 ) -> sources.Source:
@@ -77,12 +84,19 @@ def _load(
   shape = _pair(size)
   if channels not in (None, 1, 3):
     raise ValueError(f"channels is {channels!r}: must be 1, 3 or None")
+  if random_crop and shape is None:
+    raise ValueError(
+      "random_crop cuts pictures to a size, and none is given; set size, such"
+      " as size=64"
+    )
   tfds_name = text.removeprefix("tfds:")
   is_file = path.suffix.lower() in (".zip", ".npz", ".npy")
   if tfds_name != text or not (
     text == "digits" or is_file or path.is_dir() or path.is_file()
   ):
-    return tfds.load(tfds_name, split, shape, channels, data_dir, max_bytes)
+    return tfds.load(
+      tfds_name, split, shape, channels, random_crop, data_dir, max_bytes
+    )
 
   if split != "train":
     raise ValueError(
@@ -95,14 +109,16 @@ def _load(
         " './digits'",
         stacklevel=3,
       )
-    return arrays.digits(shape, channels)
+    return arrays.digits(shape, channels, random_crop)
   if path.is_dir() or path.suffix.lower() == ".zip":
-    return folders.load(path, shape, channels, skip_broken, max_bytes)
+    return folders.load(
+      path, shape, channels, skip_broken, random_crop, max_bytes
+    )
   if not is_file:
     raise ValueError(
       f"{text} is a file of a kind that cannot be read: {sources.ACCEPTED}"
     )
-  return arrays.load(path, shape, channels)
+  return arrays.load(path, shape, channels, random_crop)
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -12,6 +12,8 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from diffusion_jax.data.pictures import RANDOM_WORDS
+
 MAX_BYTES = 2**31
 
 ACCEPTED = (
@@ -81,6 +83,27 @@ class Source:
       {"image": uint8 [B, H, W, C], "label": int32 [B]}.
     """
     raise NotImplementedError
+
+  @property
+  def random_words(self) -> int:
+    """How many random numbers ``visit`` takes for each example."""
+    return 0
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """``gather`` for training, where an example may differ each time.
+
+    Args:
+      indices: As of ``gather``.
+      words: Random 64-bit numbers [B, random_words]; all that it depends on
+        beside the indices.
+
+    Returns:
+      As ``gather``, whose examples are those to measure on.
+    """
+    del words
+    return self.gather(indices)
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
     """Example ``index``; negative counts from the end, as in a list."""
@@ -174,6 +197,47 @@ class LazySource(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RandomCrops(Source):
+  """A source whose examples are cut anew each time training visits them.
+
+  Attributes:
+    whole: The source, with the examples to measure on.
+    read: (Index, words) -> (image, label); called from several threads at
+      once.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+  read: Callable[[int, np.ndarray], tuple[np.ndarray, int]] = dataclasses.field(
+    repr=False
+  )
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.whole)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    return self.whole.gather(indices)
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return RANDOM_WORDS
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    read = self._pool.map(self.read, indices.tolist(), words)
+    images, labels = zip(*read, strict=True)
+    return {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Part(Source):
   """Some examples of a source.
 
@@ -192,6 +256,33 @@ class Part(Source):
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """See ``Source.gather``."""
     return self.whole.gather(self.chosen[indices])
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return self.whole.random_words
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    return self.whole.visit(self.chosen[indices], words)
+
+
+def random_crops(
+  whole: Source, read: Callable[[int, np.ndarray], tuple[np.ndarray, int]]
+) -> RandomCrops:
+  """``RandomCrops`` of a source, with its name and fingerprint."""
+  return RandomCrops(
+    name=whole.name,
+    image_shape=whole.image_shape,
+    class_names=whole.class_names,
+    fingerprint=whole.fingerprint,
+    labels=whole.labels,
+    left_out=whole.left_out,
+    whole=whole,
+    read=read,
+  )
 
 
 def hold_out(source: Source, every: int) -> tuple[Source, Source]:

@@ -197,12 +197,13 @@ def main(argv: list[str]) -> None:
     plan = None
     if record.config.get("kind") != "classifier":
       plan = plan_or_why_not(values, record)
-  text = page(
-    record,
-    *drawings(plan, record),
-    tables.evaluations(record),
-    tables.settings(record),
-  )
+  with cli.system_errors():
+    text = page(
+      record,
+      *drawings(plan, record),
+      tables.evaluations(record),
+      tables.settings(record),
+    )
   out.parent.mkdir(parents=True, exist_ok=True)
   # Names of files may hold what is no Unicode.
   out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
