@@ -157,8 +157,8 @@ def _data(values, plan: sample.Plan | None) -> references.Reference:
     return _trained_on(plan.last.workdir)
   if values.workdir is None:
     raise ValueError(
-      "--samples are compared with a --reference, or with the data of a "
-      "--workdir; name one"
+      "there is nothing to compare with: name a --reference, or a --workdir "
+      "whose data to take"
     )
   return _trained_on(pathlib.Path(values.workdir))
 

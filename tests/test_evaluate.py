@@ -272,7 +272,7 @@ def test_data_that_have_changed_since_training_are_refused(
 
 BAD_INPUT = {
   "metric": (["--metrics=fed"], "'fed' is not one of frechet"),
-  "no reference": (["--samples={a}"], "compared with a --reference"),
+  "no reference": (["--samples={a}"], "name a --reference, or a --workdir"),
   "too many": (
     ["--samples={a}", "--reference={a}", "--num=9"],
     "--num=9 images were asked for, --samples has 8",
