@@ -45,7 +45,11 @@ def plans(
   """The plan with the parameters of each checkpoint and each average.
 
   All else, the noise too, is the same. A damaged checkpoint is passed over.
+
+  Raises:
+    ValueError: If all are damaged.
   """
+  good = 0
   for step in steps:
     try:
       state = sample.restore(
@@ -54,9 +58,12 @@ def plans(
     except dj.checkpoint.Damaged as error:
       cli.say_first(f"checkpoint {step} is passed over: {error}")
       continue
+    good += 1
     for name in averages:
       params = state.params if name == "raw" else state.ema[name]
       yield dataclasses.replace(plan, params=params, step=step, ema=name)
+  if not good:
+    raise ValueError(f"every checkpoint of {plan.workdir} is damaged")
 
 
 def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:

@@ -292,6 +292,10 @@ BAD_INPUT = {
     ["--samples={a}", "--reference={a}", "--metrics=kid"],
     "kid of 8 samples: pass --num=20 or more",
   ),
+  "too few data": (
+    ["--samples=digits", "--reference={a}", "--num=20", "--metrics=kid"],
+    "kid needs 20 pictures of the data or more, a.npz has 8",
+  ),
   "logits": (
     ["--samples={a}", "--reference={a}", "--metrics=is"],
     "is looks at Inception's logits: pass --features=inception",
