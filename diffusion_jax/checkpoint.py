@@ -80,6 +80,10 @@ class Checkpoints:
     """The step of the newest checkpoint; None where there is none."""
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints, the oldest first."""
+    return sorted(self._manager.all_steps())
+
   def save(self, state: TrainState) -> None:
     """Saves the state under its step; a step saved before stays as it is.
 

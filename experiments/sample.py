@@ -380,8 +380,10 @@ def average(config: cli.Config, wanted: str | None) -> str:
   return assemble.named("--ema", ema, ("raw", *rates))
 
 
-def restore(workdir, config, net, shape) -> dj.state.TrainState:
-  """Reads the newest good checkpoint, a copy onto every device."""
+def restore(
+  workdir, config, net, shape, step: int | None = None
+) -> dj.state.TrainState:
+  """Reads a checkpoint, by default the newest good one, onto every device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")
   tx = assemble.optimizer(config)
@@ -395,7 +397,8 @@ def restore(workdir, config, net, shape) -> dj.state.TrainState:
   with dj.checkpoint.Checkpoints(
     workdir / "checkpoints", read_only=True
   ) as checkpoints:
-    return checkpoints.restore(like, tell=cli.say_first)
+    tell = cli.say_first if step is None else None
+    return checkpoints.restore(like, step, tell=tell)
 
 
 def draw(plan: Plan) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Feature networks: one's own, and EfficientNet-Lite0."""
 
 import json
+import pathlib
+import re
 import sys
 
 import numpy as np
@@ -98,6 +100,17 @@ def test_a_network_of_ones_own_is_named_and_looks_once(
   assert "FID" not in "".join(said)
   if kind == "OfNumPy":  # and at two black ones beforehand
     assert sys.modules["own_networks"].OfNumPy.seen == 2 + 60 + 60
+
+
+def test_the_documented_network_works(tmp_path):
+  page = pathlib.Path(__file__).parents[1] / "docs" / "evaluation.md"
+  (code,) = re.findall(
+    r"```python\n(# projections.py.*?)```", page.read_text(), re.S
+  )
+  (tmp_path / "projections.py").write_text(code)
+  network = features.named(f"{tmp_path}/projections.py:network", None)
+  features.probe(network, [(32, 32, 3)])
+  assert re.search(r":network [0-9a-f]{16}$", network.name)
 
 
 def test_agreement_is_with_the_classes_of_the_samples():
