@@ -1,6 +1,9 @@
 """Nothing is lost: signals, kills, damage, and two at once."""
 
+import errno
 import json
+import os
+import re
 import shutil
 import signal
 from collections import namedtuple
@@ -167,16 +170,66 @@ def test_a_damaged_checkpoint_asked_for_by_its_step_is_an_error(
     assert int(checkpoints.restore(state, step=1).step) == 1
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(saved, tmp_path):
+def names_in(folder):
+  return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_where_all_are_damaged_nothing_changes(saved, tmp_path):
   folder, state = saved
   copy = shutil.copytree(folder, tmp_path / "c")
   for step in (1, 2):
     flip(largest(copy / str(step)))
+  before = names_in(copy)
+  for _ in range(2):  # the second time is refused as the first was
+    with (
+      pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
+      dj.checkpoint.Checkpoints(copy) as checkpoints,
+    ):
+      checkpoints.restore(state, tell=str)
+    assert names_in(copy) == before
+
+
+def test_files_that_were_never_written_are_no_damage(saved, tmp_path):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  for place in (copy, copy / "2", copy / "2/default", copy / "2/default/d"):
+    for name in (".DS_Store", "Thumbs.db", ".nfs0001"):
+      (place / name).write_text("not ours")
+    (place / "@eaDir").mkdir()
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    assert int(checkpoints.restore(state).step) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_system_does_not_let_be_read_is_not_damaged(
+  number, saved, tmp_path, monkeypatch
+):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  before, told = names_in(copy), []
+
+  def refused(path):
+    raise OSError(number, os.strerror(number), str(path))
+
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    with monkeypatch.context() as patch:
+      patch.setattr(dj.checkpoint, "_checksum", refused)
+      with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        checkpoints.restore(state, tell=told.append)
+    assert names_in(copy) == before and not told
+    assert int(checkpoints.restore(state).step) == 2
+
+
+@pytest.mark.parametrize("text", ["[]", "{", ""])
+def test_checksums_that_are_none_are_damage(text, saved, tmp_path):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  (copy / "2" / "default" / "checksums.json").write_text(text)
   with (
-    pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
-    dj.checkpoint.Checkpoints(copy) as checkpoints,
+    dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints,
+    pytest.raises(dj.checkpoint.Damaged, match="checksums.json"),
   ):
-    checkpoints.restore(state, tell=str)
+    checkpoints.restore(state)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(
