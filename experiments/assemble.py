@@ -179,6 +179,13 @@ def check(config: Config, noise: dj.Schedule) -> None:
   }.items():
     if value < 1:
       raise ValueError(f"{key}={value} must be at least 1")
+  decay = config.optim.decay_steps
+  if decay is not None and 0 < decay < config.num_steps:
+    raise ValueError(
+      f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "
+      "after which the learning rate is 0: set --config.optim.decay_steps="
+      f"{config.num_steps} as well"
+    )
   for what, interval in config.every.items():
     if interval < 1:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")

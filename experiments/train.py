@@ -33,7 +33,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     ValueError: For anything a user may have got wrong.
   """
   assemble.check_draws(config)
-  devices = loop.mesh(config)
+  devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
   loss_at = assemble.loss_at(config)
   assemble.check(config, schedule)

@@ -33,7 +33,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   Raises:
     ValueError: For anything a user may have got wrong.
   """
-  devices = loop.mesh(config)
+  devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)

@@ -208,8 +208,9 @@ def empty_run(tmp_path, name="empty", **changes):
     }
   )
   workdir = tmp_path / name
-  data = runs.describe(dj.data.load("digits"))
-  runs.describe_run(workdir, json.loads(config.to_json_best_effort()), data)
+  workdir.mkdir()
+  data = runs.describe(dj.data.load("digits"), config)
+  runs.describe_run(workdir, runs.config_json(config), data)
   return workdir
 
 

@@ -20,6 +20,10 @@ ACCEPTED = (
 )
 
 
+class Unreadable(ValueError):
+  """A picture cannot be read, perhaps long after its source was opened."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
   """Random access to pictures, the one interface that ``batches`` needs.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import runs
+from experiments import continuing
 from experiments.configs import common
 from experiments.report.markup import Child, Element, element, table
 from experiments.report.record import Record
@@ -77,11 +77,11 @@ def words(value: Any) -> str:
 
 def settings(record: Record) -> Element:
   """The configuration, the data and the versions."""
-  config = runs.flat(record.config.to_dict())
+  config = continuing.flat(record.config.to_dict())
   make = common.make
   if record.config.get("kind") == "classifier":
     make = common.make_classifier
-  usual = runs.flat(make().to_dict())
+  usual = continuing.flat(make().to_dict())
   groups: dict[str, list[Element]] = {}
   for key, value in config.items():
     group, _, name = key.rpartition(".")
