@@ -1,6 +1,7 @@
 """From a configuration to the objects that it describes."""
 
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 
 import diffusion_jax as dj
-from experiments.cli import Config
+from experiments import cli
+from experiments.cli import MOST_SEED, Config
 
 
 def _options_of(step: Callable) -> Callable:
@@ -67,8 +69,18 @@ def schedule(config: Config) -> dj.Schedule:
   return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
 
 
-def source(config: Config) -> dj.data.Source:
-  """The data of ``config.data``."""
+def source(
+  config: Config, *, elsewhere: str = "--config.data.name"
+) -> dj.data.Source:
+  """The data of ``config.data``; says so if they take long to read.
+
+  Args:
+    config: Of the run.
+    elsewhere: The flag that names data instead.
+
+  Raises:
+    ValueError: If they cannot be read; says what to do if they have moved.
+  """
   options = config.data.to_dict()
   if not options["name"]:
     raise ValueError(
@@ -79,7 +91,18 @@ def source(config: Config) -> dj.data.Source:
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
-  return _call("data", dj.data.load, {**options, "size": size})
+  name = options["name"]
+  with cli.said_if_slow(f"reading {name} ..."):
+    try:
+      return _call("data", dj.data.load, {**options, "size": size})
+    except ValueError as error:
+      path = pathlib.Path(name)
+      if not path.is_absolute() or path.exists():
+        raise
+      raise ValueError(
+        f"no data at {path}: if they have moved, name where they are as "
+        f"{elsewhere}=PATH"
+      ) from error
 
 
 def loss_at(config: Config) -> dj.training.LossAt:
@@ -179,6 +202,8 @@ def check(config: Config, noise: dj.Schedule) -> None:
   }.items():
     if value < 1:
       raise ValueError(f"{key}={value} must be at least 1")
+  if not 0 <= config.seed <= MOST_SEED:
+    raise ValueError(f"seed={config.seed} must be in 0..{MOST_SEED}")
   decay = config.optim.decay_steps
   if decay is not None and 0 < decay < config.num_steps:
     raise ValueError(

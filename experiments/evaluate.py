@@ -21,7 +21,6 @@ evaluation.jsonl in the run directory with how they were made.
 import dataclasses
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,14 +150,16 @@ def _data(values, plan: sample.Plan | None) -> references.Reference:
   if values.reference is not None:
     return references.named(values.reference)
   if plan is not None:
-    return references.of_source(assemble.source(plan.last.config))
+    return references.of_source(
+      assemble.source(plan.last.config, elsewhere="--reference")
+    )
   if values.workdir is None:
     raise ValueError(
       "--samples are compared with a --reference, or with the data of a "
       "--workdir; name one"
     )
   config, _ = runs.load(pathlib.Path(values.workdir))
-  return references.of_source(assemble.source(config))
+  return references.of_source(assemble.source(config, elsewhere="--reference"))
 
 
 def _check_given(metrics, given: dj.data.Source, num: int) -> None:
@@ -272,4 +273,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -20,7 +20,6 @@ after experiments.train with configs/digits.py and configs/digits.py:classes.
 
 import functools
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -230,4 +229,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -15,7 +15,6 @@ the run like any other; to measure or train, name the data:
 
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -347,19 +346,13 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   write(workdir, config, data, params, origin)
   count = sum(x.size for x in jax.tree.leaves(params))
   cli.say(f"{count:,} parameters of {values.source} are written to {workdir}")
+  then = {"workdir": workdir}
   if config.low_res.size:
-    cli.say(
-      "next: python -m experiments.sample --workdir=A_RUN "
-      f"--upsampler={workdir}"
-    )
+    then = {"workdir": "A_RUN", "upsampler": workdir}
   elif config.get("kind") == "classifier":
-    cli.say(
-      "next: python -m experiments.sample --workdir=A_RUN "
-      f"--classifier={workdir}"
-    )
-  else:
-    cli.say(f"next: python -m experiments.sample --workdir={workdir}")
+    then = {"workdir": "A_RUN", "classifier": workdir}
+  cli.say(f"next: {cli.command('sample', **then)}")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

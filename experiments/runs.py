@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def describe(source, config: Config) -> dict[str, Any]:
 
 def _path(name: str) -> str | None:
   """Where data lie, from wherever a command is run; None where no path does."""
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   named = name == "digits" or not name or not path.exists()
   return None if named else str(path.absolute())
 

@@ -225,4 +225,4 @@ def compare(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -12,12 +12,11 @@ run's own configuration. A run of imported weights is fine-tuned:
 
 import functools
 import pathlib
-import sys
 
 import jax
 
 import diffusion_jax as dj
-from experiments import assemble, loop
+from experiments import assemble, cli, loop
 from experiments.cli import Config
 from experiments.generate import Generator
 from experiments.monitor import Monitor
@@ -137,7 +136,7 @@ def _finish(workdir: pathlib.Path, generator, state, key, log: Log) -> None:
     dj.images.save_gif(folder / "denoising.gif", frames)
     plot_loss(workdir, folder / "loss.png")
   log.say(f"samples, denoising.gif and loss.png are in {folder}")
-  log.say(f"next: python -m experiments.sample --workdir={workdir}")
+  log.say(f"next: {cli.command('sample', workdir=workdir)}")
 
 
 def main(argv: list[str]) -> None:
@@ -146,4 +145,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

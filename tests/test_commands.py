@@ -378,7 +378,12 @@ BAD_TRAINING = {
   ),
   "no steps": (["--config.num_steps=0"], "num_steps=0 must be at least 1"),
   "no interval": (["--config.every.log=0"], "every.log=0 must be at least 1"),
-  "seed": (["--config.seed=-1"], "seed is -1: must be at least 0"),
+  "seed": (["--config.seed=-1"], "seed=-1 must be in 0..4294967295"),
+  "large seed": (["--config.seed=4294967296"], "must be in 0..4294967295"),
+  "beyond the decay": (
+    ["--config.num_steps=21"],
+    "num_steps=21 goes beyond optim.decay_steps=20, .*decay_steps=21 as well",
+  ),
   "ema": (["--config.ema.rates=(1.5,)"], "EMA rate 1.5 must be in"),
   "broken picture": (
     ["--config.data.name={broken_picture}"],
@@ -450,6 +455,7 @@ BAD_SAMPLING = {
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
+  "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
   "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),

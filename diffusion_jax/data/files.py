@@ -1,12 +1,16 @@
 """Picture files: where they are in a folder or .zip, and their classes."""
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from diffusion_jax.data import pictures, sources
+
+# The files by which a run directory describes itself.
+RUN = {"config.json", "data.json", "versions.json"}
 
 
 class File(NamedTuple):
@@ -37,14 +41,25 @@ def _is_picture(path: PurePosixPath) -> bool:
 
 
 def _in_folder(folder: Path) -> list[File]:
-  files = []
-  for root, _, names in os.walk(folder, followlinks=True):
+  """All files but those of runs, whose samples are no data of the next."""
+  files, runs = [], []
+  for root, folders, names in os.walk(folder, followlinks=True):
+    if set(names) >= RUN and Path(root) != folder:
+      runs.append(Path(root))
+      folders.clear()
+      continue
     for name in names:
       path = Path(root, name)
       inside = PurePosixPath(path.relative_to(folder).as_posix())
       if _is_picture(inside) and path.is_file():
         opener = _opener(path)
         files.append(File(inside, opener, path.stat().st_size))
+  if runs:
+    warnings.warn(
+      f"{folder} also holds runs, whose pictures are left out: "
+      + ", ".join(str(path.relative_to(folder)) for path in sorted(runs)),
+      stacklevel=5,
+    )
   return files
 
 

@@ -12,7 +12,6 @@ flags of experiments.sample say what is drawn.
 
 import datetime
 import pathlib
-import sys
 
 from absl import flags
 from PIL import Image
@@ -60,7 +59,8 @@ def plan_or_why_not(
       "There is no checkpoint yet: one comes every "
       f"{config.every.checkpoint:,} steps."
     )
-  if not any((values.sampler, values.steps, values.spacing, values.eta)):
+  named = (values.sampler, values.steps, values.spacing, values.eta)
+  if all(value is None for value in named):
     # As previews do it: in few steps.
     values.sampler = config.preview.sampler
     values.steps = config.preview.steps
@@ -194,6 +194,7 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(values.out or record.workdir / "report.html")
     if out.suffix != ".html":
       raise ValueError(f"--out={out} must end in .html")
+    cli.check_out(out)
     plan = None
     if record.config.get("kind") != "classifier":
       plan = plan_or_why_not(values, record)
@@ -210,4 +211,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)
