@@ -98,7 +98,7 @@ def command(name: str, **values: object) -> str:
 
 
 @contextlib.contextmanager
-def said_if_slow(words: str, *, seconds: float = 2.0) -> Iterator[None]:
+def said_if_slow(words: str, *, seconds: float = 3.0) -> Iterator[None]:
   """Says what takes so long, if it takes longer than that."""
   timer = threading.Timer(seconds, say_first, (words,))
   timer.daemon = True

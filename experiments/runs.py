@@ -241,9 +241,11 @@ def changeable(workdir: pathlib.Path) -> Config:
   if missing:
     raise ValueError(f"{workdir / 'config.json'} has no {missing[0]}")
   try:
-    path = data.get("path")
-    if path is not None and pathlib.Path(path).exists():
-      config["data"]["name"] = path
+    # Where the data were, unless they have come along to another machine.
+    places = [p for p in (data.get("path"), config["data"]["name"]) if p]
+    there = [p for p in places if os.path.exists(os.path.expanduser(p))]
+    if data.get("path"):
+      config["data"]["name"] = (there or places)[0]
     return make(**config)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(

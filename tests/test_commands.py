@@ -118,9 +118,10 @@ def test_a_complete_run_says_so(trained, capsys):
   )
 
 
-def test_samples_as_grid_array_and_folder(trained, tmp_path):
+def test_samples_as_grid_array_and_folder(trained, tmp_path, capsys):
   command(sample, f"--workdir={trained}", "--num=5", "--seed=3")
   assert (trained / "samples" / "sample_3.png").exists()
+  assert "steps each, average 0.995\n" in capsys.readouterr().out
 
   array = tmp_path / "a.npz"
   command(
@@ -147,6 +148,24 @@ def test_samples_as_grid_array_and_folder(trained, tmp_path):
 
   command(sample, f"--workdir={trained}", "--num=5", f"--out={tmp_path}/b.npz")
   assert (np.load(tmp_path / "b.npz")["images"] != images).any()
+
+
+def test_samples_that_cannot_be_written_are_kept_elsewhere(
+  trained, tmp_path, capsys, monkeypatch
+):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(sample.dj.images, "save_png", full)
+  monkeypatch.setattr(sample.tempfile, "tempdir", str(tmp_path))
+  with pytest.raises(SystemExit) as stop:
+    command(sample, f"--workdir={trained}", "--num=2")
+  assert stop.value.code == 1
+  assert (
+    "No space left on device; the samples are in" in capsys.readouterr().err
+  )
+  (kept,) = tmp_path.glob("samples-*/samples.npz")
+  chex.assert_shape(np.load(kept)["images"], (2, 8, 8, 1))
 
 
 def test_evaluate_reports_and_stores_its_figure(trained, capsys):

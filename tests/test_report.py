@@ -292,6 +292,14 @@ def test_other_data_than_those_of_the_run_are_named(trained, tmp_path):
   assert warning not in shown(trained, "--nonetwork").text
 
 
+def test_a_flag_of_zero_is_a_flag(trained):
+  values = report.define_flags(report.flags.FlagValues())
+  values(["", f"--workdir={trained}", "--eta=0"])
+  record = report.read(trained)
+  plan = report.plan_or_why_not(values, record)
+  assert (plan.sampler, plan.eta) == ("ddim", 0)
+
+
 def test_data_that_are_gone_are_named(trained, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(trained, run)

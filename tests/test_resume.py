@@ -75,6 +75,46 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on(
   chex.assert_trees_all_equal(params_of(tmp_path / "run"), params_of(whole))
 
 
+def test_what_was_learnt_before_data_broke_is_saved_and_goes_on(
+  whole, tmp_path, capsys, monkeypatch
+):
+  iterate = dj.data.iterate
+
+  def broken(batches, start):
+    for step, batch in enumerate(iterate(batches, start=start), start + 1):
+      if step == 4:
+        raise dj.data.Unreadable("cannot read picture a.png: repair it")
+      yield batch
+
+  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
+  with monkeypatch.context() as patch:
+    patch.setattr(dj.data, "iterate", broken)
+    with pytest.raises(SystemExit) as stop:
+      command(train, *flags)
+  assert stop.value.code == 1
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert "the data of step 4 cannot be read: cannot read picture a" in error
+  assert "repair it; the run is saved after step 3; then the same" in error
+  assert steps_of(tmp_path / "run") == {3}
+  command(train, *flags)
+  chex.assert_trees_all_equal(params_of(tmp_path / "run"), params_of(whole))
+
+
+def test_where_data_lie_is_known_from_anywhere(begun, tmp_path, monkeypatch):
+  data, run = tmp_path / "data", begun(path=str(tmp_path / "data"))
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["name"] = "data"
+  runs.replace(run / "config.json", json.dumps(config))
+  monkeypatch.chdir(run)
+  with pytest.raises(ValueError, match=f"no data at {data}: .*--images=PATH"):
+    assemble.source(runs.load(run)[0], elsewhere="--images")
+  data.mkdir()
+  assert runs.load(run)[0].data.name == str(data)
+  data.rmdir()
+  (run / "data").mkdir()  # has come along with the run
+  assert runs.load(run)[0].data.name == "data"
+
+
 def test_a_closed_terminal_is_a_signal_too_unless_nohup_ignores_it():
   before = signal.getsignal(signal.SIGHUP)
   try:
