@@ -29,6 +29,10 @@ Config = Any
 
 CONFIGS = pathlib.Path(__file__).parent
 
+PATHS = (
+  FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
+
 # jax.random.key takes the lowest 32 bits of a seed.
 MOST_SEED = 2**32 - 1
 
@@ -50,7 +54,11 @@ def run(main: Callable[[list[str]], object]) -> None:
   try:
     main(sys.argv)
   except KeyboardInterrupt:
-    raise fail("stopped by Ctrl-C", status=130) from None
+    fail("stopped by Ctrl-C")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # XLA's threads still compute; an orderly exit under them crashes.
+    os._exit(130)
   except (RuntimeError, AssertionError) as error:
     if line := _missing(error):
       raise fail(line, status=1) from None
@@ -127,11 +135,17 @@ def check_out(out: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Turns what a user got wrong into one line and status 2."""
+  """Turns what a user got wrong into one line and status 2.
+
+  A wrong path is the user's; all else that the system refuses is not, and
+  ends with status 1.
+  """
   try:
     yield
-  except (ValueError, OSError) as error:
+  except ValueError as error:
     raise fail(error) from error
+  except OSError as error:
+    raise fail(error, status=2 if isinstance(error, PATHS) else 1) from error
 
 
 @contextlib.contextmanager

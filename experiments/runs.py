@@ -119,6 +119,11 @@ def check_place(workdir: pathlib.Path) -> None:
     ValueError: Saying what is there.
   """
   check_name(workdir)
+  if odd := sorted(set("*?[") & set(str(workdir.absolute()))):
+    raise ValueError(
+      f"--workdir={workdir}: Orbax takes {' '.join(odd)} in a path for a "
+      "pattern and would lose its checkpoints; choose another"
+    )
   if workdir.is_symlink() and not workdir.exists():
     raise ValueError(f"{workdir} is a link to nothing: make what it names")
   for place in (workdir, *workdir.parents):

@@ -75,10 +75,11 @@ def ends(main, capsys):
   return stop.value.code, line
 
 
-def test_ctrl_c_is_one_line_and_130(outputs, capsys):
+def test_ctrl_c_is_one_line_and_130(outputs, capsys, monkeypatch):
   def main(argv):
     raise KeyboardInterrupt
 
+  monkeypatch.setattr(os, "_exit", sys.exit)
   assert ends(main, capsys) == (130, "error: stopped by Ctrl-C")
 
 

@@ -388,12 +388,30 @@ def test_what_else_there_is_stays_as_it_is(make, message, tmp_path):
   assert names_in(tmp_path) == before
 
 
-def test_a_name_that_is_no_utf_8_is_refused(tmp_path):
-  with (
-    pytest.raises(ValueError, match="is not UTF-8"),
-    runs.opened(tmp_path / os.fsdecode(b"caf\xe9")),
-  ):
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    ("mine [1]", "Orbax takes \\[ in a path for a pattern"),
+    ("what?/run", "Orbax takes \\? in"),
+  ],
+)
+def test_a_name_that_loses_checkpoints_is_refused(name, message, tmp_path):
+  with pytest.raises(ValueError, match=message), runs.opened(tmp_path / name):
     pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_other_names_keep_their_checkpoints(saved, tmp_path):
+  state = saved[1]
+  with dj.checkpoint.Checkpoints(tmp_path / "a b #:%é&=~$'") as checkpoints:
+    checkpoints.save(state.replace(step=jnp.int32(1)))
+    checkpoints.wait()
+    assert int(checkpoints.restore(state).step) == 1
+  # A run may be read where it could not be written.
+  moved = shutil.copytree(saved[0], tmp_path / "mine [1] *?")
+  with dj.checkpoint.Checkpoints(moved, read_only=True) as checkpoints:
+    assert int(checkpoints.restore(state).step) == 2
 
 
 # ---------------------------------------------------------------- going on
