@@ -66,5 +66,5 @@ def _steadied(stream: TextIO | None, number: int) -> TextIO:
     io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
     encoding=stream.encoding,
     errors="backslashreplace",
-    line_buffering=stream.line_buffering or number == 2,
+    line_buffering=bool(stream.line_buffering) or number == 2,
   )
