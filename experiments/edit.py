@@ -239,7 +239,8 @@ def main(argv: list[str]) -> None:
   edit = EDITS[values.edit]
   asked = Request(jax.random.key(values.seed), values.region)
   rows = np.concatenate([np.asarray(r) for r in edit(model, x0, asked)])
-  dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
+  with cli.system_errors():
+    dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
   cli.say((edit.__doc__ or "").strip())
   cli.say(f"written to {out}")
 

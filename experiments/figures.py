@@ -217,6 +217,7 @@ def main(argv: list[str]) -> None:
   cli.parse(argv, values)
   with cli.user_errors():
     workdir = pathlib.Path(values.workdir) if values.workdir else None
+    cli.check_out(pathlib.Path(values.out))
     for name in wanted(values.only, workdir):
       path = pathlib.Path(values.out) / f"{name}.png"
       if name in FORMULAS:

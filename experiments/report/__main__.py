@@ -204,9 +204,10 @@ def main(argv: list[str]) -> None:
     tables.evaluations(record),
     tables.settings(record),
   )
-  out.parent.mkdir(parents=True, exist_ok=True)
-  # Names of files may hold what is no Unicode.
-  out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+  with cli.system_errors():
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Names of files may hold what is no Unicode.
+    out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
   cli.say(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
