@@ -233,9 +233,11 @@ def without_versions(run):
 
 
 def without_data(run):
-  config = runs.read_json(run, "config")
-  config["data"]["name"] = str(run / "<gone>")
+  config, data = (runs.read_json(run, name) for name in ("config", "data"))
+  config["data"]["name"] = "<gone>"
+  data["path"] = str(run / "<gone>")
   (run / "config.json").write_text(json.dumps(config))
+  (run / "data.json").write_text(json.dumps(data))
 
 
 def torn(run):
@@ -306,7 +308,7 @@ def test_data_that_are_gone_are_named(trained, tmp_path):
   without_data(run)
   (run / "samples" / "denoising.gif").unlink()  # as before the end of training
   page = shown(run)
-  assert "The data cannot be read here: no data set or path" in page.text
+  assert f"The data cannot be read here: no data at {run}" in page.text
   assert "Drawn from step 8." in page.text  # the animation needs no data
   assert page.all("source")
 

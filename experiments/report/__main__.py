@@ -71,7 +71,9 @@ def plan_or_why_not(
 def source_or_why_not(record: Record) -> dj.data.Source | str:
   """The data, or a sentence why they cannot be read."""
   try:
-    return assemble.source(record.config)
+    return assemble.source(
+      record.config, elsewhere="experiments.train --config.data.name"
+    )
   except (ValueError, OSError) as error:
     return f"The data cannot be read here: {error}."
 
