@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 
 import diffusion_jax as dj
 from experiments import cli
-from experiments.cli import Config
+from experiments.cli import MOST_SEED, Config
 
 
 def _options_of(step: Callable) -> Callable:
@@ -91,8 +92,18 @@ def training_source(config: Config) -> dj.data.Source:
   return found
 
 
-def source(config: Config) -> dj.data.Source:
-  """The data of ``config.data``."""
+def source(
+  config: Config, *, elsewhere: str = "--config.data.name"
+) -> dj.data.Source:
+  """The data of ``config.data``; says so if they take long to read.
+
+  Args:
+    config: Of the run.
+    elsewhere: The flag that names data instead.
+
+  Raises:
+    ValueError: If they cannot be read; says what to do if they have moved.
+  """
   options = config.data.to_dict()
   if not options["name"]:
     raise ValueError(
@@ -103,7 +114,18 @@ def source(config: Config) -> dj.data.Source:
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
-  return _call("data", dj.data.load, {**options, "size": size})
+  name = options["name"]
+  with cli.said_if_slow(f"reading {name} ..."):
+    try:
+      return _call("data", dj.data.load, {**options, "size": size})
+    except ValueError as error:
+      path = pathlib.Path(name)
+      if not path.is_absolute() or path.exists():
+        raise
+      raise ValueError(
+        f"no data at {path}: if they have moved, name where they are as "
+        f"{elsewhere}=PATH"
+      ) from error
 
 
 def loss_at(config: Config) -> dj.training.LossAt:
@@ -208,6 +230,15 @@ def check(config: Config, noise: dj.Schedule) -> None:
   if config.preview.num < 0:
     raise ValueError(
       f"preview.num={config.preview.num} must be at least 1, or 0 for none"
+    )
+  if not 0 <= config.seed <= MOST_SEED:
+    raise ValueError(f"seed={config.seed} must be in 0..{MOST_SEED}")
+  decay = config.optim.decay_steps
+  if decay is not None and 0 < decay < config.num_steps:
+    raise ValueError(
+      f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "
+      "after which the learning rate is 0: set --config.optim.decay_steps="
+      f"{config.num_steps} as well"
     )
   for what, interval in config.every.items():
     if interval < 1:

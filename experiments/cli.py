@@ -12,20 +12,73 @@ import os
 import pathlib
 import re
 import runpy
+import shlex
 import sys
+import threading
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
+
+from experiments import streams
 
 # A locked ml_collections.ConfigDict. Any, because what its keys hold has no
 # static type.
 Config = Any
 
 CONFIGS = pathlib.Path(__file__).parent
+
+PATHS = (
+  FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
+
+# jax.random.key takes the lowest 32 bits of a seed.
+MOST_SEED = 2**32 - 1
+
+
+def run(main: Callable[[list[str]], object]) -> None:
+  """Runs a command as a shell knows it.
+
+  Raises:
+    SystemExit: After one line, of status 130 where Ctrl-C ends it, 1 where
+      the machine has not what it needs.
+  """
+  streams.steady()
+  usual = warnings.formatwarning
+  warnings.formatwarning = lambda message, kind, *place: (
+    f"warning: {message}\n"
+    if kind is UserWarning
+    else usual(message, kind, *place)
+  )
+  try:
+    main(sys.argv)
+  except KeyboardInterrupt:
+    fail("stopped by Ctrl-C")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # XLA's threads still compute; an orderly exit under them crashes.
+    os._exit(130)
+  except (RuntimeError, AssertionError) as error:
+    if line := _missing(error):
+      raise fail(line, status=1) from None
+    raise
+
+
+def _missing(error: Exception) -> str | None:
+  """What the machine has not, in a line, if that is what an error is of."""
+  text = " ".join(str(error).split())
+  place = traceback.extract_tb(error.__traceback__)[-1].filename
+  if place.endswith("xla_bridge.py"):  # where JAX looks for devices
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return f"JAX_PLATFORMS={platforms!r} is not here: {text or 'no device'}"
+  if "home directory" in text:  # pathlib's
+    return f"{text} Set HOME"
+  return None
 
 
 def fail(message: object, *, status: int = 2) -> SystemExit:
@@ -51,18 +104,59 @@ def _warning(message: Warning | str, *_: object, **__: object) -> str:
   return f"warning: {' '.join(str(message).split())}\n"
 
 
+def command(name: str, **values: object) -> str:
+  """A command of ours, as a shell takes it.
+
+  >>> command("sample", workdir="my runs/digits")
+  "python -m experiments.sample '--workdir=my runs/digits'"
+  """
+  named = [f"--{key}={value}" for key, value in values.items()]
+  return shlex.join(["python", "-m", f"experiments.{name}", *named])
+
+
+@contextlib.contextmanager
+def said_if_slow(words: str, *, seconds: float = 3.0) -> Iterator[None]:
+  """Says what takes so long, if it takes longer than that."""
+  timer = threading.Timer(seconds, say_first, (words,))
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Refuses, before any work, a file or folder that could not be written.
+
+  Raises:
+    ValueError: Saying why.
+  """
+  there = next(p for p in (out, *out.parents, pathlib.Path("/")) if p.exists())
+  if out.suffix and out.is_dir():
+    raise ValueError(f"--out={out} is a folder; name a file")
+  if there != out and not there.is_dir():
+    raise ValueError(f"--out={out}: {there} is a file; name another place")
+  entered = os.W_OK | (os.X_OK if there.is_dir() else 0)
+  if not os.access(there, entered):
+    raise ValueError(f"--out={out}: {there} cannot be written; name another")
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
   """Turns what a user got wrong into one line and status 2.
 
-  Numbers that came out as NaN are a failure met on the way: status 1.
+  A wrong path is the user's; all else that the system refuses is not, and
+  ends with status 1. So do numbers that came out as NaN.
   """
   try:
     yield
   except FloatingPointError as error:
     raise fail(error, status=1) from error
-  except (ValueError, OSError) as error:
+  except ValueError as error:
     raise fail(error) from error
+  except OSError as error:
+    raise fail(error, status=2 if isinstance(error, PATHS) else 1) from error
 
 
 @contextlib.contextmanager
@@ -110,7 +204,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     raise SystemExit(0)
   with _flag_errors():
     given = _canonical(argv)
-    rest = values([arg for arg in given if not _NONE.fullmatch(arg)])
+    known = _overrides(argv) if "config" in values else given
+    rest = values([arg for arg in known if not _NONE.fullmatch(arg)])
     if len(rest) > 1:
       raise fail(f"{rest[1]!r} is not a flag; flags look like --name=value")
     for name in values:
@@ -223,52 +318,73 @@ def _is_flag(arg: str) -> bool:
   return re.match(r"--?[A-Za-z]", arg) is not None
 
 
+def _overrides(argv: Sequence[str]) -> list[str]:
+  """As ``_canonical``, without the file, which has been read."""
+  return [a for a in _canonical(argv) if not a.startswith("--config=")]
+
+
 def _find_config(arg: str) -> str:
   """Points --config at the file, in the working directory or beside us."""
   if not arg.startswith("--config="):
     return arg
-  path, colon, variant = arg.split("=", 1)[1].partition(":")
+  named = arg.split("=", 1)[1]
   for folder in (pathlib.Path(), CONFIGS):
-    if (folder / path).is_file():
-      return f"--config={folder / path}{colon}{variant}"
+    path, colon, variant = split_variant(str(folder / named))
+    if pathlib.Path(path).is_file():
+      return f"--config={path}{colon}{variant}"
   known = sorted(
     p.name
     for p in (CONFIGS / "configs").glob("*.py")
     if p.stem not in ("__init__", "common")
   )
   raise fail(
-    f"no configuration file {path}; there are "
+    f"no configuration file {split_variant(named)[0]}; there are "
     + ", ".join(f"configs/{name}" for name in known)
   )
 
 
-def _try_config(named: str) -> None:
-  """Runs a configuration file, to say in a line what is wrong with it.
+def split_variant(named: str) -> tuple[str, str, str]:
+  """PATH[:variant] in three; the path may have colons of its own.
+
+  >>> split_variant("configs/digits.py:smoke")
+  ('configs/digits.py', ':', 'smoke')
+  >>> split_variant("/mnt/a:b/digits.py")
+  ('/mnt/a:b/digits.py', '', '')
+  """
+  path, colon, variant = named.partition(".py:")
+  return (f"{path}.py", ":", variant) if colon else (named, "", "")
+
+
+def _read_config(named: str) -> Config:
+  """Runs a configuration file; says in a line what is wrong with it.
 
   Raises:
     SystemExit: Status 2 after the line.
   """
-  path, _, variant = named.partition(":")
+  path, _, variant = split_variant(named)
   try:
     get_config = runpy.run_path(path)["get_config"]
     config = get_config(variant) if variant else get_config()
-    keys = set(config.keys())
   except ValueError as error:  # the file's own words
     raise fail(f"{path}: {error}") from error
   except KeyError as error:
     raise fail(f"{path} has no {error}") from error
-  except (SyntaxError, ImportError, NameError, TypeError, OSError) as error:
+  except (
+    SyntaxError, ImportError, NameError, TypeError, OSError, AttributeError,
+  ) as error:  # fmt: skip
     raise fail(f"{path}: {type(error).__name__}: {error}") from error
-  except AttributeError as error:
+  begin = "begin with experiments.configs.common.make()"
+  if not isinstance(config, ml_collections.ConfigDict):
     raise fail(
-      f"{path}: get_config returns no configuration: {error}"
-    ) from error
-  missing = {"seed", "num_steps", "model", "optim"} - keys
+      f"{path}: get_config returns no configuration but a "
+      f"{type(config).__name__}; {begin}"
+    )
+  missing = {"seed", "num_steps", "model", "optim"} - set(config.keys())
   if missing:
     raise fail(
-      f"{path}: the configuration has no {', '.join(sorted(missing))}; begin "
-      "with experiments.configs.common.make()"
+      f"{path}: the configuration has no {', '.join(sorted(missing))}; {begin}"
     )
+  return config
 
 
 def _help(values: flags.FlagValues) -> str:
@@ -283,32 +399,30 @@ def define_config(
   values: flags.FlagValues, argv: Sequence[str], default: str
 ) -> None:
   """Defines --config; its overrides are looked for in ``argv``."""
-  usual = _find_config(f"--config={default}").split("=", 1)[1]
-  known = _canonical(argv)
-  given = [a for a in known if a.startswith("--config=")]
-  _try_config(given[-1].split("=", 1)[1] if given else usual)
-  config_flags.DEFINE_config_file(
-    "config",
-    usual,
+  given = [a for a in _canonical(argv) if a.startswith("--config=")]
+  named = given[-1] if given else _find_config(f"--config={default}")
+  config = _read_config(named.split("=", 1)[1])
+  text = (
     "configuration file, PATH[:variant]; override a value with "
-    "--config.key.subkey=value",
-    lock_config=True,
-    flag_values=values,
-    sys_argv=[arg for arg in known if not _NONE.fullmatch(arg)],
+    "--config.key.subkey=value"
   )
+  define_known_config(values, argv, config, text)
 
 
 def define_known_config(
-  values: flags.FlagValues, argv: Sequence[str], config: Config
+  values: flags.FlagValues,
+  argv: Sequence[str],
+  config: Config,
+  text: str = "changes a value, as --config.key.subkey=value",
 ) -> None:
   """Defines --config with values that are known; only overrides are taken."""
   with _flag_errors():  # unknown keys are found here
     config_flags.DEFINE_config_dict(
       "config",
       config,
-      "changes a value, as --config.key.subkey=value",
+      text,
       flag_values=values,
-      sys_argv=[a for a in _canonical(argv) if not _NONE.fullmatch(a)],
+      sys_argv=[a for a in _overrides(argv) if not _NONE.fullmatch(a)],
     )
 
 
@@ -326,6 +440,6 @@ def config_name(argv: Sequence[str], default: str) -> str:
   """A short name for a run: configs/digits.py:smoke -> digits-smoke."""
   start = "--config="
   given = [a.removeprefix(start) for a in _plain(argv) if a.startswith(start)]
-  path, _, variant = (given[-1] if given else default).partition(":")
+  path, _, variant = split_variant(given[-1] if given else default)
   stem = pathlib.Path(path).stem
   return f"{stem}-{variant}" if variant else stem

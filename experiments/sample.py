@@ -10,6 +10,7 @@ python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 import dataclasses
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,7 +146,9 @@ def define_flags(
     0,
     lower_bound=0,
   )
-  define(whole, "seed", "of all noise", 0)
+  define(
+    whole, "seed", "of all noise", 0, lower_bound=0, upper_bound=cli.MOST_SEED
+  )
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
   flags.DEFINE_enum(
@@ -257,7 +260,7 @@ def _upsampler(values, workdir: pathlib.Path, below: Plan) -> Plan:
 def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
   """The small pictures that --low_res names, or those of the run's data."""
   if values.low_res is None:
-    source = assemble.source(plan.config)
+    source = assemble.source(plan.config, elsewhere="--low_res")
     return assemble.low_res(plan.config, source, values.num or len(source))
   source = dj.data.load(values.low_res, size=shape[:2], channels=shape[2])
   count = min(len(source), values.num or len(source))
@@ -434,7 +437,8 @@ def announce(plan: Plan) -> None:
   size = " x ".join(map(str, plan.image_shape[:2]))
   cli.say_first(
     f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
-    f"{len(plan.pairs)} steps each"
+    f"{len(plan.pairs)} steps each, "
+    + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")
     + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
   )
 
@@ -478,6 +482,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
       f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
       "suffix (a folder of pictures)"
     )
+  cli.check_out(out)
   if out.suffix:
     return
   if channels not in (1, 3):
@@ -505,10 +510,25 @@ def main(argv: list[str]) -> None:
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
     check_out(out, planned.last.image_shape[-1])
-  with cli.system_errors():
-    save(out, draw(planned), values.quantise)
+  samples = draw(planned)
+  try:
+    save(out, samples, values.quantise)
+  except FloatingPointError as error:
+    raise cli.fail(error, status=1) from error
+  except OSError as error:
+    raise _rescued(samples, values.quantise, error) from error
   cli.say(f"written to {out}")
 
 
+def _rescued(samples: np.ndarray, quantise: str, error: OSError) -> SystemExit:
+  """Saves samples elsewhere, where they cannot be written as asked."""
+  try:
+    out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
+    save(out, samples, quantise)
+  except OSError:
+    return cli.fail(error, status=1)
+  return cli.fail(f"{error}; the samples are in {out} instead", status=1)
+
+
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -170,7 +170,7 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
     ValueError: If they have changed.
   """
   config, data = runs.load(workdir)
-  source = assemble.source(config)
+  source = assemble.source(config, elsewhere="--reference")
   known = data.get("fingerprint")  # none of imported weights
   if known not in (None, source.fingerprint):
     raise ValueError(

@@ -11,7 +11,6 @@ t, the cleanest first: of a batch just learnt from, and of those held out.
 
 import functools
 import pathlib
-import sys
 from collections.abc import Mapping
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, loop
+from experiments import assemble, cli, loop
 from experiments.cli import Config
 from experiments.reporting import Log, plot_loss
 
@@ -33,7 +32,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   Raises:
     ValueError: For anything a user may have got wrong.
   """
-  devices = loop.mesh(config)
+  devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
@@ -141,10 +140,10 @@ def _finish(workdir: pathlib.Path, measured, state, key, log: Log) -> None:
   if figures:
     parts = ", ".join(f"{value:.1%}" for value in figures.values())
     log.say(f"held-out pictures classified rightly, by quarter of t: {parts}")
-  log.say(
-    "next: python -m experiments.sample --workdir=A_DIFFUSION_RUN "
-    f"--classifier={workdir} --guidance=1"
+  then = cli.command(
+    "sample", workdir="A_DIFFUSION_RUN", classifier=workdir, guidance=1
   )
+  log.say(f"next: {then}")
 
 
 def main(argv: list[str]) -> None:
@@ -153,4 +152,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

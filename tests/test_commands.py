@@ -118,9 +118,10 @@ def test_a_complete_run_says_so(trained, capsys):
   )
 
 
-def test_samples_as_grid_array_and_folder(trained, tmp_path):
+def test_samples_as_grid_array_and_folder(trained, tmp_path, capsys):
   command(sample, f"--workdir={trained}", "--num=5", "--seed=3")
   assert (trained / "samples" / "sample_3.png").exists()
+  assert "steps each, average 0.995\n" in capsys.readouterr().out
 
   array = tmp_path / "a.npz"
   command(
@@ -147,6 +148,24 @@ def test_samples_as_grid_array_and_folder(trained, tmp_path):
 
   command(sample, f"--workdir={trained}", "--num=5", f"--out={tmp_path}/b.npz")
   assert (np.load(tmp_path / "b.npz")["images"] != images).any()
+
+
+def test_samples_that_cannot_be_written_are_kept_elsewhere(
+  trained, tmp_path, capsys, monkeypatch
+):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(sample.dj.images, "save_png", full)
+  monkeypatch.setattr(sample.tempfile, "tempdir", str(tmp_path))
+  with pytest.raises(SystemExit) as stop:
+    command(sample, f"--workdir={trained}", "--num=2")
+  assert stop.value.code == 1
+  assert (
+    "No space left on device; the samples are in" in capsys.readouterr().err
+  )
+  (kept,) = tmp_path.glob("samples-*/samples.npz")
+  chex.assert_shape(np.load(kept)["images"], (2, 8, 8, 1))
 
 
 def test_evaluate_reports_and_stores_its_figure(trained, capsys):
@@ -378,7 +397,12 @@ BAD_TRAINING = {
   ),
   "no steps": (["--config.num_steps=0"], "num_steps=0 must be at least 1"),
   "no interval": (["--config.every.log=0"], "every.log=0 must be at least 1"),
-  "seed": (["--config.seed=-1"], "seed is -1: must be at least 0"),
+  "seed": (["--config.seed=-1"], "seed=-1 must be in 0..4294967295"),
+  "large seed": (["--config.seed=4294967296"], "must be in 0..4294967295"),
+  "beyond the decay": (
+    ["--config.num_steps=21"],
+    "num_steps=21 goes beyond optim.decay_steps=20, .*decay_steps=21 as well",
+  ),
   "ema": (["--config.ema.rates=(1.5,)"], "EMA rate 1.5 must be in"),
   "broken picture": (
     ["--config.data.name={broken_picture}"],
@@ -450,6 +474,7 @@ BAD_SAMPLING = {
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
+  "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
   "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),

@@ -499,6 +499,22 @@ def test_unlabelled_folder(tmp_path):
   assert source.name == tmp_path.name
 
 
+def test_what_a_run_in_the_folder_has_drawn_is_no_data(tmp_path):
+  path = write(tmp_path, dict(CLASSES))
+  before = data.load(path)
+  run = path / "runs" / "first"
+  (run / "samples").mkdir(parents=True)
+  for name in ("config.json", "data.json", "versions.json"):
+    (run / name).write_text("{}")
+  picture = next(p for p in path.rglob("*") if p.is_file() and p.suffix)
+  (run / "samples" / f"a{picture.suffix}").write_bytes(picture.read_bytes())
+  with pytest.warns(UserWarning, match="are left out: runs/first$"):
+    after = data.load(path)
+  assert after.fingerprint == before.fingerprint
+  # Named itself, the folder of samples is one like any other.
+  assert len(data.load(run / "samples")) == 1
+
+
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
 TRUNCATED = encode(np.kron(NOISE, np.ones((9, 9, 1), np.uint8)))[:90]
 

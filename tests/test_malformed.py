@@ -156,7 +156,7 @@ def test_broken_arrays_are_one_line(name, tmp_path, capsys):
 def described(tmp_path_factory):
   """A run directory that has begun, with no checkpoint yet."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "train", lambda run: None)
+    patch.setattr(loop, "train", lambda run, _: loop.describe(run, 0, {}))
     workdir = tmp_path_factory.mktemp("runs") / "run"
     command(train, *TINY, f"--workdir={workdir}")
   return workdir

@@ -15,5 +15,6 @@ from diffusion_jax.data.sources import ArraySource as ArraySource
 from diffusion_jax.data.sources import LazySource as LazySource
 from diffusion_jax.data.sources import Source as Source
 from diffusion_jax.data.sources import Unfit as Unfit
+from diffusion_jax.data.sources import Unreadable as Unreadable
 from diffusion_jax.data.sources import hold_out as hold_out
 from diffusion_jax.data.sources import summary as summary

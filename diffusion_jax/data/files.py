@@ -27,6 +27,8 @@ _METHODS = frozenset(
     zipfile.ZIP_LZMA,
   }
 )
+# The files by which a run directory describes itself.
+RUN = {"config.json", "data.json", "versions.json"}
 
 
 class File(NamedTuple):
@@ -117,7 +119,7 @@ def _in_folder(folder: Path) -> Found:
   it has one here, and a link to a folder above it leads nowhere new.
   """
   found = Found([], collections.Counter(), [])
-  here, linked, seen = [folder], [], set()
+  here, linked, seen, runs = [folder], [], set(), []
   while here or linked:
     current = here.pop() if here else linked.pop(0)
     try:
@@ -130,6 +132,10 @@ def _in_folder(folder: Path) -> Found:
       found.left_out["links to the same folder"] += 1
       continue
     seen.add((status.st_dev, status.st_ino))
+    if current != folder and {entry.name for entry in entries} >= RUN:
+      found.left_out["runs"] += 1
+      runs.append(current.relative_to(folder).as_posix())
+      continue
     if not entries and current != folder:
       found.left_out["empty folders"] += 1
     files = []
@@ -141,6 +147,12 @@ def _in_folder(folder: Path) -> Found:
       else:
         (linked if entry.is_symlink() else here).append(Path(entry.path))
     _sort(_regular(folder, files, found), found)
+  if runs:
+    warnings.warn(
+      f"{folder} also holds runs, whose pictures are left out: "
+      + ", ".join(sorted(runs)),
+      stacklevel=6,
+    )
   return found
 
 

@@ -178,13 +178,13 @@ def _one_shape(
   return (*first, channels)
 
 
-def _unreadable(file: File, error: BaseException) -> ValueError:
+def _unreadable(file: File, error: BaseException) -> sources.Unreadable:
   # Pillow names a file by the memory address of its handle.
   unknown = "UnidentifiedImageError" in type(error).__name__
   reason = (
     "not a picture of a known kind" if unknown else sources.one_line(error)
   )
-  return sources.Unfit(
+  return sources.Unreadable(
     f"cannot read picture {file.path}: {reason}; repair or remove it",
     "skip_broken",
   )

@@ -37,6 +37,10 @@ class Unfit(ValueError):
     self.option = option
 
 
+class Unreadable(Unfit):
+  """A picture cannot be read, perhaps long after its source was opened."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
   """Random access to pictures, the one interface that ``batches`` needs.

@@ -15,7 +15,6 @@ the same command goes on after an interruption. docs/cifar.md has the result.
 """
 
 import concurrent.futures
-import contextlib
 import json
 import pathlib
 import signal
@@ -287,5 +286,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  with contextlib.suppress(BrokenPipeError):
-    main(sys.argv)
+  cli.run(main)

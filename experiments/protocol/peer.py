@@ -59,7 +59,7 @@ def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
   )
   predict = torch.compile(net) if job["compile"] else net
   dtype = getattr(torch, job["dtype"])
-  step, saved = 0, []
+  step, saved, loss = 0, [], torch.zeros(())
   while (done := (time.time() - begin) / job["seconds"]) < 1:
     # The script's decay, by time where it counts steps.
     warm = min(1.0, (step + 1) / WARMUP)
