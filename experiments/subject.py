@@ -72,7 +72,8 @@ def read(values: flags.FlagValues) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
-  _check_named(values)
+  for name in values.metrics:
+    assemble.named("--metrics", name, METRICS)
   plan = given = None
   if values.samples is not None:
     given = dj.data.load(values.samples)
@@ -126,17 +127,6 @@ def _plan(values) -> sample.Plan:
     return sample.plan(values)
   finally:
     values.ema = wanted
-
-
-def _check_named(values) -> None:
-  """Refuses flags that name nothing, such as an unset variable of a shell."""
-  for flag in ("samples", "reference", "features"):
-    if values[flag].value == "":
-      raise ValueError(f"--{flag}= is empty; name something, or leave it out")
-  if not values.metrics:
-    raise ValueError(f"--metrics= is empty; name some of {', '.join(METRICS)}")
-  for name in values.metrics:
-    assemble.named("--metrics", name, METRICS)
 
 
 def _usual_num(data: references.Reference, given) -> int:
