@@ -72,7 +72,8 @@ def read(values: flags.FlagValues) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
-  _check_named(values)
+  for name in values.metrics:
+    assemble.named("--metrics", name, METRICS)
   plan = given = None
   if values.samples is not None:
     given = dj.data.load(values.samples)
@@ -97,24 +98,29 @@ def read(values: flags.FlagValues) -> Subject:
         "least 2 and 4"
       )
   found = Subject(values.metrics, plan, given, num, data, None)
-  if plan is not None:
-    found = dataclasses.replace(
-      found,
-      steps=sweep.steps(plan) if values.curve else [plan.step],
-      averages=(
-        sweep.averages(plan) if values.ema == sweep.SWEEP else [plan.ema]
-      ),
-    )
-  elif values.curve or values.ema == sweep.SWEEP:
-    raise ValueError(
-      f"--curve and --ema={sweep.SWEEP} measure what a --workdir draws: leave "
-      "--samples out, and name a metric of samples"
-    )
+  found = _spread_out(found, values)
   if not found.of_features:
     return found
   network = features.named(values.features, values.inception)
   scores.check(found.of_features, network, data, shape, num)
   return dataclasses.replace(found, network=network)
+
+
+def _spread_out(found: Subject, values) -> Subject:
+  """With the checkpoints and averages that --curve and --ema name."""
+  plan, swept = found.plan, values.ema == sweep.SWEEP
+  if plan is not None:
+    return dataclasses.replace(
+      found,
+      steps=sweep.steps(plan) if values.curve else [plan.step],
+      averages=sweep.averages(plan) if swept else [plan.ema],
+    )
+  if values.curve or swept:
+    raise ValueError(
+      f"--curve and --ema={sweep.SWEEP} measure what a --workdir draws: leave "
+      "--samples out, and name a metric of samples"
+    )
+  return found
 
 
 def _plan(values) -> sample.Plan:
@@ -126,17 +132,6 @@ def _plan(values) -> sample.Plan:
     return sample.plan(values)
   finally:
     values.ema = wanted
-
-
-def _check_named(values) -> None:
-  """Refuses flags that name nothing, such as an unset variable of a shell."""
-  for flag in ("samples", "reference", "features"):
-    if values[flag].value == "":
-      raise ValueError(f"--{flag}= is empty; name something, or leave it out")
-  if not values.metrics:
-    raise ValueError(f"--metrics= is empty; name some of {', '.join(METRICS)}")
-  for name in values.metrics:
-    assemble.named("--metrics", name, METRICS)
 
 
 def _usual_num(data: references.Reference, given) -> int:

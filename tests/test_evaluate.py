@@ -318,13 +318,15 @@ BAD_INPUT = {
     ["--samples={a}", "--reference={stats}"], "name pictures as --reference",
   ),
   "no metrics": (
-    ["--samples={a}", "--reference={a}", "--metrics="], "--metrics= is empty",
+    ["--samples={a}", "--reference={a}", "--metrics="],
+    "--metrics has an empty value",
   ),
   "no samples named": (
-    ["--samples=", "--reference={a}"], "--samples= is empty",
+    ["--samples=", "--reference={a}"], "--samples has an empty value",
   ),
   "no reference named": (
-    ["--samples={a}", "--reference="], "--reference= is empty",
+    ["--samples={a}", "--reference="],
+    "--reference has an empty value",
   ),
   "one sample": (
     ["--samples={a}", "--reference={a}", "--num=1"],
@@ -340,7 +342,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
   flags, message = BAD_INPUT[name]
-  np.savez(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 3), np.uint8))
+  np.savez(tmp_path / "a.npz", images=np.full((8, 4, 4, 3), 200, np.uint8))
   np.savez(tmp_path / "bad.npz", other=np.zeros(3))
   np.savez(tmp_path / "stats.npz", mu=np.zeros(48), sigma=np.eye(48))
   names = {name: tmp_path / f"{name}.npz" for name in ("a", "bad", "stats")}

@@ -184,7 +184,7 @@ BAD_FEATURES = {
 def test_features_that_do_not_work_are_one_line(
   spec, networks, tmp_path, capsys
 ):
-  np.savez(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 3), np.uint8))
+  np.savez(tmp_path / "a.npz", images=np.full((8, 4, 4, 3), 200, np.uint8))
   flags = (f"--samples={tmp_path}/a.npz", f"--reference={tmp_path}/a.npz")
   with pytest.raises(SystemExit) as stop:
     command(evaluate, *flags, "--metrics=fid", f"--features={spec}")
