@@ -148,7 +148,8 @@ def slerp(
   sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b. A straight
   line would pass through images of too little noise; on the circle, noise
   stays noise. Feed the result to ``samplers.sample`` as x_T, with a
-  deterministic step.
+  deterministic step. Where the angle is 0 the circle is the straight line;
+  through opposite noises, a = -b, there is no one circle.
 
   Args:
     a: One noise.
@@ -158,9 +159,13 @@ def slerp(
   Returns:
     One noise for each weight.
   """
-  cosine = (a * b).sum() / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+  cosine = (a * b).sum() / jnp.maximum(norms, jnp.finfo(a.dtype).tiny)
   angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+
+  def share(w):
+    """sin(w angle) / sin(angle), which is w where the angle is 0."""
+    return w * jnp.sinc(w * angle / jnp.pi) / jnp.sinc(angle / jnp.pi)
+
   w = weights.reshape(-1, *(1,) * a.ndim)
-  return (
-    jnp.sin((1 - w) * angle) * a[None] + jnp.sin(w * angle) * b[None]
-  ) / jnp.sin(angle)
+  return share(1 - w) * a[None] + share(w) * b[None]

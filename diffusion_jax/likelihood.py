@@ -88,13 +88,14 @@ def variational_bound_with(
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
+  above = timesteps.above_last(pairs)
 
   def move(_, pair):
     t, s = jnp.broadcast_to(pair[:, None], (2, x0.shape[0]))
     eps = noise_at(pair[0])
     x_t = process.q_sample(schedule, x0, t, eps)
     prediction = predict(x_t, t)
-    p = p_mean_variance(schedule, prediction, x_t, t, s)
+    p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
     return None, (
       bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),
       mean_per_example((prediction.eps_hat - eps) ** 2),

@@ -24,7 +24,7 @@ from diffusion_jax.targets import Target
 
 # What a network is told besides x_t and t: any pytree, or None.
 Cond = Any
-# (schedule, t, s, raw) -> log-variance of p, ``raw`` what a network says of it.
+# (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
 
 
@@ -240,7 +240,13 @@ def _changed(predict, schedule, change) -> Predict:
 
 
 def p_mean_variance(
-  schedule: Schedule, prediction: Prediction, x_t: Batch, t: Time, s: Time
+  schedule: Schedule,
+  prediction: Prediction,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  *,
+  above: Time | None = None,
 ) -> Reverse:
   """The Gaussian p(x_s | x_t) that a prediction stands for.
 
@@ -252,48 +258,49 @@ def p_mean_variance(
     x_t: The noisy sample.
     t: Where x_t stands.
     s: Where to go, below t.
+    above: From where the walk came to t, where s = 0; see
+      ``process.posterior_log_var``.
 
   Returns:
     Mean and log-variance.
   """
   return Reverse(
     process.q_posterior(schedule, prediction.mean_x0, x_t, t, s).mean,
-    VARIANCES[prediction.variance](schedule, x_t, t, s, prediction.raw),
+    VARIANCES[prediction.variance](schedule, x_t, t, s, above, prediction.raw),
   )
 
 
-def _small(schedule, x_t, t, s, raw=None):
+def _small(schedule, x_t, t, s, above, raw=None):
   del raw
-  return per_example(process.posterior_log_var(schedule, t, s), x_t)
+  log_var = process.posterior_log_var(schedule, t, s, above=above)
+  return per_example(log_var, x_t)
 
 
-def _large(schedule, x_t, t, s, raw=None):
-  del raw
+def _large(schedule, x_t, t, s, above, raw=None):
+  # The last move borrows the small variance for a better likelihood, as in
+  # the published code.
+  last = per_example(jnp.asarray(s), x_t) == 0
+  small = _small(schedule, x_t, t, s, above)
+  return jnp.where(last, small, _added(schedule, x_t, t, s))
+
+
+def _added(schedule, x_t, t, s):
   return per_example(jnp.log(process.beta(schedule, t, s)), x_t)
 
 
-def _large_but_the_last(schedule, x_t, t, s, raw=None):
-  # The last step borrows the small variance for a better likelihood, as in
-  # the published code.
-  last = per_example(jnp.asarray(s), x_t) == 0
-  small, large = _small(schedule, x_t, t, s), _large(schedule, x_t, t, s)
-  return jnp.where(last, small, large)
-
-
-def _learned(schedule, x_t, t, s, raw):
+def _learned(schedule, x_t, t, s, above, raw):
   return raw
 
 
-def _learned_range(schedule, x_t, t, s, raw):
+def _learned_range(schedule, x_t, t, s, above, raw):
   fraction = (raw + 1) / 2
-  return fraction * _large(schedule, x_t, t, s) + (1 - fraction) * _small(
-    schedule, x_t, t, s
-  )
+  small = _small(schedule, x_t, t, s, above)
+  return fraction * _added(schedule, x_t, t, s) + (1 - fraction) * small
 
 
 VARIANCES: dict[str, Variance] = {
   "fixed_small": _small,
-  "fixed_large": _large_but_the_last,
+  "fixed_large": _large,
   "learned": _learned,
   "learned_range": _learned_range,
 }

@@ -85,6 +85,7 @@ class Generator:
     split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = eta
     self.low_res = low_res
+    above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
 
     conditions = assemble.conditions(config, schedule, image_shape)
@@ -103,7 +104,7 @@ class Generator:
       predict = dj.clipped(predict, schedule)
       if judge is not None:
         step, predict = _judged(
-          step, predict, schedule, sampler, judge.net, judged, y, scale
+          step, predict, schedule, sampler, judge.net, judged, y, scale, above
         )
       x, kept = dj.sample(
         step,
@@ -187,7 +188,7 @@ class Generator:
     return np.concatenate(finished)[:num]
 
 
-def _judged(step, predict, schedule, name, net, params, y, scale):
+def _judged(step, predict, schedule, name, net, params, y, scale, above):
   """The step and the prediction that a classifier guides.
 
   Ancestral sampling has its mean moved; all else is given a guided score,
@@ -198,7 +199,7 @@ def _judged(step, predict, schedule, name, net, params, y, scale):
   )
   if name == "ancestral":
     step = functools.partial(
-      dj.guidance.classifier_step, gradient=gradient, scale=scale
+      dj.guidance.classifier_step, gradient=gradient, scale=scale, above=above
     )
     return step, predict
   return step, dj.guidance.classifier(predict, schedule, gradient, scale)

@@ -36,6 +36,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "split": "train",  # of a TFDS data set
         "size": (),  # (), (n,) or (height, width); () is as stored
         "channels": config_dict.placeholder(int),  # 1 or 3 to convert
+        # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
+        "random_crop": False,
         "skip_broken": False,  # leave out pictures that cannot be read
         "data_dir": config_dict.placeholder(str),  # of TFDS
       },
@@ -81,7 +83,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "warmup_steps": 5000,
         "decay_steps": config_dict.placeholder(int),  # to 0 at this step
         "decay": "cosine",  # or linear
-        "clip": 1.0,
+        "clip": config_dict.FieldReference(1.0),  # or None
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
