@@ -3,8 +3,8 @@
   predict = dj.predictor(apply, schedule, target=dj.targets.v)
   predict(x_t, t, cond) -> Prediction
 
-What a network's input is scaled by, how it is told the time, what it was asked
-for and how its variance is to be read are known here and nowhere else. Steps,
+What a network's input is scaled by, what it gets for the time, what it predicts
+and how its variance is read are settled here and nowhere else. Steps,
 solvers, losses and likelihoods take a ``predict``; clipping and guidance make
 one of another. A closed form is as welcome as a U-Net.
 """
@@ -22,7 +22,7 @@ from diffusion_jax.process import Batch, per_example
 from diffusion_jax.schedules import Schedule, Time
 from diffusion_jax.targets import Target
 
-# What a network is told besides x_t and t: any pytree, or None.
+# What a network is conditioned on: any pytree, or None.
 Cond = Any
 # (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
@@ -100,7 +100,7 @@ def predictor(
       channels and "learned_range" interpolates between the two fixed ones in
       the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
     scale: What the network's input is multiplied with (EDM's c_in).
-    clock: What it is told of the time (EDM's c_noise), by default t.
+    clock: What it gets for the time (EDM's c_noise), by default t.
 
   Returns:
     The door to it. Nothing is clipped, see ``clipped``.
@@ -114,9 +114,9 @@ def predictor(
 
   def predict(x_t, t, cond=None):
     t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
-    told = t if clock is None else clock(schedule, t)
+    time = t if clock is None else clock(schedule, t)
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
-    output = network(x, told) if cond is None else network(x, told, cond)
+    output = network(x, time) if cond is None else network(x, time, cond)
     F, raw = _split(output, x_t.shape[-1], variance)
     return read(schedule, x_t, t, F, raw, target=target, variance=variance)
 

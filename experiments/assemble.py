@@ -407,8 +407,7 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
   if config.get("kind") != "classifier":
-    told = conditions(config, schedule(config), image_shape)
-    cond = told.of(x, one - 1)
+    cond = conditions(config, schedule(config), image_shape).of(x, one - 1)
   return state(config, net.init(key, x, one, cond)["params"], tx)
 
 

@@ -123,14 +123,14 @@ class Generator:
       solver = dj.samplers.as_solver(assemble.sampler(sampler))
       return solver.init(x, jnp.int32(pairs[0, 0]))
 
-    def told(key, images, y, low_res):
+    def conditioned(key, images, y, low_res):
       cond = conditions.given(y, low_res)
       if not conditions.noise:
         return cond
       return dj.conditions.noised(cond, schedule, key, low_res_noise, images)
 
     self._walk = jax.jit(walk)
-    self._told = jax.jit(told)
+    self._condition = jax.jit(conditioned)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
       lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape),
@@ -147,7 +147,7 @@ class Generator:
     low_res = None
     if self.low_res is not None:
       low_res = self.low_res[images % len(self.low_res)]
-    cond = self._told(key, images, y, low_res)
+    cond = self._condition(key, images, y, low_res)
     history = self._remember(x)
     yield x
     for piece in self._pieces:
