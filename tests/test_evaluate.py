@@ -263,7 +263,9 @@ def test_data_that_have_changed_since_training_are_refused(
 ):
   workdir, flags, _, _ = run
   monkeypatch.setattr(
-    subject.assemble, "source", lambda _, elsewhere: dj.data.load("digits", size=16)
+    subject.assemble,
+    "source",
+    lambda _, elsewhere: dj.data.load("digits", size=16),
   )
   with pytest.raises(SystemExit) as stop:
     command(evaluate, *flags)
