@@ -59,9 +59,7 @@ def guided(scale):
   )  # fmt: skip
   return dj.sample(
     functools.partial(dj.ddim_step, eta=1.0),
-    functools.partial(
-      dj.clipped(predict, SCHEDULE), cond={"y": jnp.arange(2)}
-    ),
+    dj.given(dj.clipped(predict, SCHEDULE), {"y": jnp.arange(2)}),
     SCHEDULE, SHAPE, jax.random.key(8), pairs=PAIRS,
   )[0]  # fmt: skip
 
