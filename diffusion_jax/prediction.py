@@ -174,7 +174,7 @@ def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
 
 
 def given(predict: Predict, cond: Cond) -> Predict:
-  """Binds a condition, for steps, losses and likelihoods, which know of none."""
+  """Binds a condition, for steps and losses, which know of none."""
 
   def bound(x_t, t, other=None):
     del other
