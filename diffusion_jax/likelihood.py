@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import bound, process, samplers, timesteps
@@ -153,10 +154,17 @@ def probability_flow(
 
   Returns:
     [B], bits per dimension.
+
+  Raises:
+    ValueError: If the visited steps do not ascend from 1 to T.
   """
-  steps = jnp.asarray(
-    range(1, schedule.T + 1) if visited is None else visited, jnp.int32
-  )
+  visited = range(1, schedule.T + 1) if visited is None else list(visited)
+  ends = [*visited[:1], *visited[-1:]]
+  if ends != [1, schedule.T] or any(np.diff(visited) < 1):
+    raise ValueError(
+      f"visited steps from {ends} must ascend from 1 to T={schedule.T}"
+    )
+  steps = jnp.asarray(visited, jnp.int32)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
   phi = jnp.arctan2(schedule.sigma, schedule.alpha)
 

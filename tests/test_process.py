@@ -277,3 +277,9 @@ def test_the_last_move_borrows_the_variance_of_the_one_before():
     jnp.log(process.posterior_var(schedule, 20, 10)),
     rtol=1e-6,
   )
+
+
+def test_bytes_are_not_taken_for_images():
+  x0 = jnp.zeros((1, 2, 2, 1), jnp.uint8)
+  with pytest.raises(ValueError, match="x0 is uint8; pass floats"):
+    process.q_sample(schedules.cosine(10), x0, 3, x0)
