@@ -6,7 +6,7 @@ are two objectives of one training program; so is a student of a teacher.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class Objective(NamedTuple):
   bins: int
 
 
+@runtime_checkable
 class Apply(Protocol):
   """A network in training."""
 

@@ -11,7 +11,7 @@ one of another. A closed form is as welcome as a U-Net.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,15 +50,17 @@ class Prediction:
     variance: How the variance of p is read, a name in ``VARIANCES``.
   """
 
-  output: Batch
-  x0_hat: Batch
-  eps_hat: Batch
-  mean_x0: Batch
-  raw: Batch | None
+  # Any: libraries make trees of shapes or of truths of the same structure.
+  output: Any
+  x0_hat: Any
+  eps_hat: Any
+  mean_x0: Any
+  raw: Any
   target: Target = dataclasses.field(metadata={"static": True})
   variance: str = dataclasses.field(metadata={"static": True})
 
 
+@runtime_checkable
 class Predict(Protocol):
   """What steps, solvers, losses and likelihoods ask."""
 

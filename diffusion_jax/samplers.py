@@ -257,7 +257,7 @@ def check_eta(eta: float | Array, most: float) -> None:
     raise ValueError(f"eta={float(eta)} must be in [0, {most}]")
 
 
-def _check_pairs(pairs, T: float, keep: Sequence[int]) -> None:
+def _check_pairs(pairs, T: int | float, keep: Sequence[int]) -> None:
   """Refuses impossible walks; traced pairs cannot be looked at."""
   if isinstance(pairs, Tracer):
     return

@@ -14,7 +14,7 @@ cumulative product is off by 1e-3 in 1 - abar at T = 4000.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Level(NamedTuple):
   log_snr: Float[Array, "..."]
 
 
+@runtime_checkable
 class Schedule(Protocol):
   """What the rest of the library asks of a noise schedule.
 
