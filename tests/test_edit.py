@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from commands import TINY, assert_one_error, command
 from oracles import Mixture
 from PIL import Image
-from test_commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import assemble, edit, train

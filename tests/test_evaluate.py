@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_commands import TINY, assert_one_error, command
+from commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import (

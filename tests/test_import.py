@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import reference
-from test_commands import TINY, assert_one_error, command
+from commands import TINY, assert_one_error, command
 from test_weight_files import PUBLISHED, assert_same
 
 import diffusion_jax as dj

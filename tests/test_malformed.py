@@ -12,8 +12,8 @@ import warnings
 
 import numpy as np
 import pytest
+from commands import TINY, command
 from PIL import Image
-from test_commands import TINY, command
 from test_data import BAD_ARRAYS, BAD_PICTURES
 
 from experiments import edit, evaluate, export_weights, loop, sample, train

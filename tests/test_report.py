@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from commands import TINY, assert_one_error, command
 from PIL import Image
-from test_commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import runs, train

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_commands import TINY, assert_one_error, command
+from commands import TINY, assert_one_error, command
 
 from experiments import evaluate, stored, sweep, train
 

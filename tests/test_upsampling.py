@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_commands import TINY, assert_one_error, command, params_of
+from commands import TINY, assert_one_error, command, params_of
 
 import diffusion_jax as dj
 from experiments import evaluate, sample, train
