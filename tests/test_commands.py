@@ -1,6 +1,7 @@
 """The commands, run as a user runs them, in this process to save start-up."""
 
 import pathlib
+import shutil
 
 import chex
 import jax
@@ -151,7 +152,7 @@ def test_evaluate_reports_and_stores_its_figure(trained, capsys):
 
 
 def test_a_learned_variance_trains_resumes_and_is_measured(
-  few_numbers, tmp_path, capsys
+  zoo, few_numbers, tmp_path, capsys
 ):
   # L_vlb with steps drawn by past losses, whose history is in the checkpoint.
   whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -163,8 +164,9 @@ def test_a_learned_variance_trains_resumes_and_is_measured(
     "--config.schedule.T=12",
   )
   command(train, *flags, f"--workdir={whole}", "--config.num_steps=16")
-  command(train, *flags, f"--workdir={cut}", "--config.num_steps=8")
-  command(train, *flags, f"--workdir={cut}", "--config.num_steps=16")
+  zoo.cut(shutil.copytree(whole, cut), step=8)
+  command(train, f"--workdir={cut}")
+  assert "continues after step 8 of 16" in capsys.readouterr().out
   chex.assert_trees_all_equal(params_of(cut), params_of(whole))
 
   capsys.readouterr()
@@ -417,14 +419,17 @@ def test_a_config_that_does_not_fit_the_run_is_refused(
 BAD_SAMPLING = {
   "no workdir": ([], "--workdir is missing"),
   "missing run": (["--workdir={run}x"], "no run directory .*; there is .*few"),
-  "foreign folder": (["--workdir={run}/samples"], "has no config.json"),
+  "foreign folder": (["--workdir={run}/checkpoints"], "has no config.json"),
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
   "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
-  "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),
+  "full folder": (
+    ["--workdir={run}", "--out={run}/checkpoints"],
+    "there already",
+  ),
   "guidance": (["--workdir={run}", "--guidance=2"], "without label_dropout"),
   "classes": (["--workdir={run}", "--classes=3"], "knows no classes"),
   "eta": (

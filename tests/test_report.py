@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import toy
 from browser import CHROMIUM, Browser
 from commands import TINY, assert_one_error, command
 from PIL import Image
@@ -17,6 +18,8 @@ from experiments.configs import common
 from experiments.report import __main__ as report
 from experiments.report import charts, findings, neighbours
 from experiments.report.markup import element, picture, render
+
+pytestmark = pytest.mark.usefixtures("few_numbers")
 
 NASTY = "<b>&\"'"  # a folder may be called so, and its classes
 CLASSES = ("<i>one", "t&w\"o'")
@@ -66,16 +69,17 @@ def trained(tmp_path_factory):
       x = rng.integers(0, 256, (8, 8, 3), np.uint8)
       Image.fromarray(x).save(root / NASTY / name / f"{k}.png")
   workdir = root / f"run {NASTY}"
-  command(
-    train,
-    *TINY,
-    f"--workdir={workdir}",
-    f"--config.data.name={root / NASTY}",
-    "--config.preview.frechet=True",
-    "--config.preview.sampler=ddim",  # compiles faster
-    "--config.batch_size=4",
-    "--config.num_steps=8",
-  )
+  with toy.networks():
+    command(
+      train,
+      *TINY,
+      f"--workdir={workdir}",
+      f"--config.data.name={root / NASTY}",
+      "--config.preview.frechet=True",
+      "--config.preview.sampler=ddim",  # compiles faster
+      "--config.batch_size=4",
+      "--config.num_steps=8",
+    )
   rows = [
     {"step": 4, "frechet": 12.5, "fid": 3.25, "eta": None, "guidance": 2.0},
     {"step": 8, "new_score": 0.125, "classes": dict.fromkeys(CLASSES, 3)},
@@ -95,7 +99,7 @@ def whole_and_curves(trained):
     kept.update(loss_curves(plan, source))
     return kept
 
-  with pytest.MonkeyPatch.context() as patch:
+  with toy.networks(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(findings, "loss_curves", keep)
     command(report, f"--workdir={trained}", "--num=8")
   return trained / "report.html", kept

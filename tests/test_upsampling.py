@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import TINY, assert_one_error, command, params_of
+from commands import UPSAMPLER, assert_one_error, command, params_of
 
 import diffusion_jax as dj
 from experiments import evaluate, sample, train
@@ -89,18 +89,11 @@ def test_a_step_where_none_is_expected_is_refused(noisy):
     net.init(jax.random.key(0), x, one, low_res=x[:, ::2, ::2], **told)
 
 
-UPSAMPLER = (*TINY, "--config.low_res.size=(4,)", "--config.low_res.noise=50")
-
-
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
+@pytest.fixture
+def cascade(zoo, tmp_path, few_numbers):
   """A model of 4 x 4 and one that enlarges to 8 x 8."""
-  folder = tmp_path_factory.mktemp("runs")
-  base, upsampler = folder / "base", folder / "upsampler"
-  small = "--config.data.size=(4,)"
-  command(train, *TINY, small, f"--workdir={base}", "--config.num_steps=4")
-  command(train, *UPSAMPLER, f"--workdir={upsampler}", "--config.num_steps=8")
-  return base, upsampler
+  names = {"small": "base", "upsampler": "upsampler"}
+  return tuple(zoo.copy(name, tmp_path / to) for name, to in names.items())
 
 
 def draw(out, *flags):
@@ -155,13 +148,14 @@ def test_an_upsampler_alone_enlarges_its_data(cascade, tmp_path):
   assert same < 0.01 < np.abs(own.astype(int) - other).mean()
 
 
-def test_an_upsampler_resumes_with_the_same_bits(cascade, tmp_path):
-  flags = (*UPSAMPLER, f"--workdir={tmp_path / 'cut'}")
-  command(train, *flags, "--config.num_steps=4")
-  command(train, *flags, "--config.num_steps=8")
-  chex.assert_trees_all_equal(
-    params_of(tmp_path / "cut"), params_of(cascade[1])
-  )
+def test_an_upsampler_resumes_with_the_same_bits(
+  zoo, tmp_path, few_numbers, capsys
+):
+  cut = zoo.cut(zoo.copy("upsampler", tmp_path / "cut"), step=4)
+  command(train, f"--workdir={cut}")
+  assert "continues after step 4 of 8" in capsys.readouterr().out
+  whole = params_of(zoo.original("upsampler"))
+  chex.assert_trees_all_equal(params_of(cut), whole)
 
 
 def test_an_upsampler_is_measured(cascade, capsys):
@@ -189,7 +183,7 @@ def test_a_cascade_is_measured_batch_by_batch(cascade, tmp_path):
   np.testing.assert_array_equal(kept[:5], whole)
 
 
-def test_guidance_of_scale_1_is_the_class_alone(tmp_path):
+def test_guidance_of_scale_1_is_the_class_alone(few_numbers, tmp_path):
   workdir = tmp_path / "told"
   command(
     train,

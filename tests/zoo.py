@@ -69,9 +69,9 @@ class Zoo:
     """A copy of the run."""
     return shutil.copytree(self.original(name), to)
 
-  def cut(self, name: str, to: pathlib.Path, *, step: int = 4) -> pathlib.Path:
-    """A copy killed before it could save a step after this one."""
-    workdir = self.copy(name, to)
+  @staticmethod
+  def cut(workdir: pathlib.Path, *, step: int) -> pathlib.Path:
+    """Makes of a run one that was killed before it saved a later step."""
     for folder in (workdir / "checkpoints").iterdir():
       if folder.name.isdigit() and int(folder.name) > step:
         shutil.rmtree(folder)
