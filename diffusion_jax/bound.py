@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import process
-from diffusion_jax.process import Batch, Reverse, Time, per_example
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.prediction import Reverse
+from diffusion_jax.process import Batch, per_example
+from diffusion_jax.schedules import Schedule, Time
 
 CDFS = ("tanh", "erf")
 LN2 = math.log(2)
@@ -114,7 +115,7 @@ def term(
 
   Args:
     schedule: The noise schedule.
-    p: What the network makes of x_t, from ``process.p_mean_variance``.
+    p: What the network makes of x_t, from ``prediction.p_mean_variance``.
     x0: Data, multiples k / 127.5 - 1.
     x_t: A draw of q(x_t | x_0).
     t: Where x_t stands, 1..T.

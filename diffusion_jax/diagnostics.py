@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import losses, samplers
 from diffusion_jax.clipping import global_norm
-from diffusion_jax.process import Batch, Denoise
+from diffusion_jax.losses import LossAt
+from diffusion_jax.prediction import Predict
+from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
-from diffusion_jax.training import LossAt
 
 LEVEL = 2 / 255  # one step of a byte, in [-1, 1]
 
@@ -35,7 +36,7 @@ class LossCurve(NamedTuple):
 
 
 def loss_curve(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   t: Int[Array, " K"],
@@ -49,7 +50,7 @@ def loss_curve(
   L_simple can come from a tenth of the steps.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x0: Clean data, at least two images.
     t: Steps, 1..T; the network is called once for each.
@@ -69,7 +70,7 @@ def loss_curve(
   def at(one):
     eps = samplers.noise(key, one, jax.numpy.arange(count), x0.shape[1:])
     steps = jax.numpy.full(count, one)
-    loss = loss_at(denoise, schedule, x0, steps, eps)
+    loss = loss_at(predict, schedule, x0, steps, eps)
     return loss.mean(), loss.std(ddof=1) / np.sqrt(count)
 
   return LossCurve(t, *jax.lax.map(at, t))

@@ -11,13 +11,14 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from diffusion_jax import samplers, timesteps
-from diffusion_jax.process import Batch, Denoise, q_sample, q_step
+from diffusion_jax.prediction import Predict
+from diffusion_jax.process import Batch, q_sample, q_step
 from diffusion_jax.schedules import Schedule
 
 
 def inpaint(
   step: samplers.Step,
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   known: Batch,
   mask: Num[Array, "..."],
@@ -36,7 +37,7 @@ def inpaint(
 
   Args:
     step: An ancestral or another stochastic step.
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     known: [B, H, W, C], clean; its unknown pixels are ignored.
     mask: 1 where known, 0 where to fill in; broadcastable to ``known``.
@@ -68,7 +69,7 @@ def inpaint(
       keys = [jax.random.fold_in(k, repeat) for k in (key_walk, key_known)]
       x_s, _ = samplers.sample(
         _overwrite(step, schedule, known, mask, images, keys[1]),
-        denoise, schedule, known.shape, keys[0],
+        predict, schedule, known.shape, keys[0],
         pairs=stretch_pairs, x_T=x_t, first=first,
       )  # fmt: skip
       eps = samplers.noise(
@@ -87,8 +88,8 @@ def inpaint(
 def _overwrite(step, schedule, known, mask, images, key) -> Callable:
   """The step, with the known pixels written over what it returns."""
 
-  def overwritten(denoise, schedule_, x_t, t, s, eps):
-    x_s, x0_hat = step(denoise, schedule_, x_t, t, s, eps)
+  def overwritten(predict, schedule_, x_t, t, s, eps):
+    x_s, x0_hat = step(predict, schedule_, x_t, t, s, eps)
     noise = samplers.noise(key, s, images, known.shape[1:])
     truth = q_sample(schedule, known, jnp.broadcast_to(s, len(known)), noise)
     return jnp.where(mask > 0, truth, x_s), x0_hat
@@ -98,19 +99,19 @@ def _overwrite(step, schedule, known, mask, images, key) -> Callable:
 
 def vary(
   step: samplers.Step,
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   key: Key[Array, ""],
   *,
-  start: int,
+  start: float,
   pairs: timesteps.Pairs | None = None,
 ) -> Batch:
   """Noises images to a step and walks back (SDEdit, Meng et al. 2022).
 
   Args:
     step: A step function.
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x0: Clean images.
     key: The root of all noise.
@@ -127,12 +128,12 @@ def vary(
   kept = pairs[pairs[:, 0] <= start]
   if not len(kept):
     raise ValueError(f"{start=} is below every step of the walk")
-  t = int(kept[0, 0])
+  t = kept[0, 0].item()
   key_up, key_down = jax.random.split(key)
   eps = samplers.noise(key_up, t, jnp.arange(len(x0)), x0.shape[1:])
   x_t = q_sample(schedule, x0, jnp.full(len(x0), t), eps)
   x, _ = samplers.sample(
-    step, denoise, schedule, x0.shape, key_down, pairs=kept, x_T=x_t
+    step, predict, schedule, x0.shape, key_down, pairs=kept, x_T=x_t
   )
   return x
 

@@ -1,31 +1,31 @@
-"""Guidance: a denoiser in, a stronger denoiser out.
+"""Guidance: a prediction in, a stronger one out.
 
 Scales follow one rule: the guided prediction is weak + scale (strong - weak),
-so scale 1 is the strong denoiser alone, 0 the weak one, and more than 1
+so scale 1 is the strong one alone, 0 the weak one, and more than 1
 exaggerates what tells them apart. Classifier guidance adds scale times the
 classifier's gradient: there scale 0 is off and 1 is Bayes' rule.
 
 Scales are data: a program is not compiled again for another one. With a
 learned variance only the prediction is guided; the variance stays that of the
-strong denoiser.
+strong one. Guide first, then clip.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from diffusion_jax.process import (
-  Batch,
-  Denoise,
-  Time,
-  eps_from_x0,
+from diffusion_jax import targets
+from diffusion_jax.prediction import (
+  Cond,
+  Predict,
+  Prediction,
   p_mean_variance,
-  per_example,
+  read,
 )
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.process import Batch, per_example
+from diffusion_jax.schedules import Schedule, Time
 
 Scale = float | Float[Array, ""]
 # (x_t, t) -> gradient of log p(y | x_t) by x_t, of x_t's shape.
@@ -57,52 +57,38 @@ def log_prob(
 
 
 def classifier(
-  denoise: Denoise,
-  schedule: Schedule,
-  gradient: Gradient,
-  scale: Scale,
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
-) -> Denoise:
+  predict: Predict, schedule: Schedule, gradient: Gradient, scale: Scale
+) -> Predict:
   """Guides the score with a classifier, for DDIM and the ODE solvers.
 
   eps_hat - scale sigma_t grad log p(y | x_t)  (Dhariwal and Nichol 2021,
-  algorithm 2). As in the published code the unguided x0_hat is clipped, the
-  guided one is not: pass ``clip=False`` to the step that runs the result.
+  algorithm 2). In the published code the unguided x0_hat is clipped and the
+  guided one is not: there ``predict`` is ``prediction.clipped``.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network.
     schedule: The noise schedule.
     gradient: See ``log_prob_gradient``.
     scale: 0 is off.
-    target: What ``denoise`` predicts.
-    variance: Of ``denoise``.
-    clip: Clip the unguided prediction of the clean data to [-1, 1].
 
   Returns:
-    A denoiser that predicts the noise; the channels of a learned variance
-    are passed on.
+    The guided network, which predicts the noise.
   """
 
-  def guided(x_t, t):
-    output = denoise(x_t, t)
-    # The mean of p is not used, so any s < t will do.
-    p = p_mean_variance(
-      schedule, output, x_t, t, t - 1, target=target, variance=variance,
-      clip=clip,
-    )  # fmt: skip
-    eps_hat = eps_from_x0(schedule, x_t, t, p.x0_hat)
-    push = per_example(schedule.sigma[t], x_t) * gradient(x_t, t)
-    rest = output[..., x_t.shape[-1] :]
-    return jnp.concatenate([eps_hat - scale * push, rest], axis=-1)
+  def guided(x_t, t, cond=None):
+    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    p = predict(x_t, t, cond)
+    push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)
+    eps_hat = p.eps_hat - scale * push
+    return read(
+      schedule, x_t, t, eps_hat, p.raw, target=targets.eps, variance=p.variance
+    )
 
   return guided
 
 
 def classifier_step(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x_t: Batch,
   t: Time,
@@ -111,18 +97,16 @@ def classifier_step(
   *,
   gradient: Gradient,
   scale: Scale = 1.0,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
   above: Time | None = None,
 ) -> tuple[Batch, Batch]:
   """Ancestral sampling whose mean a classifier moves.
 
   mean + scale var grad log p(y | x_t)  (Dhariwal and Nichol 2021, algorithm
-  1). The mean comes from the clipped x0_hat; the moved mean is not clipped.
+  1). In the published code the mean comes from the clipped x0_hat; the moved
+  mean is not clipped.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network.
     schedule: The noise schedule.
     x_t: The sample at step t.
     t: Where it stands, 1..T.
@@ -130,9 +114,6 @@ def classifier_step(
     eps: Standard Gaussian noise, the shape of x_t.
     gradient: See ``log_prob_gradient``.
     scale: 0 is off, which is ``samplers.ancestral_step``.
-    target: What the network predicts.
-    variance: Of p(x_s | x_t).
-    clip: Clip the predicted clean data to [-1, 1].
     above: From where the walk comes to its last step, whose variance it is
       that moves the mean there; see ``process.posterior_log_var``.
 
@@ -140,123 +121,115 @@ def classifier_step(
     x_s and the unguided prediction of the clean data.
   """
   times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
-  p = p_mean_variance(
-    schedule, denoise(x_t, times), x_t, t, s, target=target,
-    variance=variance, clip=clip, above=above,
-  )  # fmt: skip
+  prediction = predict(x_t, t)
+  p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
   mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times)
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
-  return mean + std * eps, p.x0_hat
+  return mean + std * eps, prediction.x0_hat
 
 
 def classifier_free(
-  denoise: Callable[..., Any],
-  y: Int[Array, " B"],
-  no_class: int,
+  predict: Predict,
+  schedule: Schedule,
+  null: Callable[[Cond], Cond],
   scale: Scale,
   *,
-  interval: tuple[int, int] | None = None,
+  interval: tuple[float, float] | None = None,
   rescale: Scale = 0.0,
-) -> Denoise:
-  """Guides a conditional network with itself, told no class.
+) -> Predict:
+  """Guides a conditional network with itself, without its condition.
 
-  none + scale (class - none)  (Ho and Salimans 2022, eq. 6, whose w is
+  null + scale (cond - null)  (Ho and Salimans 2022, eq. 6, whose w is
   scale - 1). Both predictions come from one call on a doubled batch.
 
   Args:
-    denoise: ``(x_t, t, y) -> output``.
-    y: The class asked of each example.
-    no_class: The label that training puts in place of dropped ones.
+    predict: The conditional network.
+    schedule: The noise schedule.
+    null: What takes the place of a condition, as training had it, see
+      ``conditions.without_class``; of the same shapes.
     scale: 1 is off.
-    interval: Steps (low, high) between which to guide, both included
+    interval: Times (low, high) between which to guide, both included
       (Kynkaanniemi et al. 2024); by default all.
     rescale: How much of the way to go back to the standard deviation, by
       image, of the unguided prediction, 0 to 1 (Lin et al. 2023, eqs. 15,
       16).
 
   Returns:
-    ``(x_t, t) -> output``.
-  """
-  none = jnp.full_like(y, no_class)
-
-  def guided(x_t, t):
-    strong, weak = jnp.split(
-      denoise(*(jnp.concatenate(pair) for pair in (
-        (x_t, x_t), (t, t), (y, none),
-      ))),
-      2,
-    )  # fmt: skip
-    return _extrapolate(strong, weak, x_t, t, scale, interval, rescale)
-
-  return guided
-
-
-def drop_labels(
-  key: Key[Array, ""], y: Int[Array, " B"], rate: Scale, no_class: int
-) -> Int[Array, " B"]:
-  """Replaces labels by ``no_class``, each with probability ``rate``.
-
-  What training for ``classifier_free`` does (Ho and Salimans 2022, algorithm
-  1): one network learns both predictions.
-
-  Args:
-    key: For the draw.
-    y: Labels.
-    rate: 0.1 to 0.2 is usual.
-    no_class: The label that stands for none, usually the number of classes.
-
-  Returns:
-    Labels.
-  """
-  return jnp.where(jax.random.bernoulli(key, rate, y.shape), no_class, y)
-
-
-def autoguidance(
-  denoise: Denoise,
-  weaker: Denoise,
-  scale: Scale,
-  *,
-  interval: tuple[int, int] | None = None,
-  rescale: Scale = 0.0,
-) -> Denoise:
-  """Guides a denoiser away from a weaker version of itself.
-
-  weaker + scale (denoise - weaker)  (Karras et al. 2024, section 4: w D_1 +
-  (1 - w) D_0): the weaker one is smaller or less trained, on the same classes
-  and noise.
-
-  Args:
-    denoise: ``(x_t, t) -> output``.
-    weaker: The same, worse.
-    scale: 1 is off.
-    interval: As in ``classifier_free``.
-    rescale: As in ``classifier_free``.
-
-  Returns:
-    ``(x_t, t) -> output``.
+    The guided network, to be called with a condition.
   """
 
-  def guided(x_t, t):
+  def guided(x_t, t, cond=None):
+    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    pair = jax.tree.map(
+      lambda *both: jnp.concatenate(both), (x_t, t, cond), (x_t, t, null(cond))
+    )
+    both = predict(*pair)
+    strong, weak = (
+      jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2)
+    )
     return _extrapolate(
-      denoise(x_t, t), weaker(x_t, t), x_t, t, scale, interval, rescale
+      schedule, strong, weak, x_t, t, scale, interval, rescale
     )
 
   return guided
 
 
-def _extrapolate(strong, weak, x_t, t, scale, interval, rescale):
-  """Weak + scale (strong - weak) in the channels of the prediction."""
-  channels = x_t.shape[-1]
-  rest = strong[..., channels:]
-  strong, weak = strong[..., :channels], weak[..., :channels]
+def autoguidance(
+  predict: Predict,
+  weaker: Predict,
+  schedule: Schedule,
+  scale: Scale,
+  *,
+  interval: tuple[float, float] | None = None,
+  rescale: Scale = 0.0,
+) -> Predict:
+  """Guides a network away from a weaker version of itself.
+
+  weaker + scale (predict - weaker)  (Karras et al. 2024, section 4: w D_1 +
+  (1 - w) D_0): the weaker one is smaller or less trained, on the same classes
+  and noise.
+
+  Args:
+    predict: The network.
+    weaker: The same, worse.
+    schedule: The noise schedule.
+    scale: 1 is off.
+    interval: As in ``classifier_free``.
+    rescale: As in ``classifier_free``.
+
+  Returns:
+    The guided network.
+  """
+
+  def guided(x_t, t, cond=None):
+    strong, weak = predict(x_t, t, cond), weaker(x_t, t, cond)
+    return _extrapolate(
+      schedule, strong, weak, x_t, t, scale, interval, rescale
+    )
+
+  return guided
+
+
+def _extrapolate(
+  schedule: Schedule, strong: Prediction, weak: Prediction, x_t, t, scale,
+  interval, rescale,
+) -> Prediction:  # fmt: skip
+  """Weak + scale (strong - weak), of the strong one's target."""
+  if weak.target != strong.target:
+    output = strong.target.of(schedule, weak.x0_hat, t, weak.eps_hat)
+  else:
+    output = weak.output
   if interval is not None:
     low, high = interval
     scale = per_example(jnp.where((low <= t) & (t <= high), scale, 1.0), x_t)
-  guided = weak + scale * (strong - weak)
+  guided = output + scale * (strong.output - output)
   axes = tuple(range(1, x_t.ndim))
   spread = jnp.std(guided, axis=axes, keepdims=True)
-  shrunk = jnp.std(strong, axis=axes, keepdims=True) / jnp.maximum(
+  shrunk = jnp.std(strong.output, axis=axes, keepdims=True) / jnp.maximum(
     spread, jnp.finfo(spread.dtype).tiny
   )
   guided = guided * (1 + rescale * (shrunk - 1))
-  return jnp.concatenate([guided, rest], axis=-1)
+  return read(
+    schedule, x_t, t, guided, strong.raw, target=strong.target,
+    variance=strong.variance,
+  )  # fmt: skip

@@ -67,19 +67,18 @@ def draw(
 
 
 def update(
-  history: LossHistory, t: Int[Array, " B"], losses: Float[Array, " B"]
+  history: LossHistory, index: Int[Array, " B"], losses: Float[Array, " B"]
 ) -> LossHistory:
   """Remembers a batch's losses, without their weights, in batch order.
 
   Args:
     history: What was seen so far.
-    t: The steps drawn.
+    index: The bins drawn from, t - 1 of whole steps.
     losses: What they cost.
 
   Returns:
     The new history.
   """
-  index = t - 1
   same = index[:, None] == index[None, :]
   earlier = jnp.tril(same, -1).sum(axis=1)
   later = jnp.triu(same, 1).sum(axis=1)

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import bound, process, samplers, timesteps
+from diffusion_jax import bound, process, samplers, targets, timesteps
 from diffusion_jax.losses import mean_per_example
-from diffusion_jax.process import Batch, Denoise
+from diffusion_jax.prediction import Predict, p_mean_variance
+from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
 # A uniformly dequantised 8-bit value k / 127.5 - 1 + u, u within +-1 / 255:
@@ -41,14 +43,11 @@ class Bound(NamedTuple):
 
 
 def variational_bound(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   key: Key[Array, ""],
   *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
   cdf: str = "tanh",
   pairs: timesteps.Pairs | None = None,
   first: int = 0,
@@ -59,13 +58,10 @@ def variational_bound(
   unbiased; its standard error is that of the totals.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, clipped as the published evaluations do.
     schedule: The noise schedule.
     x0: Data, multiples k / 127.5 - 1.
     key: The root of all noise; image k's draws depend on key and k alone.
-    target: What the network predicts.
-    variance: Of p(x_s | x_t).
-    clip: Clip the predicted clean data, as the published evaluations do.
     cdf: Of the decoder, see ``bound.discretised_log_prob``.
     pairs: The (t, s) of the model, which must start at T; by default all T.
     first: The number of the first image.
@@ -75,21 +71,18 @@ def variational_bound(
   """
   images = first + jnp.arange(x0.shape[0])
   return variational_bound_with(
-    denoise, schedule, x0,
+    predict, schedule, x0,
     lambda t: samplers.noise(key, t, images, x0.shape[1:]).astype(x0.dtype),
-    target=target, variance=variance, clip=clip, cdf=cdf, pairs=pairs,
+    cdf=cdf, pairs=pairs,
   )  # fmt: skip
 
 
 def variational_bound_with(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   noise_at: Callable[[Int[Array, ""]], Batch],
   *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
   cdf: str = "tanh",
   pairs: timesteps.Pairs | None = None,
 ) -> Bound:
@@ -101,14 +94,12 @@ def variational_bound_with(
     t, s = jnp.broadcast_to(pair[:, None], (2, x0.shape[0]))
     eps = noise_at(pair[0])
     x_t = process.q_sample(schedule, x0, t, eps)
-    p = process.p_mean_variance(
-      schedule, denoise(x_t, t), x_t, t, s, target=target, variance=variance,
-      clip=clip, above=above,
-    )  # fmt: skip
+    prediction = predict(x_t, t)
+    p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
     return None, (
       bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),
-      mean_per_example((p.eps_hat - eps) ** 2),
-      mean_per_example((p.x0_hat - x0) ** 2),
+      mean_per_example((prediction.eps_hat - eps) ** 2),
+      mean_per_example((prediction.x0_hat - x0) ** 2),
     )
 
   _, terms = jax.lax.scan(move, None, jnp.asarray(pairs))
@@ -118,14 +109,12 @@ def variational_bound_with(
 
 
 def probability_flow(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x: Batch,
   key: Key[Array, ""],
   *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  visited: Sequence[int] | None = None,
+  visited: Sequence[float] | np.ndarray | None = None,
 ) -> Float[Array, " B"]:
   """-log2 of the density that the probability flow gives to x.
 
@@ -133,8 +122,7 @@ def probability_flow(
   v_hat, and d log p / dphi = -div v_hat (Song et al. 2021, section 4.3, in
   the variable of Salimans and Ho 2022, appendix D), the divergence by
   Hutchinson's estimator with random signs. Heun's method walks the steps
-  upwards; at T the density is N(0, I)'s. No clipping: a clipped flow has no
-  density.
+  upwards; at T the density is N(0, I)'s.
 
   x is taken as a sample of step 1, the cleanest that the network knows: the
   density is that of x_1 = alpha_1 x_0 + sigma_1 eps. For 8-bit images that
@@ -143,33 +131,27 @@ def probability_flow(
   ``variational_bound`` estimates.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network. Not clipped: a clipped flow has no density.
     schedule: The noise schedule.
     x: Data; of the whole real line, so dequantise.
     key: For the estimator: one draw of signs for each image.
-    target: What the network predicts.
-    variance: How many channels the output has.
     visited: Steps to stand on, ascending from 1 to T; by default all.
 
   Returns:
     [B], bits per dimension.
   """
-  steps = jnp.asarray(
-    range(1, schedule.T + 1) if visited is None else visited, jnp.int32
-  )
+  if visited is None:
+    visited = timesteps.every(schedule.T)[::-1, 0]
+  steps = jnp.asarray(visited)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
-  phi = jnp.arctan2(schedule.sigma, schedule.alpha)
 
   def flow(x, t):
     """v_hat and its divergence by x."""
     times = jnp.full(x.shape[:1], t)
 
     def v_hat(x):
-      p = process.p_mean_variance(
-        schedule, denoise(x, times), x, times, times - 1, target=target,
-        variance=variance, clip=False,
-      )  # fmt: skip
-      return process.v_from_eps(schedule, p.x0_hat, times, p.eps_hat)
+      p = predict(x, times)
+      return targets.v.of(schedule, p.x0_hat, times, p.eps_hat)
 
     v, slope = jax.jvp(v_hat, (x,), (signs,))
     return v, (signs * slope).sum(axis=tuple(range(1, x.ndim)))
@@ -177,7 +159,8 @@ def probability_flow(
   def move(carry, pair):
     x, stretch, v, div = carry
     t, s = pair
-    h = phi[s] - phi[t]
+    at, to = schedule.at(t), schedule.at(s)
+    h = jnp.arctan2(to.sigma, to.alpha) - jnp.arctan2(at.sigma, at.alpha)
     v_ahead, div_ahead = flow(x + h * v, s)
     x += 0.5 * h * (v + v_ahead)
     stretch += 0.5 * h * (div + div_ahead)

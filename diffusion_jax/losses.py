@@ -3,51 +3,53 @@
 ``simple``, ``vlb`` and ``hybrid`` draw their own t and noise;
 ``weighted_mse``, ``vlb_at`` and ``hybrid_at`` are the deterministic cores that
 take them. Each calls the network once. The squared error is measured in the
-space of the network's target and, where a weight is given, converted to the
-noise's error first, so that a weight means the same thing whatever the
+space of the network's target or, where another is asked for, converted to it.
+A weight is one of the noise's error: it means the same thing whatever the
 network predicts.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from diffusion_jax import bound, process, timesteps
-from diffusion_jax.process import Batch, Denoise
-from diffusion_jax.schedules import Schedule
+from diffusion_jax import bound, process, targets, timesteps
+from diffusion_jax.prediction import Predict, p_mean_variance
+from diffusion_jax.process import Batch
+from diffusion_jax.schedules import Schedule, Time
+from diffusion_jax.targets import Target
 from diffusion_jax.weights import Weight
+
+# A core with its options bound: (predict, schedule, x0, t, eps) -> [B].
+LossAt = Callable[..., Float[Array, " B"]]
 
 
 def simple(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   key: Key[Array, ""],
   *,
-  target: str = "eps",
   weight: Weight | None = None,
+  space: Target | None = None,
 ) -> Float[Array, " B"]:
   """The simple loss: mean ||eps - eps_hat(x_t, t)||^2 (DDPM, eq. 14).
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``; not clipped.
     schedule: The noise schedule.
     x0: Clean data in [-1, 1].
     key: For the steps and for the noise.
-    target: What the network predicts.
-    weight: One of ``weights``; None is the plain squared error of
-      the target.
+    weight: See ``weighted_mse``.
+    space: See ``weighted_mse``.
 
   Returns:
     [B], the mean over all axes but the first. A network that knows nothing
     (zero output) of the noise scores 1.
   """
   t, eps = _draw(schedule, x0, key)
-  return weighted_mse(
-    denoise, schedule, x0, t, eps, target=target, weight=weight
-  )
+  return weighted_mse(predict, schedule, x0, t, eps, weight=weight, space=space)
 
 
 def _draw(schedule, x0, key):
@@ -58,79 +60,70 @@ def _draw(schedule, x0, key):
 
 
 def weighted_mse(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
-  t: Int[Array, " B"],
+  t: Time,
   eps: Batch,
   *,
-  target: str = "eps",
   weight: Weight | None = None,
+  space: Target | None = None,
 ) -> Float[Array, " B"]:
   """Squared error of the network at given steps and noise.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``; not clipped.
     schedule: The noise schedule.
     x0: Clean data.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    target: What the network predicts.
-    weight: Weight of ||eps - eps_hat||^2; None weighs the error of the
-      target itself with 1.
+    weight: Of ||eps - eps_hat||^2, one of ``weights``; instead of a space.
+    space: The target whose squared error counts, by default the network's own
+      (JiT predicts x_0 and counts the error of v, Li and He 2025).
 
   Returns:
     [B], the mean over all axes but the first.
   """
-  x_t = process.q_sample(schedule, x0, t, eps)
-  truth = target_of(schedule, x0, x_t, t, eps, target)
-  # Channels past the target's belong to a learned variance.
-  prediction = denoise(x_t, t)[..., : x0.shape[-1]]
-  mse = mean_per_example((truth - prediction) ** 2)
-  if weight is None:
-    return mse
-  return weight(schedule, t) * eps_error(schedule, t, target) * mse
+  p = predict(process.q_sample(schedule, x0, t, eps), t)
+  mse = mean_per_example((p.target.of(schedule, x0, t, eps) - p.output) ** 2)
+  if weight is not None:
+    ratio = targets.error_ratio(targets.eps, p.target, schedule, t)
+    return weight(schedule, t) * ratio * mse
+  if space is not None:
+    return targets.error_ratio(space, p.target, schedule, t) * mse
+  return mse
 
 
 def vlb(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   key: Key[Array, ""],
   *,
-  target: str = "eps",
-  variance: str = "learned_range",
   scaled: bool = True,
 ) -> Float[Array, " B"]:
   """The variational bound at one random step each; see ``vlb_at``."""
   t, eps = _draw(schedule, x0, key)
-  return vlb_at(
-    denoise, schedule, x0, t, eps, target=target, variance=variance,
-    scaled=scaled,
-  )  # fmt: skip
+  return vlb_at(predict, schedule, x0, t, eps, scaled=scaled)
 
 
 def vlb_at(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
-  t: Int[Array, " B"],
+  t: Time,
   eps: Batch,
   *,
-  target: str = "eps",
-  variance: str = "learned_range",
   scaled: bool = True,
 ) -> Float[Array, " B"]:
   """L_vlb: the bound's term of the move from t to t - 1.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``; not clipped.
     schedule: The noise schedule.
     x0: Clean data, multiples k / 127.5 - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    target: What the network predicts.
-    variance: Of p(x_s | x_t).
     scaled: T times the term: over uniform t its mean is the whole sum
       ("rescaled KL" in the published code). False is the term itself.
 
@@ -138,39 +131,30 @@ def vlb_at(
     [B], bits per dimension.
   """
   x_t = process.q_sample(schedule, x0, t, eps)
-  loss = _bound_term(
-    schedule, denoise(x_t, t), x0, x_t, t, target=target, variance=variance
-  )
+  loss = _bound_term(schedule, predict(x_t, t), x0, x_t, t)
   return schedule.T * loss if scaled else loss
 
 
 def hybrid(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   key: Key[Array, ""],
   *,
-  target: str = "eps",
-  variance: str = "learned_range",
   vlb_weight: float = 1e-3,
 ) -> Float[Array, " B"]:
   """L_simple + lambda L_vlb at one random step each; see ``hybrid_at``."""
   t, eps = _draw(schedule, x0, key)
-  return hybrid_at(
-    denoise, schedule, x0, t, eps, target=target, variance=variance,
-    vlb_weight=vlb_weight,
-  )  # fmt: skip
+  return hybrid_at(predict, schedule, x0, t, eps, vlb_weight=vlb_weight)
 
 
 def hybrid_at(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
-  t: Int[Array, " B"],
+  t: Time,
   eps: Batch,
   *,
-  target: str = "eps",
-  variance: str = "learned_range",
   vlb_weight: float = 1e-3,
 ) -> Float[Array, " B"]:
   """L_hybrid = L_simple + lambda L_vlb (Improved DDPM, eq. 16).
@@ -179,13 +163,11 @@ def hybrid_at(
   stop-gradient, and no clipping.
 
   Args:
-    denoise: ``(x_t, t) -> output``, with twice x_t's channels.
+    predict: The network, which learns its variance; not clipped.
     schedule: The noise schedule.
     x0: Clean data, multiples k / 127.5 - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    target: What the network predicts.
-    variance: "learned" or "learned_range".
     vlb_weight: lambda, of the whole sum (T times the term at t, in bits per
       dimension). The published code's rescaled form is 1e-3; where it does
       not rescale, 1 / T.
@@ -196,92 +178,22 @@ def hybrid_at(
   Raises:
     ValueError: If the variance is not a learned one.
   """
-  if not variance.startswith("learned"):
-    raise ValueError(
-      f"the hybrid loss learns the variance; {variance=} is fixed"
-    )
   x_t = process.q_sample(schedule, x0, t, eps)
-  output = denoise(x_t, t)
-  prediction, raw = jnp.split(output, 2, axis=-1)
-  frozen = jnp.concatenate([jax.lax.stop_gradient(prediction), raw], axis=-1)
-  truth = target_of(schedule, x0, x_t, t, eps, target)
-  term = _bound_term(
-    schedule, frozen, x0, x_t, t, target=target, variance=variance
+  p = predict(x_t, t)
+  if p.raw is None:
+    raise ValueError(
+      f"the hybrid loss learns the variance; variance={p.variance!r} is fixed"
+    )
+  mse = mean_per_example((p.target.of(schedule, x0, t, eps) - p.output) ** 2)
+  frozen = dataclasses.replace(jax.lax.stop_gradient(p), raw=p.raw)
+  return mse + vlb_weight * schedule.T * _bound_term(
+    schedule, frozen, x0, x_t, t
   )
-  mse = mean_per_example((truth - prediction) ** 2)
-  return mse + vlb_weight * schedule.T * term
 
 
-def cross_entropy_at(
-  log_prob: Callable[..., Float[Array, " B"]],
-  schedule: Schedule,
-  x0: Batch,
-  t: Int[Array, " B"],
-  eps: Batch,
-) -> Float[Array, " B"]:
-  """-log p(y | x_t) of a classifier of noisy images.
-
-  Args:
-    log_prob: ``(x_t, t) -> [B]``, the log-probability of each example's
-      class, see ``guidance.log_prob``. A classifier that knows nothing scores
-      log of the number of classes.
-    schedule: The noise schedule.
-    x0: Clean data.
-    t: Steps, 1..T.
-    eps: The noise to add, the shape of x0.
-
-  Returns:
-    [B], nats.
-  """
-  return -log_prob(process.q_sample(schedule, x0, t, eps), t)
-
-
-def _bound_term(schedule, output, x0, x_t, t, *, target, variance):
-  p = process.p_mean_variance(
-    schedule, output, x_t, t, t - 1, target=target, variance=variance,
-    clip=False,
-  )  # fmt: skip
+def _bound_term(schedule, prediction, x0, x_t, t):
+  p = p_mean_variance(schedule, prediction, x_t, t, t - 1)
   return bound.term(schedule, p, x0, x_t, t, t - 1)
-
-
-def target_of(
-  schedule: Schedule,
-  x0: Batch,
-  x_t: Batch,
-  t: Int[Array, " B"],
-  eps: Batch,
-  target: str,
-) -> Batch:
-  """What a network of this target should have returned."""
-  if target == "eps":
-    return eps
-  if target == "x0":
-    return x0
-  if target == "v":
-    return process.v_from_eps(schedule, x0, t, eps)
-  if target == "mean":
-    return process.mean_from_x0(schedule, x_t, t, x0)
-  raise ValueError(f"{target=} is not one of {', '.join(process.TARGETS)}")
-
-
-def eps_error(
-  schedule: Schedule, t: Int[Array, " B"], target: str
-) -> Float[Array, " B"]:
-  """||eps - eps_hat||^2 over the squared error in the target's space.
-
-  For x_0 this is the SNR, for v alpha^2, for the mean of the step to t - 1
-  SNR / c_0^2 with c_0 = dmean/dx_0.
-  """
-  if target == "eps":
-    return jnp.ones_like(schedule.alpha[t])
-  if target == "v":
-    return schedule.alpha[t] ** 2
-  if target == "x0":
-    return process.snr(schedule, t)
-  if target == "mean":
-    c_0 = schedule.alpha[t - 1] * process.fresh_noise(schedule, t, t - 1)
-    return process.snr(schedule, t) / c_0**2
-  raise ValueError(f"{target=} is not one of {', '.join(process.TARGETS)}")
 
 
 def mean_per_example(x: Float[Array, "B ..."]) -> Float[Array, " B"]:

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax import losses, process
-from diffusion_jax.process import Batch, Denoise
+from diffusion_jax import prediction, process, targets
+from diffusion_jax.prediction import Predict
+from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
+from diffusion_jax.targets import Target
 
 
 class Mixture(NamedTuple):
@@ -42,7 +44,7 @@ def swiss_roll(num: int = 200, *, reach: float = 2.0) -> Mixture:
   """A rolled-up line in the plane.
 
   By default about as wide as the noise it is turned into, and so outside the
-  [-1, 1] of pictures: pass ``clip=False`` to the steps that sample it.
+  [-1, 1] of pictures: its predictions are not to be clipped.
 
   Args:
     num: Gaussians along the line, from the inside out.
@@ -102,10 +104,10 @@ def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
   return (share[..., None] * centres).sum(axis=1).reshape(y.shape)
 
 
-def denoiser(
-  schedule: Schedule, mixture: Mixture, *, target: str = "eps"
-) -> Denoise:
-  """What a perfectly trained network would be.
+def predictor(
+  schedule: Schedule, mixture: Mixture, *, target: Target = targets.x0
+) -> Predict:
+  """What a perfectly trained network would predict.
 
   The minimiser of the squared error is the conditional expectation of its
   target; all targets are linear in x_0 once x_t is known.
@@ -113,20 +115,21 @@ def denoiser(
   Args:
     schedule: The noise schedule.
     mixture: The data.
-    target: What it predicts, one of ``process.TARGETS``.
+    target: What the network is asked for; it predicts the same data.
 
   Returns:
-    ``(x_t, t) -> output``.
+    The door to it; any condition is ignored.
   """
 
-  def denoise(x_t, t):
-    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
-    y = x_t / process.per_example(alpha, x_t)
-    x0 = x0_given(mixture, y, sigma / alpha)
-    eps = process.eps_from_x0(schedule, x_t, t, x0)
-    return losses.target_of(schedule, x0, x_t, t, eps, target)
+  def apply(x_t, t, *cond):
+    del cond
+    at = schedule.at(t)
+    y = x_t / process.per_example(at.alpha, x_t)
+    x0 = x0_given(mixture, y, at.sigma / at.alpha)
+    eps = prediction.eps_from_x0(schedule, x_t, t, x0)
+    return target.of(schedule, x0, t, eps)
 
-  return denoise
+  return prediction.predictor(apply, schedule, target=target)
 
 
 def log_density(mixture: Mixture, x: Batch) -> Float[Array, " B"]:

@@ -1,10 +1,9 @@
 """Samplers: a step is one equation, ``sample`` is the one loop.
 
-A step is ``step(denoise, schedule, x_t, t, s, eps) -> (x_s, x0_hat)``. It is
-deterministic: its Gaussian noise comes in as ``eps``. ``denoise(x_t, t)`` is
-any callable that returns what a network would: a U-Net with its parameters, a
-closed form, a guided model. A ``Solver`` is a step that remembers; those of
-higher order are in ``solvers``.
+A step is ``step(predict, schedule, x_t, t, s, eps) -> (x_s, x0_hat)``. It is
+deterministic: its Gaussian noise comes in as ``eps``. ``predict`` is the door
+to a network, or to several that guide one another, see ``prediction``. A
+``Solver`` is a step that remembers; those of higher order are in ``solvers``.
 
 Noise is named, not drawn from a stream: the noise that lands image k on step
 s comes from fold_in(fold_in(key, k), s), and x_T is the noise that lands on T.
@@ -22,16 +21,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import timesteps
+from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import (
   Batch,
-  Denoise,
-  Time,
-  p_mean_variance,
   per_example,
   posterior_var,
   rates,
 )
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Schedule, Time
 
 Step = Callable[..., tuple[Batch, Batch]]
 
@@ -40,13 +37,13 @@ class Solver(NamedTuple):
   """A step with a memory, for methods that use what they saw before.
 
   Attributes:
-    init: ``x_T -> history``, what is known before the first step: a pytree
+    init: ``(x_T, t) -> history``, what is known before the first step: a pytree
       whose shapes no step changes.
-    step: ``(denoise, schedule, x_t, t, s, eps, history) -> (x_s, x0_hat,
+    step: ``(predict, schedule, x_t, t, s, eps, history) -> (x_s, x0_hat,
       history)``, with t and s scalars.
   """
 
-  init: Callable[[Batch], Any]
+  init: Callable[[Batch, Time], Any]
   step: Callable[..., tuple[Batch, Batch, Any]]
 
 
@@ -55,10 +52,10 @@ def as_solver(step: Step | Solver) -> Solver:
   if isinstance(step, Solver):
     return step
 
-  def forget(denoise, schedule, x_t, t, s, eps, history):
-    return *step(denoise, schedule, x_t, t, s, eps), history
+  def forget(predict, schedule, x_t, t, s, eps, history):
+    return *step(predict, schedule, x_t, t, s, eps), history
 
-  return Solver(lambda _: (), forget)
+  return Solver(lambda x_T, t: (), forget)
 
 
 class Trajectory(NamedTuple):
@@ -78,43 +75,34 @@ class Trajectory(NamedTuple):
 
 
 def ancestral_step(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x_t: Batch,
   t: Time,
   s: Time,
   eps: Batch,
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> tuple[Batch, Batch]:
   """Draws x_s from p(x_s | x_t) (DDPM, algorithm 2, lines 3 and 4).
 
   Args:
-    denoise: ``(x_t, t) -> output``; t comes as one step per example.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
     t: Where it stands, 1..T.
     s: Where to go, 0..t-1. At s = 0 no noise is added.
     eps: Standard Gaussian noise, the shape of x_t.
-    target: What the network predicts.
-    variance: Of p(x_s | x_t), see ``process.p_mean_variance``.
-    clip: Clip the predicted clean data to [-1, 1].
 
   Returns:
     x_s and the predicted clean data x0_hat.
   """
-  output = denoise(x_t, _times(t, x_t))
-  p = p_mean_variance(
-    schedule, output, x_t, t, s, target=target, variance=variance, clip=clip
-  )
+  prediction = predict(x_t, t)
+  p = p_mean_variance(schedule, prediction, x_t, t, s)
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
-  return p.mean + std * eps, p.x0_hat
+  return p.mean + std * eps, prediction.x0_hat
 
 
 def ddim_step(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x_t: Batch,
   t: Time,
@@ -122,53 +110,40 @@ def ddim_step(
   eps: Batch,
   *,
   eta: float | Float[Array, ""] = 0.0,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> tuple[Batch, Batch]:
   """Moves to x_s along the predicted noise (DDIM, eqs. 12 and 16).
 
   x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std eps, where std
-  is eta times that of the posterior. eps_hat belongs to the clipped x0_hat,
-  as in the published code, which makes eta = 1 the same step as
+  is eta times that of the posterior. eps_hat belongs to x0_hat, clipped where
+  that is, as in the published code, which makes eta = 1 the same step as
   ``ancestral_step`` with fixed_small, clipping included.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
     t: Where it stands, 1..T.
     s: Where to go, 0..t-1.
     eps: Standard Gaussian noise; unused where eta is 0.
     eta: 0 is deterministic, 1 is ancestral sampling.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip the predicted clean data to [-1, 1].
 
   Returns:
     x_s and the predicted clean data x0_hat.
   """
-  output = denoise(x_t, _times(t, x_t))
-  p = p_mean_variance(
-    schedule, output, x_t, t, s, target=target, variance=variance, clip=clip
-  )
+  p = predict(x_t, t)
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
   # sigma_s^2 - var without a difference of the two: where eta is 1 and the
   # move is long, rounding would be all that is left of it.
-  old_noise = jnp.exp(schedule.log_snr[t] - schedule.log_snr[s])
-  rest = schedule.sigma[s] ** 2 * (1 - eta**2 + eta**2 * old_noise)
+  to = schedule.at(s)
+  old_noise = jnp.exp(schedule.at(t).log_snr - to.log_snr)
+  rest = to.sigma**2 * (1 - eta**2 + eta**2 * old_noise)
   x_s = (
     alpha_s * p.x0_hat
     + per_example(jnp.sqrt(rest), x_t) * p.eps_hat
     + jnp.sqrt(var) * eps
   )
   return x_s, p.x0_hat
-
-
-def _times(t: Time, x_t: Batch) -> Int[Array, " B"]:
-  """One step per example, which is what a network takes."""
-  return jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
 
 
 def noise(
@@ -183,8 +158,12 @@ def noise(
     shape: Of one image.
 
   Returns:
-    [B, *shape]; row k depends on key, s and images[k] alone.
+    [B, *shape]; row k depends on key, s and images[k] alone. A real time
+    counts by its bits in float32.
   """
+  s = jnp.asarray(s)
+  if jnp.issubdtype(s.dtype, jnp.floating):
+    s = jax.lax.bitcast_convert_type(s.astype(jnp.float32), jnp.uint32)
 
   def one(image):
     return jax.random.normal(
@@ -196,7 +175,7 @@ def noise(
 
 def sample(
   step: Step | Solver,
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   shape: Sequence[int],
   key: Key[Array, ""],
@@ -212,7 +191,7 @@ def sample(
   Args:
     step: A step function, options bound with ``functools.partial``, or a
       solver.
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     shape: Of the batch, (B, H, W, C).
     key: The root of all noise, x_T's included.
@@ -234,18 +213,19 @@ def sample(
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
   _check_pairs(pairs, schedule.T, keep)
   images = first + jnp.arange(shape[0])
+  walked = jnp.asarray(pairs)
   if x_T is None:
-    x_T = noise(key, jnp.asarray(pairs)[0, 0], images, shape[1:])
+    x_T = noise(key, walked[0, 0], images, shape[1:])
   solver = as_solver(step)
-  history = solver.init(x_T) if history is None else history
+  history = solver.init(x_T, walked[0, 0]) if history is None else history
   empty = jnp.zeros((len(keep), *shape), x_T.dtype)
-  wanted = jnp.asarray(keep, jnp.int32)
+  wanted = jnp.asarray(keep, walked.dtype)
 
   def body(carry, pair):
     x_t, memory, kept = carry
     t, s = pair
     eps = noise(key, s, images, shape[1:])
-    x_s, x0_hat, memory = solver.step(denoise, schedule, x_t, t, s, eps, memory)
+    x_s, x0_hat, memory = solver.step(predict, schedule, x_t, t, s, eps, memory)
     if keep:
       # A step nobody wants has slot len(keep), which mode="drop" ignores.
       slot = jnp.cumprod(wanted != s).sum()
@@ -257,11 +237,11 @@ def sample(
     return (x_s, memory, kept), None
 
   start = (x_T, history, (empty, empty))
-  (x, history, kept), _ = jax.lax.scan(body, start, jnp.asarray(pairs))
+  (x, history, kept), _ = jax.lax.scan(body, start, walked)
   return x, Trajectory(wanted, *kept, history)
 
 
-def _check_pairs(pairs, T: int, keep: Sequence[int]) -> None:
+def _check_pairs(pairs, T: float, keep: Sequence[int]) -> None:
   """Refuses impossible walks; traced pairs cannot be looked at."""
   if isinstance(pairs, Tracer):
     return

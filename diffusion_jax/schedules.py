@@ -14,18 +14,62 @@ cumulative product is off by 1e-3 in 1 - abar at T = 4000.
 """
 
 import dataclasses
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+# Whole steps of a table, or real numbers; a scalar or one per example.
+Time = (
+  Int[Array, " B"] | Int[Array, ""] | int | np.integer
+  | Float[Array, " B"] | Float[Array, ""] | float
+)  # fmt: skip
+
+
+class Level(NamedTuple):
+  """How noisy a time is: x_t = alpha x_0 + sigma eps.
+
+  Attributes:
+    alpha: The factor of the signal.
+    sigma: The standard deviation of the noise.
+    log_snr: log(alpha^2 / sigma^2), without the cancellation of a quotient.
+  """
+
+  alpha: Float[Array, "..."]
+  sigma: Float[Array, "..."]
+  log_snr: Float[Array, "..."]
+
+
+class Schedule(Protocol):
+  """What the rest of the library asks of a noise schedule.
+
+  Attributes:
+    T: The noisiest time; 0 is clean data.
+    first: The cleanest time at which a network is asked.
+  """
+
+  @property
+  def T(self) -> int | float: ...  # noqa: D102
+
+  @property
+  def first(self) -> int | float: ...  # noqa: D102
+
+  def at(self, t: Time) -> Level:
+    """Signal and noise at a time of the schedule's own kind."""
+    ...
+
+  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Where arcsinh(sigma / alpha) is a: t / T."""
+    ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Schedule:
-  """The tables of one noise schedule, a pytree.
+class Table:
+  """A schedule of whole steps 0..T, a pytree of its tables.
 
   Attributes:
     alpha: sqrt(abar_t), the factor of the signal; alpha[0] = 1.
@@ -44,10 +88,25 @@ class Schedule:
     """The number of noising steps."""
     return self.alpha.shape[0] - 1
 
+  @property
+  def first(self) -> int:
+    """Step 1."""
+    return 1
+
+  def at(self, t: Time) -> Level:
+    """The tables' entries at whole steps."""
+    return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
+
+  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Where arcsinh(sigma / alpha) is a: t / T, not always a whole step."""
+    table = jnp.arcsinh(self.sigma / self.alpha)
+    steps = jnp.linspace(0, 1, self.T + 1, dtype=table.dtype)
+    return jnp.interp(a, table, steps)
+
 
 def from_betas(
   betas, *, shift: float = 1.0, dtype: DTypeLike | None = None
-) -> Schedule:
+) -> Table:
   """Builds a schedule from the variances of its single steps.
 
   Args:
@@ -99,7 +158,7 @@ def linear(
   beta_start: float = 1e-4,
   beta_end: float = 0.02,
   dtype: DTypeLike | None = None,
-) -> Schedule:
+) -> Table:
   """Betas grow linearly (DDPM, section 4).
 
   Args:
@@ -125,7 +184,7 @@ def quadratic(
   beta_start: float = 1e-4,
   beta_end: float = 0.02,
   dtype: DTypeLike | None = None,
-) -> Schedule:
+) -> Table:
   """sqrt(beta) grows linearly (``quad`` in the DDPM code)."""
   roots = np.linspace(beta_start**0.5, beta_end**0.5, _checked(T))
   return from_betas(roots**2, dtype=dtype)
@@ -133,7 +192,7 @@ def quadratic(
 
 def constant(
   T: int, *, beta: float = 0.02, dtype: DTypeLike | None = None
-) -> Schedule:
+) -> Table:
   """Every beta is the same (``const`` in the DDPM code)."""
   return from_betas(np.full(_checked(T), beta), dtype=dtype)
 
@@ -145,7 +204,7 @@ def warmup(
   beta_start: float = 1e-4,
   beta_end: float = 0.02,
   dtype: DTypeLike | None = None,
-) -> Schedule:
+) -> Table:
   """Betas grow linearly over the first ``fraction`` of steps, then stay.
 
   ``fraction`` 0.1 and 0.5 are ``warmup10`` and ``warmup50`` of the DDPM code.
@@ -158,7 +217,7 @@ def warmup(
   return from_betas(betas, dtype=dtype)
 
 
-def jsd(T: int, *, dtype: DTypeLike | None = None) -> Schedule:
+def jsd(T: int, *, dtype: DTypeLike | None = None) -> Table:
   """beta_t = 1 / (T - t + 1): 1/T, 1/(T-1), ..., 1/2, 1.
 
   The betas of Sohl-Dickstein et al. 2015 (``jsd`` in the DDPM code), where
@@ -177,7 +236,7 @@ def cosine(
   max_beta: float = 0.999,
   shift: float = 1.0,
   dtype: DTypeLike | None = None,
-) -> Schedule:
+) -> Table:
   """Abar follows a squared cosine (Improved DDPM, eq. 17).
 
   f(u) = cos^2((u + offset) / (1 + offset) pi / 2) and
@@ -209,7 +268,7 @@ def sigmoid(
   tau: float = 1.0,
   max_beta: float = 0.999,
   dtype: DTypeLike | None = None,
-) -> Schedule:
+) -> Table:
   """Abar follows a sigmoid (Jabri et al. 2022, figure 8; Chen 2023).
 
   With S(u) = sigmoid(((end - start) u + start) / tau), abar(u) =
@@ -238,7 +297,7 @@ def _checked(T: int) -> int:
   return T
 
 
-def _round(alpha, sigma, log_snr, dtype: DTypeLike | None) -> Schedule:
+def _round(alpha, sigma, log_snr, dtype: DTypeLike | None) -> Table:
   """The one place where float64 becomes the working precision."""
   dtype = jnp.result_type(float) if dtype is None else dtype
-  return Schedule(*(jnp.asarray(x, dtype) for x in (alpha, sigma, log_snr)))
+  return Table(*(jnp.asarray(x, dtype) for x in (alpha, sigma, log_snr)))

@@ -26,17 +26,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import spacing, timesteps
-from diffusion_jax.process import (
-  Batch,
-  Denoise,
-  Reverse,
-  Time,
-  p_mean_variance,
-  per_example,
-  rates,
-)
+from diffusion_jax.prediction import Predict
+from diffusion_jax.process import Batch, per_example, rates
 from diffusion_jax.samplers import Solver, ddim_step
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Schedule, Time
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
 # the cancellation that the closed forms suffer in float32 at small h.
@@ -83,14 +76,14 @@ class History(NamedTuple):
   t: Int[Array, ""]
 
 
-def _empty(size: int, x: Batch) -> History:
+def _empty(size: int, x: Batch, t: Time) -> History:
   """Nothing yet. The nodes are distinct so that no weight is NaN."""
   return History(
     outputs=jnp.zeros((size, *x.shape), x.dtype),
     nodes=-1e3 * jnp.arange(1, size + 1, dtype=x.dtype),
     filled=jnp.zeros((), jnp.int32),
     x=x,
-    t=jnp.ones((), jnp.int32),
+    t=jnp.asarray(t),
   )
 
 
@@ -106,7 +99,7 @@ def _pushed(history: History, output, node, x, t) -> History:
     nodes=newest(node, history.nodes),
     filled=jnp.minimum(history.filled + 1, size),
     x=x,
-    t=jnp.asarray(t, jnp.int32),
+    t=jnp.asarray(t, history.t.dtype),
   )
 
 
@@ -145,8 +138,8 @@ def _corrected(x: Batch, outputs, weights) -> Batch:
 
 
 def _half_log_snr(schedule: Schedule, t) -> Float[Array, ""]:
-  """lambda_t = log(alpha_t / sigma_t); that of t = 1 where t is 0."""
-  return schedule.log_snr[jnp.maximum(t, 1)] / 2
+  """lambda_t = log(alpha_t / sigma_t); that of the first time where t is 0."""
+  return schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
 
 
 def _drift(
@@ -157,19 +150,13 @@ def _drift(
   sigma_s/sigma_t e^{-eta h} x_t + alpha_s (1 - e^{-(1 + eta) h}) x0_hat with
   h = lambda_s - lambda_t; exactly x0_hat at s = 0, where h is infinite.
   """
-  h = (schedule.log_snr[s] - schedule.log_snr[t]) / 2
-  keep = schedule.sigma[s] / schedule.sigma[t]
+  at, to = schedule.at(t), schedule.at(s)
+  h = (to.log_snr - at.log_snr) / 2
+  keep = to.sigma / at.sigma
   # 0 * inf at s = 0, eta = 0 is no number; there keep is 0 in any case.
   keep = keep * jnp.exp(-eta * jnp.where(s > 0, h, 0.0))
-  gain = -schedule.alpha[s] * jnp.expm1(-(1 + eta) * h)
+  gain = -to.alpha * jnp.expm1(-(1 + eta) * h)
   return keep * x_t + gain * x0_hat
-
-
-def _predict(denoise, schedule, x_t, t, s, options) -> Reverse:
-  """The network's answer at t, read as p(x_s | x_t)."""
-  times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
-  output = denoise(x_t, times)
-  return p_mean_variance(schedule, output, x_t, t, s, **options)
 
 
 def _data_rule(
@@ -184,7 +171,7 @@ def _data_rule(
   h = end - start
   back = h * (1 - _POINTS) / 2
   density = (1 + eta) * jnp.exp(-(1 + eta) * back) * (_POINT_WEIGHTS * h / 2)
-  density = jnp.where(s > 0, schedule.alpha[s], 0.0) * density
+  density = jnp.where(s > 0, schedule.at(s).alpha, 0.0) * density
   return lambda nodes: density @ _lagrange(nodes, axis(end - back))
 
 
@@ -193,7 +180,7 @@ def _midpoint_rule(
 ) -> Rule:
   """DPM-Solver++ 2M's weights: the linear term at the middle of the step."""
   h = _half_log_snr(schedule, s) - _half_log_snr(schedule, t)
-  gain = -jnp.where(s > 0, schedule.alpha[s], 0.0)
+  gain = -jnp.where(s > 0, schedule.at(s).alpha, 0.0)
   gain = gain * jnp.expm1(-(1 + eta) * h)
 
   def rule(nodes):
@@ -209,9 +196,6 @@ def dpm(
   order: int = 2,
   *,
   eta: float | Float[Array, ""] = 0.0,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> Solver:
   """DPM-Solver++ 2M and 3M, and with eta = 1 the SDE form.
 
@@ -227,9 +211,6 @@ def dpm(
   Args:
     order: 1, 2 or 3.
     eta: 0 solves the ODE, 1 the reverse SDE.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1].
 
   Returns:
     The solver.
@@ -238,11 +219,10 @@ def dpm(
     ValueError: If the order is not 1, 2 or 3.
   """
   _check_order(order, (1, 2, 3))
-  options = {"target": target, "variance": variance, "clip": clip}
   make_rule = _midpoint_rule if order == 2 else _data_rule
 
-  def step(denoise, schedule, x_t, t, s, eps, history):
-    p = _predict(denoise, schedule, x_t, t, s, options)
+  def step(predict, schedule, x_t, t, s, eps, history):
+    p = predict(x_t, t)
     node = _half_log_snr(schedule, t)
     history = _pushed(history, p.x0_hat, node, x_t, t)
     h = _half_log_snr(schedule, s) - node
@@ -251,19 +231,16 @@ def dpm(
     )
     x_s = _drift(schedule, x_t, p.x0_hat, t, s, eta)
     x_s = _corrected(x_s, history.outputs, weights)
-    std = schedule.sigma[s] * jnp.sqrt(-jnp.expm1(-2 * eta * h))
+    std = schedule.at(s).sigma * jnp.sqrt(-jnp.expm1(-2 * eta * h))
     return x_s + std * eps, p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def unipc(
   order: int = 3,
   *,
   axis: str = "scales",
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> Solver:
   """UniPC: a multistep predictor, corrected without another network call.
 
@@ -280,9 +257,6 @@ def unipc(
   Args:
     order: Of the predictor, 1, 2 or 3.
     axis: "scales", or "log_snr" as in the paper.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1].
 
   Returns:
     The solver.
@@ -293,7 +267,6 @@ def unipc(
   _check_order(order, (1, 2, 3))
   if axis not in AXES:
     raise ValueError(f"{axis=} is not one of {', '.join(AXES)}")
-  options = {"target": target, "variance": variance, "clip": clip}
   rule = functools.partial(_data_rule, axis=AXES[axis])
 
   def at(schedule, t):
@@ -318,9 +291,9 @@ def unipc(
     x = _corrected(x, outputs, weights)
     return jnp.where(history.filled > 0, x, x_t)
 
-  def step(denoise, schedule, x_t, t, s, eps, history):
+  def step(predict, schedule, x_t, t, s, eps, history):
     del eps  # deterministic
-    p = _predict(denoise, schedule, x_t, t, s, options)
+    p = predict(x_t, t)
     x_t = correct(schedule, x_t, p.x0_hat, t, history)
     history = _pushed(history, p.x0_hat, at(schedule, t), x_t, t)
     weights = _weights(
@@ -332,7 +305,7 @@ def unipc(
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def _time_rule(schedule: Schedule, t, s) -> Rule:
@@ -341,31 +314,23 @@ def _time_rule(schedule: Schedule, t, s) -> Rule:
   w_j = alpha_s int L_j(t(u)) du from u_t to u_s; 0 at s = 0. The integral is
   taken over arcsinh(u), which tames the range of u = sigma / alpha.
   """
-  table = jnp.arcsinh(schedule.sigma / schedule.alpha)
-  middle, half = (table[s] + table[t]) / 2, (table[s] - table[t]) / 2
+  start, end = (
+    jnp.arcsinh(x.sigma / x.alpha) for x in map(schedule.at, (t, s))
+  )
+  middle, half = (end + start) / 2, (end - start) / 2
   a = middle + half * _POINTS
   density = jnp.cosh(a) * (_POINT_WEIGHTS * half)
-  density = jnp.where(s > 0, schedule.alpha[s], 0.0) * density
-  steps = jnp.linspace(0, 1, schedule.T + 1, dtype=table.dtype)
-  return lambda nodes: density @ _lagrange(nodes, jnp.interp(a, table, steps))
+  density = jnp.where(s > 0, schedule.at(s).alpha, 0.0) * density
+  return lambda nodes: density @ _lagrange(nodes, schedule.part(a))
 
 
-def deis(
-  order: int = 3,
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
-) -> Solver:
+def deis(order: int = 3) -> Solver:
   """DEIS, tAB: eps_hat is a polynomial in the time step.
 
   Zhang and Chen 2022, eqs. 14 and 15. Order 1 is DDIM.
 
   Args:
     order: 1, 2 or 3; the paper's tAB0, tAB1 and tAB2.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1]; eps_hat belongs to the clipped x0_hat.
 
   Returns:
     The solver.
@@ -374,11 +339,10 @@ def deis(
     ValueError: If the order is not 1, 2 or 3.
   """
   _check_order(order, (1, 2, 3))
-  options = {"target": target, "variance": variance, "clip": clip}
 
-  def step(denoise, schedule, x_t, t, s, eps, history):
+  def step(predict, schedule, x_t, t, s, eps, history):
     del eps  # deterministic
-    p = _predict(denoise, schedule, x_t, t, s, options)
+    p = predict(x_t, t)
     history = _pushed(history, p.eps_hat, t / schedule.T, x_t, t)
     weights = _weights(
       _time_rule(schedule, t, s),
@@ -389,7 +353,7 @@ def deis(
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history
 
-  return Solver(lambda x: _empty(order, x), step)
+  return Solver(functools.partial(_empty, order), step)
 
 
 def _check_order(order: int, orders: Sequence[int]) -> None:
@@ -402,16 +366,12 @@ euler_step = functools.partial(ddim_step, eta=0.0)
 
 
 def heun_step(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x_t: Batch,
   t: Int[Array, ""] | int,
   s: Int[Array, ""] | int,
   eps: Batch,
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> tuple[Batch, Batch]:
   """Heun's method: a DDIM step, then again with the answer from its end.
 
@@ -423,28 +383,24 @@ def heun_step(
   cosine one does.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
     t: Where it stands, 1..T; a scalar.
     s: Where to go, 0..t-1; a scalar.
     eps: Unused; the step is deterministic.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1].
 
   Returns:
     x_s and the predicted clean data x0_hat at t.
   """
   del eps
-  options = {"target": target, "variance": variance, "clip": clip}
   t, s = jnp.asarray(t), jnp.asarray(s)
-  p = _predict(denoise, schedule, x_t, t, s, options)
+  p = predict(x_t, t)
   euler = _drift(schedule, x_t, p.x0_hat, t, s)
 
   def corrected(x_s):
-    at = jnp.maximum(s, 1)
-    there = _predict(denoise, schedule, x_s, at, at - 1, options)
+    at = jnp.maximum(s, schedule.first)
+    there = predict(x_s, at)
     outputs = jnp.stack([p.x0_hat, there.x0_hat])
     nodes = _scales(_half_log_snr(schedule, jnp.stack([t, s])))
     weights = _data_rule(schedule, t, s, axis=_scales)(nodes)
@@ -454,15 +410,11 @@ def heun_step(
 
 
 def ddim_encode_step(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x_s: Batch,
   s: Time,
   t: Time,
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> Batch:
   """DDIM's step the other way, from s up to t (DDIM, section 4.3).
 
@@ -471,35 +423,27 @@ def ddim_encode_step(
   is the picture itself.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_s: The sample at step s.
     s: Where it stands, 0..T-1.
     t: Where to go, s+1..T.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1].
 
   Returns:
     x_t, the shape of x_s.
   """
-  options = {"target": target, "variance": variance, "clip": clip}
-  at = jnp.maximum(jnp.asarray(s), 1)
-  p = _predict(denoise, schedule, x_s, at, at - 1, options)
+  at = jnp.maximum(jnp.asarray(s), schedule.first)
+  p = predict(x_s, at)
   x0_hat = jnp.where(per_example(s, x_s) > 0, p.x0_hat, x_s)
   alpha, sigma = rates(schedule, t, x_s)
   return alpha * x0_hat + sigma * p.eps_hat
 
 
 def encode(
-  denoise: Denoise,
+  predict: Predict,
   schedule: Schedule,
   x0: Batch,
   pairs: timesteps.Pairs | Int[Array, "S 2"],
-  *,
-  target: str = "eps",
-  variance: str = "fixed_small",
-  clip: bool = True,
 ) -> Batch:
   """From pictures to the noise that DDIM turns into them.
 
@@ -507,21 +451,17 @@ def encode(
   this returns gives x0 back, up to an error that falls as 1 / S.
 
   Args:
-    denoise: ``(x_t, t) -> output``.
+    predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x0: Clean data, images in [-1, 1].
     pairs: The (t, s) of sampling; walked from the last to the first.
-    target: What the network predicts.
-    variance: How many channels the output has; the variance is not used.
-    clip: Clip x0_hat to [-1, 1].
 
   Returns:
     x_T, the shape of x0.
   """
-  options = {"target": target, "variance": variance, "clip": clip}
 
   def body(x_s, pair):
     t, s = pair
-    return ddim_encode_step(denoise, schedule, x_s, s, t, **options), None
+    return ddim_encode_step(predict, schedule, x_s, s, t), None
 
   return jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1])[0]

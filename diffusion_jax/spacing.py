@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import timesteps
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Table
 from diffusion_jax.timesteps import Pairs
 
 # Standard deviations between which data's directions are expected: the noise
@@ -78,7 +78,7 @@ def clock_left(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
   return xp.log1p(apart / (u + to_fine))
 
 
-def named(schedule: Schedule, spec: str | int, num: int | None = None) -> Pairs:
+def named(schedule: Table, spec: str | int, num: int | None = None) -> Pairs:
   """The walk that a spacing's name, a published string or a number means.
 
   Args:
@@ -171,12 +171,12 @@ def _nearest(T: int, targets) -> Pairs:
   return timesteps.walk(t)
 
 
-def even(schedule: Schedule, num: int) -> Pairs:
+def even(schedule: Table, num: int) -> Pairs:
   """Even in t, both ends included."""
   return timesteps.spaced(schedule.T, num)
 
 
-def leading(schedule: Schedule, num: int) -> Pairs:
+def leading(schedule: Table, num: int) -> Pairs:
   """Every (T // num)-th step from 1 on; the noisiest are left out.
 
   Raises:
@@ -190,24 +190,24 @@ def leading(schedule: Schedule, num: int) -> Pairs:
   return timesteps.walk(1 + schedule.T // num * np.arange(num))
 
 
-def trailing(schedule: Schedule, num: int) -> Pairs:
+def trailing(schedule: Table, num: int) -> Pairs:
   """Every (T / num)-th step down from T; the last step is a full one."""
   T = schedule.T
   return _nearest(T, T - T / num * np.arange(num))
 
 
-def quadratic(schedule: Schedule, num: int) -> Pairs:
+def quadratic(schedule: Table, num: int) -> Pairs:
   """sqrt(t) even from T to 1."""
   return _nearest(schedule.T, np.linspace(schedule.T**0.5, 1, num) ** 2)
 
 
-def _ratios(schedule: Schedule):
+def _ratios(schedule: Table):
   """sigma_t / alpha_t for t = 0..T, in float64; rising from 0."""
   log_snr = np.asarray(schedule.log_snr, np.float64)
   return np.exp(-log_snr / 2)
 
 
-def log_snr(schedule: Schedule, num: int) -> Pairs:
+def log_snr(schedule: Table, num: int) -> Pairs:
   """The log-SNR even from T to 1 (DPM-Solver, appendix D)."""
   table = np.log(_ratios(schedule)[1:])
   targets = np.linspace(table[-1], table[0], num)
@@ -216,7 +216,7 @@ def log_snr(schedule: Schedule, num: int) -> Pairs:
   )
 
 
-def karras(schedule: Schedule, num: int, *, rho: float = 7.0) -> Pairs:
+def karras(schedule: Table, num: int, *, rho: float = 7.0) -> Pairs:
   """(sigma / alpha)^(1/rho) even from T to 1 (Karras et al. 2022, eq. 5)."""
   table = _ratios(schedule)[1:] ** (1 / rho)
   targets = np.linspace(table[-1], table[0], num)
@@ -225,7 +225,7 @@ def karras(schedule: Schedule, num: int, *, rho: float = 7.0) -> Pairs:
   )
 
 
-def scales(schedule: Schedule, num: int) -> Pairs:
+def scales(schedule: Table, num: int) -> Pairs:
   """``clock`` even from T to 0; docs/solvers.md compares it with the others.
 
   A short walk has no steps to spare for the finest scales: fine is 0.7 / num

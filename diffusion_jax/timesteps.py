@@ -4,14 +4,17 @@ A sampler walks pairs (t, s): it stands at t and moves to s < t. All T steps
 are the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 Pairs = Int[np.ndarray, "S 2"]
+RealPairs = Float[np.ndarray, "S 2"]
+# (u, T) -> t, of u evenly distributed on (0, 1).
+Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
 
 
 def uniform(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
@@ -28,6 +31,45 @@ def antithetic(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
   offset = jax.random.uniform(key)
   u = (offset + jnp.arange(batch) / batch) % 1
   return jnp.minimum((u * T).astype(jnp.int32), T - 1) + 1
+
+
+def drawn_by(quantile: Quantile, *, even: bool = True):
+  """Draws real times of any distribution, for ``objectives.diffusion``.
+
+  Args:
+    quantile: Of the distribution: ``everywhere``, ``logit_normal(...)``,
+      ``log_normal(...)``, or one of your own.
+    even: As evenly as a batch can, see ``antithetic``; else independently.
+
+  Returns:
+    ``(key, B, T) -> t``.
+  """
+
+  def draw(key, batch, T):
+    if even:
+      u = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1
+    else:
+      u = jax.random.uniform(key, (batch,))
+    return quantile(jnp.clip(u, 1e-6, 1 - 1e-6), T)
+
+  return draw
+
+
+def everywhere(u, T):
+  """Uniform on 0..T."""
+  return u * T
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
+  """For t / T = sigmoid(mean + std n) (Esser et al. 2024, section 3.1)."""
+  return lambda u, T: (
+    T * jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
+  )
+
+
+def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:
+  """For t = exp(mean + std n), where time is sigma (Karras et al. 2022)."""
+  return lambda u, T: jnp.exp(mean + std * jax.scipy.special.ndtri(u))
 
 
 def walk(visited: Sequence[int] | np.ndarray) -> Pairs:
@@ -53,8 +95,32 @@ def walk(visited: Sequence[int] | np.ndarray) -> Pairs:
   return np.stack([steps, np.append(steps[1:], 0)], axis=1).astype(np.int32)
 
 
-def every(T: int) -> Pairs:
-  """All T single steps: (T, T-1), ..., (1, 0)."""
+def real(visited: Sequence[float] | np.ndarray) -> RealPairs:
+  """The pairs that visit these real times from the noisiest down, then 0.
+
+  Args:
+    visited: Distinct times above 0 of a continuous schedule, in any order.
+
+  Returns:
+    [S, 2] rows (t, s), from the largest t to (t, 0).
+
+  Raises:
+    ValueError: If there are no times, or one is repeated or not above 0.
+  """
+  times = np.sort(np.asarray(visited, float))[::-1]
+  if times.size == 0 or not times[-1] > 0 or (np.diff(times) == 0).any():
+    raise ValueError(f"visited times {list(visited)} must be distinct, above 0")
+  return np.stack([times, np.append(times[1:], 0)], axis=1)
+
+
+def every(T: int | float) -> Pairs:
+  """All T single steps: (T, T-1), ..., (1, 0).
+
+  Raises:
+    ValueError: If T is no whole number, as that of a continuous schedule.
+  """
+  if not isinstance(T, int | np.integer):
+    raise ValueError(f"{T=} is a real time; pass the pairs (t, s) to walk")
   return walk(np.arange(1, T + 1))
 
 

@@ -1,23 +1,20 @@
 """One step of training, a pure function (DDPM, algorithm 1)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from diffusion_jax import importance, losses, timesteps
+from diffusion_jax import importance
 from diffusion_jax.clipping import clip_by_global_norm, global_norm
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.objectives import Objective
 from diffusion_jax.state import TrainState, update_ema
 
-# (params, x_t, t, y, dropout_key) -> output
-Apply = Callable[..., Any]
-LossAt = Callable[..., Float[Array, " B"]]
 # What is left of the learning rate when a part of the decay is done.
 DECAYS = {
   "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
@@ -31,8 +28,8 @@ class Metrics(NamedTuple):
   Attributes:
     loss: Mean over the batch; an unbiased estimate of that over uniform t,
       however t is drawn.
-    quartile_loss: Summed over the examples whose t is in each quarter of
-      1..T, the cleanest first.
+    quartile_loss: Summed over the examples whose time is in each quarter of
+      all, the cleanest first.
     quartile_count: How many those are.
     grad_norm: Global norm of the gradient, before clipping.
     param_norm: Global norm of the parameters, after the update.
@@ -114,35 +111,27 @@ def optimizer(
 
 def train_step(
   state: TrainState,
-  batch: Mapping[str, Any],
+  batch: Any,
   key: Key[Array, ""],
   *,
-  apply: Apply,
-  schedule: Schedule,
+  objective: Objective,
   tx: optax.GradientTransformation,
-  loss_at: LossAt = losses.weighted_mse,
-  draw: Callable[..., Any] = timesteps.uniform,
   micro_batches: int = 1,
   ema_warmup: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Takes one gradient step.
 
-  All randomness comes from fold_in(key, state.step), and t and eps are drawn
-  for the whole batch: how often the batch is cut changes nothing but memory
-  (and the draws of dropout).
+  All randomness comes from fold_in(key, state.step), and what the objective
+  draws is drawn for the whole batch: how often the batch is cut changes
+  nothing but memory (and the draws of dropout).
 
   Args:
     state: The state so far.
-    batch: "image", [B, H, W, C] in [-1, 1], and "label", which ``apply``
-      gets as y: [B], a tree of such arrays, or None.
+    batch: What the objective learns from, such as "image", [B, H, W, C] in
+      [-1, 1], and "label", [B].
     key: The run's training key, the same at every step.
-    apply: ``(params, x_t, t, y, dropout_key) -> output``.
-    schedule: The noise schedule.
+    objective: What is made small, see ``objectives``.
     tx: The optimizer.
-    loss_at: ``(denoise, schedule, x0, t, eps) -> [B]``: a core of ``losses``
-      with its options bound.
-    draw: ``(key, B, T) -> t``, see ``timesteps``. Where the state has a loss
-      history, that decides instead, see ``importance``.
     micro_batches: Cut the batch into this many pieces, one at a time in
       memory; the gradient is the exact mean over the whole batch.
     ema_warmup: See ``state.update_ema``.
@@ -150,25 +139,18 @@ def train_step(
   Returns:
     The next state, and metrics.
   """
-  x0, y = batch["image"], batch["label"]
-  key_t, key_eps, key_dropout = jax.random.split(
-    jax.random.fold_in(key, state.step), 3
-  )
-  if state.history is None:
-    t, scale = draw(key_t, x0.shape[0], schedule.T), jnp.ones(x0.shape[0])
-  else:
-    t, scale = importance.draw(key_t, x0.shape[0], state.history)
-  eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+  drawn = objective.draw(key, state, batch)
+  key_dropout = jax.random.split(jax.random.fold_in(key, state.step), 3)[2]
 
   def loss_fn(params, part):
-    number, x0, y, t, eps, scale = part
+    number, examples, scale = part
     dropout_key = jax.random.fold_in(key_dropout, number)
-    loss = loss_at(
-      lambda x_t, t: apply(params, x_t, t, y, dropout_key), schedule, x0, t, eps
-    )
+    loss = objective.loss(params, examples, dropout_key)
     return (scale * loss).mean(), loss
 
-  parts = jax.tree.map(lambda x: _cut(x, micro_batches), (x0, y, t, eps, scale))
+  parts = jax.tree.map(
+    lambda x: _cut(x, micro_batches), (drawn.examples, drawn.scale)
+  )
   grads, loss = _mean_gradient(
     loss_fn, state.params, (jnp.arange(micro_batches), *parts)
   )
@@ -176,7 +158,7 @@ def train_step(
 
   history = state.history
   if history is not None:
-    history = importance.update(history, t, loss)
+    history = importance.update(history, drawn.bin, loss)
 
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -186,9 +168,9 @@ def train_step(
     )
     for rate, average in state.ema.items()
   }
-  quartile = by_quarter(t, schedule.T)
+  quartile = jax.nn.one_hot(drawn.bin * 4 // objective.bins, 4)
   metrics = Metrics(
-    loss=(scale * loss).mean(),
+    loss=(drawn.scale * loss).mean(),
     quartile_loss=loss @ quartile,
     quartile_count=quartile.sum(axis=0),
     grad_norm=global_norm(grads),
@@ -225,11 +207,6 @@ def train_block(
     state, metrics = body(state, jax.tree.map(lambda x: x[0], batches))
     return state, jax.tree.map(lambda x: x[None], metrics)
   return jax.lax.scan(body, state, batches)
-
-
-def by_quarter(t: Int[Array, " B"], T: int) -> Float[Array, "B 4"]:
-  """One-hot: the quarter of 1..T in which each t is, the cleanest first."""
-  return jax.nn.one_hot((t - 1) * 4 // T, 4)
 
 
 def _mean_gradient(loss_fn, params, parts):

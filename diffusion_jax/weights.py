@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from diffusion_jax import process
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Schedule, Time
 
-Weight = Callable[[Schedule, Int[Array, " B"]], Float[Array, " B"]]
+Weight = Callable[[Schedule, Time], Float[Array, " B"]]
 
 
 def bound(variance: str = "fixed_large") -> Weight:
@@ -34,8 +34,9 @@ def bound(variance: str = "fixed_large") -> Weight:
       var = beta
     else:
       var = jnp.exp(process.posterior_log_var(schedule, t, s))
-    single_step = (schedule.alpha[t] / schedule.alpha[s]) ** 2  # 1 - beta_t
-    return beta**2 / (2 * var * single_step * schedule.sigma[t] ** 2)
+    at = schedule.at(t)
+    single_step = (at.alpha / schedule.at(s).alpha) ** 2  # 1 - beta_t
+    return beta**2 / (2 * var * single_step * at.sigma**2)
 
   return weight
 

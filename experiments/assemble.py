@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,22 +14,18 @@ import diffusion_jax as dj
 from experiments import cli
 from experiments.cli import MOST_SEED, Config
 
-
-def _options_of(step: Callable) -> Callable:
-  return lambda **options: functools.partial(step, **options)
-
-
-# What makes a step or a solver of the options that all of them take.
+# A step, or what makes a solver.
 SAMPLERS: dict[str, Callable] = {
-  "ancestral": _options_of(dj.ancestral_step),
-  "ddim": _options_of(dj.ddim_step),
-  "euler": _options_of(dj.solvers.euler_step),
-  "heun": _options_of(dj.solvers.heun_step),
+  "ancestral": dj.ancestral_step,
+  "ddim": dj.ddim_step,
+  "euler": dj.solvers.euler_step,
+  "heun": dj.solvers.heun_step,
   "dpmpp_2m": functools.partial(dj.solvers.dpm, 2),
   "dpmpp_3m": functools.partial(dj.solvers.dpm, 3),
   "unipc": dj.solvers.unipc,
   "deis": dj.solvers.deis,
 }
+SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
 # Few steps are best made by this one: docs/solvers.md.
 FEW, FEW_STEPS_SAMPLER = 100, "unipc"
@@ -39,8 +34,9 @@ SCHEDULES = (
 )  # fmt: skip
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
-# Numbers that no step and no image reaches, for keys of their own.
-LABELS, LOW_RES, STAGES, HELD_OUT = (2**32 - n for n in (1, 2, 3, 4))
+# Numbers that no step and no image reaches, for keys of their own; two more
+# are in ``dj.conditions``.
+STAGES, HELD_OUT = (2**32 - n for n in (3, 4))
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
 
 
@@ -71,7 +67,7 @@ def _call(kind: str, function: Callable, options: dict):
     raise ValueError(f"{kind}: {error}") from error
 
 
-def schedule(config: Config) -> dj.Schedule:
+def schedule(config: Config) -> dj.schedules.Table:
   """The noise schedule of ``config.schedule``."""
   options = config.schedule.to_dict()
   name = named("schedule", options.pop("name"), SCHEDULES)
@@ -128,7 +124,7 @@ def source(
       ) from error
 
 
-def loss_at(config: Config) -> dj.training.LossAt:
+def loss_at(config: Config) -> dj.losses.LossAt:
   """The loss of ``config.loss``, at given steps and noise.
 
   Raises:
@@ -137,27 +133,25 @@ def loss_at(config: Config) -> dj.training.LossAt:
   options = config.loss.to_dict()
   name = named("loss", options.pop("name"), LOSSES)
   weight = named("loss weight", options.pop("weight"), WEIGHTS)
-  known = {"target": config.target}
   if name == "simple":
     if config.variance.startswith("learned"):
       raise ValueError(
         f"variance={config.variance!r} is learned, which the simple loss does "
         "not do; use loss.name=hybrid or vlb, or a fixed variance"
       )
-    if weight != "none":
-      bound_weight = getattr(dj.weights, weight)
-      known["weight"] = _call(f"weight {weight!r}", bound_weight, options)
-    return functools.partial(dj.losses.weighted_mse, **known)
+    if weight == "none":
+      return dj.losses.weighted_mse
+    weigh = _call(f"weight {weight!r}", getattr(dj.weights, weight), options)
+    return functools.partial(dj.losses.weighted_mse, weight=weigh)
   if weight != "none":
     raise ValueError(f"loss {name!r} has no weight; {weight!r} was given")
   core = {"vlb": dj.losses.vlb_at, "hybrid": dj.losses.hybrid_at}[name]
-  known["variance"] = config.variance
   if name == "hybrid" and not config.variance.startswith("learned"):
     raise ValueError(
       "loss 'hybrid' learns the variance; "
       f"variance={config.variance!r} is fixed"
     )
-  return functools.partial(core, **known, **options)
+  return functools.partial(core, **options)
 
 
 def draw(config: Config):
@@ -167,38 +161,34 @@ def draw(config: Config):
   return getattr(dj.timesteps, name)
 
 
-def sampler(
-  config: Config,
-  name: str,
-  eta=None,
-  *,
-  target: str | None = None,
-  clip: bool = True,
-):
-  """The step or solver of this name for the network of ``config``.
-
-  Args:
-    config: Of the run.
-    name: Of the sampler.
-    eta: Where it takes one.
-    target: What is predicted, where that is not what the network predicts.
-    clip: Whether to clip the predicted clean data to [-1, 1].
-
-  Returns:
-    What ``dj.sample`` takes.
-  """
-  options = {
-    "target": target or config.target,
-    "variance": config.variance,
-    "clip": clip,
-  }
+def sampler(name: str, eta=None) -> dj.samplers.Step | dj.samplers.Solver:
+  """The step or solver of this name, as ``dj.sample`` takes it."""
+  options = {}
   if name in TAKE_ETA:
     options["eta"] = 0.0 if eta is None else eta
-  return SAMPLERS[name](**options)
+  make = SAMPLERS[name]
+  return (
+    make(**options) if name in SOLVERS else functools.partial(make, **options)
+  )
+
+
+def door(config: Config) -> dict[str, Any]:
+  """How the network of ``config`` is read: arguments of ``dj.predictor``."""
+  return {
+    "target": dj.targets.TARGETS[config.target], "variance": config.variance,
+  }  # fmt: skip
+
+
+def predictor(
+  config: Config, noise: dj.schedules.Table, net, params
+) -> dj.prediction.Predict:
+  """The network of a run, with these parameters, behind its door."""
+  apply = functools.partial(net.apply, {"params": params})
+  return dj.predictor(apply, noise, **door(config))
 
 
 def walk(
-  noise: dj.Schedule, name: str, spacing: str | None, steps: int | None
+  noise: dj.schedules.Table, name: str, spacing: str | None, steps: int | None
 ) -> dj.timesteps.Pairs:
   """The (t, s) that a sampler walks: by name, or as it is usually done.
 
@@ -209,10 +199,10 @@ def walk(
   return dj.spacing.named(noise, spacing or usual, steps)
 
 
-def check(config: Config, noise: dj.Schedule) -> None:
+def check(config: Config, noise: dj.schedules.Table) -> None:
   """Refuses names and numbers that would only fail after compiling."""
-  named("target", config.target, dj.process.TARGETS)
-  named("variance", config.variance, dj.process.VARIANCES)
+  named("target", config.target, dj.targets.TARGETS)
+  named("variance", config.variance, dj.prediction.VARIANCES)
   draws = config.get("kind") != "classifier"
   for sampling in (config.preview, config.sampling) if draws else ():
     named("sampler", sampling.sampler, SAMPLERS)
@@ -388,56 +378,21 @@ def hides_labels(config: Config) -> bool:
 
 
 def conditions(
-  config: Config, noise: dj.Schedule, image_shape: tuple[int, int, int]
-) -> Callable[..., dict[str, Any]]:
-  """What the network is told of each image in training.
+  config: Config, noise: dj.schedules.Table, image_shape: tuple[int, int, int]
+) -> dj.conditions.Conditions:
+  """What the network is told of each image.
 
   Its class, where the network knows any, and the picture made small, where it
   is to enlarge.
-
-  Returns:
-    ``(batch, key, step) -> arguments`` of the network's call, by name; a
-    pure function, drawn for the whole batch, so that neither micro-batches
-    nor devices change it.
   """
-  hides = hides_labels(config)
-  none = config.model.num_classes or 0  # the label of no class
   small = low_res_shape(config, image_shape)
-
-  def told(batch, key, step):
-    key_labels, key_small = (
-      jax.random.fold_in(jax.random.fold_in(key, purpose), step)
-      for purpose in (LABELS, LOW_RES)
-    )
-    known = {}
-    if config.model.num_classes is not None:
-      known["y"] = batch["label"]
-    if hides:
-      known["y"] = dj.guidance.drop_labels(
-        key_labels, known["y"], config.label_dropout, none
-      )
-    if small is not None:
-      known["low_res"] = dj.upsampling.shrink(batch["image"], small[:2])
-      if config.low_res.noise:
-        known["low_res"], known["low_res_t"] = dj.upsampling.augment(
-          key_small, noise, known["low_res"], config.low_res.noise
-        )
-    return known
-
-  return told
-
-
-def known(config: Config, net, x0, y) -> dict[str, Any]:
-  """What the network is told of clean images outside training."""
-  told = {}
-  if config.model.num_classes is not None:
-    told["y"] = y
-  small = low_res_shape(config, x0.shape[1:])
-  if small is not None:
-    told["low_res"] = dj.upsampling.shrink(x0, small[:2])
-    if net.noisy_low_res:
-      told["low_res_t"] = jnp.zeros(len(x0), jnp.int32)
-  return told
+  return dj.conditions.Conditions(
+    noise,
+    num_classes=config.model.num_classes,
+    label_dropout=config.label_dropout if hides_labels(config) else 0.0,
+    low_res=None if small is None else small[:2],
+    noise=0 if small is None else _low_res_noise(config),
+  )
 
 
 def optimizer(
@@ -449,15 +404,11 @@ def optimizer(
 
 def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key."""
-  x = jnp.zeros((1, *image_shape))
-  one = jnp.ones((1,), jnp.int32)
-  told = {} if net.num_classes is None else {"y": one - 1}
-  small = low_res_shape(config, image_shape)
-  if small is not None:
-    told["low_res"] = jnp.zeros((1, *small))
-    if net.noisy_low_res:
-      told["low_res_t"] = one
-  return state(config, net.init(key, x, one, **told)["params"], tx)
+  x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
+  cond = None
+  if config.get("kind") != "classifier":
+    cond = conditions(config, schedule(config), image_shape).of(x, one - 1)
+  return state(config, net.init(key, x, one, cond)["params"], tx)
 
 
 def state(config, params, tx) -> dj.state.TrainState:

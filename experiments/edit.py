@@ -12,7 +12,7 @@ are is printed.
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +36,13 @@ class Model(NamedTuple):
   """What editing needs of a run.
 
   Attributes:
-    config: Of the run.
     schedule: Its noise.
-    denoise: ``(x_t, t) -> output``, told no class.
+    predict: Its network, told no class.
     pairs: The (t, s) to walk.
   """
 
-  config: cli.Config
   schedule: dj.Schedule
-  denoise: dj.process.Denoise
+  predict: dj.prediction.Predict
   pairs: dj.timesteps.Pairs
 
 
@@ -76,8 +74,8 @@ def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   mask = jnp.broadcast_to(mask_of(x0.shape[1:], asked.region), x0.shape)
   fill = jax.jit(
     lambda key: dj.editing.inpaint(
-      assemble.sampler(model.config, "ancestral"),
-      model.denoise,
+      dj.ancestral_step,
+      model.predict,
       model.schedule,
       x0,
       mask,
@@ -97,8 +95,8 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   ):
     varied = functools.partial(
       dj.editing.vary,
-      assemble.sampler(model.config, "ancestral"),
-      model.denoise,
+      dj.ancestral_step,
+      model.predict,
       model.schedule,
       start=int(part * model.schedule.T),
       pairs=model.pairs,
@@ -109,24 +107,20 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 
 def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   """Each row: from a picture to the next one, through the noise of both."""
-  config = model.config
-  options = {"target": config.target, "variance": config.variance}
   columns = len(x0)
   ends = x0[: 2 * (min(columns, 8) // 2)]
   weights = jnp.linspace(0, 1, columns)
 
   @jax.jit
   def between(ends):
-    noises = dj.solvers.encode(
-      model.denoise, model.schedule, ends, model.pairs, **options
-    )
+    noises = dj.solvers.encode(model.predict, model.schedule, ends, model.pairs)
     mixed = jax.vmap(dj.editing.slerp, in_axes=(0, 0, None))(
       noises[::2], noises[1::2], weights
     )
     x_T = mixed.reshape(-1, *ends.shape[1:])
     x, _ = dj.sample(
-      assemble.sampler(config, "ddim", 0.0),
-      model.denoise,
+      dj.ddim_step,
+      model.predict,
       model.schedule,
       x_T.shape,
       asked.key,
@@ -176,13 +170,17 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   state = sample.restore(workdir, config, net, shape)
   params = state.params if ema == "raw" else state.ema[ema]
 
-  def denoise(x_t, t):
-    told: dict[str, Any] = {}
-    if hides:
-      told["y"] = jnp.full(t.shape, config.model.num_classes)
-    return net.apply({"params": params}, x_t, t, **told)
+  predict = assemble.predictor(config, schedule, net, params)
+  conditions = assemble.conditions(config, schedule, shape)
 
-  return Model(config, schedule, denoise, pairs), x0
+  def without_class(x_t, t, cond=None):
+    del cond
+    none = conditions.given(
+      jnp.full(len(x_t), config.model.num_classes or 0), None
+    )
+    return predict(x_t, t, none)
+
+  return Model(schedule, dj.clipped(without_class, schedule), pairs), x0
 
 
 def pictures(values, config, shape) -> np.ndarray:

@@ -45,9 +45,9 @@ from experiments import (
   sample,
   scores,
   stored,
+  subject as subjects,
   sweep,
 )
-from experiments import subject as subjects
 from experiments.subject import METRICS, Subject
 
 

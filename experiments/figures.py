@@ -18,7 +18,6 @@ The same command gives the same picture. The rest of docs/ is made by
 after experiments.train with configs/digits.py and configs/digits.py:classes.
 """
 
-import functools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -74,9 +73,8 @@ def roll():
   there = np.array([dj.q_sample(schedule, x0, t, eps) for t in steps])
   x_T = jax.random.normal(jax.random.key(2), x0.shape)
   x, way = dj.sample(
-    functools.partial(dj.ancestral_step, clip=False),
-    dj.mixtures.denoiser(schedule, mixture), schedule, x0.shape,
-    jax.random.key(3), x_T=x_T, keep=steps[-2::-1],
+    dj.ancestral_step, dj.mixtures.predictor(schedule, mixture), schedule,
+    x0.shape, jax.random.key(3), x_T=x_T, keep=steps[-2::-1],
   )  # fmt: skip
   back = np.concatenate([way.x[::-1], x_T[None]])
   return plots.plane(
@@ -92,7 +90,7 @@ def paths():
   mixture, schedule = dj.mixtures.swiss_roll(), dj.schedules.linear(T)
   pairs = dj.timesteps.spaced(T, 50)
   _, way = dj.sample(
-    dj.solvers.unipc(clip=False), dj.mixtures.denoiser(schedule, mixture),
+    dj.solvers.unipc(), dj.mixtures.predictor(schedule, mixture),
     schedule, (40, 2), jax.random.key(0), pairs=pairs,
     keep=pairs[:, 1].tolist(),
   )  # fmt: skip

@@ -88,30 +88,27 @@ class Generator:
     above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
 
-    def walk(
-      params, x, history, key, pairs, first, eta, y, scale, judged, small
-    ):
-      def of_class(x_t, t, y):
-        told = {} if config.model.num_classes is None else {"y": y}
-        copies = len(x_t) // rows  # guidance asks of each image twice
-        for name, value in small.items():
-          told[name] = jnp.concatenate([value] * copies)
-        return net.apply({"params": params}, x_t, t, **told)
+    conditions = assemble.conditions(config, schedule, image_shape)
 
+    def walk(
+      params, x, history, key, pairs, first, eta, y, scale, judged, cond
+    ):
       params, judged = jax.lax.with_sharding_constraint((params, judged), whole)
-      y, small = jax.lax.with_sharding_constraint((y, small), split)
-      step = assemble.sampler(config, sampler, eta)
-      denoise = functools.partial(of_class, y=y)
+      y, cond = jax.lax.with_sharding_constraint((y, cond), split)
+      step = assemble.sampler(sampler, eta)
+      predict = assemble.predictor(config, schedule, net, params)
+      if judge is None and scale is not None:
+        predict = dj.guidance.classifier_free(
+          predict, schedule, conditions.null, scale
+        )
+      predict = dj.clipped(predict, schedule)
       if judge is not None:
-        step, denoise = _judged(
-          config, schedule, sampler, eta, denoise, judge.net, judged, y, scale,
-          above,
-        )  # fmt: skip
-      elif scale is not None:
-        denoise = dj.guidance.classifier_free(of_class, y, count, scale)
+        step, predict = _judged(
+          step, predict, schedule, sampler, judge.net, judged, y, scale, above
+        )
       x, kept = dj.sample(
         step,
-        denoise,
+        dj.given(predict, cond),
         schedule,
         (rows, *shape),
         key,
@@ -123,24 +120,17 @@ class Generator:
       return x, kept.history
 
     def remember(x):
-      step = assemble.sampler(config, sampler)
-      return dj.samplers.as_solver(step).init(x)
+      solver = dj.samplers.as_solver(assemble.sampler(sampler))
+      return solver.init(x, jnp.int32(pairs[0, 0]))
 
-    def shrunk(key, images, low_res):
-      if not net.noisy_low_res:
-        return {"low_res": low_res}
-      eps = dj.samplers.noise(
-        jax.random.fold_in(key, assemble.LOW_RES),
-        low_res_noise,
-        images,
-        low_res.shape[1:],
-      )
-      s = jnp.full(rows, low_res_noise)
-      noisy = dj.q_sample(schedule, low_res, s, eps)
-      return {"low_res": noisy, "low_res_t": s}
+    def conditioned(key, images, y, low_res):
+      cond = conditions.given(y, low_res)
+      if not conditions.noise:
+        return cond
+      return dj.conditions.noised(cond, schedule, key, low_res_noise, images)
 
     self._walk = jax.jit(walk)
-    self._shrunk = jax.jit(shrunk)
+    self._condition = jax.jit(conditioned)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
       lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape),
@@ -154,16 +144,16 @@ class Generator:
     y = None
     if len(self._classes):
       y = self._classes[images % len(self._classes)]
-    small = {}
+    low_res = None
     if self.low_res is not None:
-      numbers = images % len(self.low_res)
-      small = self._shrunk(key, images, self.low_res[numbers])
+      low_res = self.low_res[images % len(self.low_res)]
+    cond = self._condition(key, images, y, low_res)
     history = self._remember(x)
     yield x
     for piece in self._pieces:
       x, history = self._walk(
         params, x, history, key, piece, first,
-        self._eta, y, self.guidance, self._judge, small,
+        self._eta, y, self.guidance, self._judge, cond,
       )  # fmt: skip
       yield x
 
@@ -198,8 +188,8 @@ class Generator:
     return np.concatenate(finished)[:num]
 
 
-def _judged(config, schedule, name, eta, denoise, net, params, y, scale, above):
-  """The step and the denoiser that a classifier guides.
+def _judged(step, predict, schedule, name, net, params, y, scale, above):
+  """The step and the prediction that a classifier guides.
 
   Ancestral sampling has its mean moved; all else is given a guided score,
   whose x0_hat is not clipped again (see ``dj.guidance``).
@@ -209,20 +199,7 @@ def _judged(config, schedule, name, eta, denoise, net, params, y, scale, above):
   )
   if name == "ancestral":
     step = functools.partial(
-      dj.guidance.classifier_step,
-      gradient=gradient,
-      scale=scale,
-      target=config.target,
-      variance=config.variance,
-      above=above,
+      dj.guidance.classifier_step, gradient=gradient, scale=scale, above=above
     )
-    return step, denoise
-  guided = dj.guidance.classifier(
-    denoise,
-    schedule,
-    gradient,
-    scale,
-    target=config.target,
-    variance=config.variance,
-  )
-  return assemble.sampler(config, name, eta, target="eps", clip=False), guided
+    return step, predict
+  return step, dj.guidance.classifier(predict, schedule, gradient, scale)

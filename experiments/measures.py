@@ -127,19 +127,15 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   """The variational bound of the first images, over all steps."""
   config = plan.config
   schedule = assemble.schedule(config)
+  conditions = assemble.conditions(config, schedule, plan.image_shape)
 
   @jax.jit
   def bound(params, x0, y, key, first):
-    told = assemble.known(config, plan.net, x0, y)
+    predict = assemble.predictor(config, schedule, plan.net, params)
+    predict = dj.given(predict, conditions.of(x0, y))
+    predict = dj.clipped(predict, schedule)
     return dj.likelihood.variational_bound(
-      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, **told),
-      schedule,
-      x0,
-      key,
-      target=config.target,
-      variance=config.variance,
-      clip=True,
-      first=first,
+      predict, schedule, x0, key, first=first
     )
 
   parts = []

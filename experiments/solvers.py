@@ -23,7 +23,6 @@ import numpy as np
 import scipy.integrate
 import tqdm
 from absl import flags
-from ml_collections import ConfigDict
 
 import diffusion_jax as dj
 from diffusion_jax import mixtures
@@ -51,7 +50,7 @@ def random_mixture(seed: int, dim: int, components: int) -> mixtures.Mixture:
 
 
 def exact(
-  mixture: mixtures.Mixture, x, schedule: dj.Schedule, t: int, s: int
+  mixture: mixtures.Mixture, x, schedule: dj.schedules.Table, t: int, s: int
 ) -> np.ndarray:
   """Where the flow dy/du = eps_hat takes x, from step t to step s."""
   alpha, sigma = np.asarray(schedule.alpha), np.asarray(schedule.sigma)
@@ -84,7 +83,7 @@ class Problem(NamedTuple):
 
 
 def problems(
-  schedule: dj.Schedule, dim: int, components: int, seeds: int, num: int
+  schedule: dj.schedules.Table, dim: int, components: int, seeds: int, num: int
 ) -> Iterator[Problem]:
   """Random problems, always the same ones."""
   for seed in range(seeds):
@@ -98,16 +97,15 @@ def rmse(a, b) -> float:
   return float(np.sqrt(np.mean((np.asarray(a) - b) ** 2)))
 
 
-def solve(name: str, schedule: dj.Schedule):
+def solve(name: str, schedule: dj.schedules.Table):
   """The jitted ``(x_T, pairs, mixture) -> x`` of a sampler."""
-  options = ConfigDict({"target": "eps", "variance": "fixed_small"})
-  step = assemble.sampler(options, name, clip=False)
+  step = assemble.sampler(name)
 
   @jax.jit
   def run(x_T, pairs, mixture):
-    denoise = mixtures.denoiser(schedule, mixture)
+    predict = mixtures.predictor(schedule, mixture)
     x, _ = dj.sample(
-      step, denoise, schedule, x_T.shape, jax.random.key(0), pairs=pairs,
+      step, predict, schedule, x_T.shape, jax.random.key(0), pairs=pairs,
       x_T=x_T,
     )  # fmt: skip
     return x

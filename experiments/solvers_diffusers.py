@@ -53,7 +53,9 @@ def settings(diffusers: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def best(
-  schedule: dj.Schedule, given: list[solvers.Problem], counts: Sequence[int]
+  schedule: dj.schedules.Table,
+  given: list[solvers.Problem],
+  counts: Sequence[int],
 ) -> list[tuple[float, str]]:
   """The least error, and whose it is, for each number of network calls.
 

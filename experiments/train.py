@@ -42,33 +42,32 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.count_classes(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
-
   gathered = loop.gathered(config, devices)
 
-  def apply(params, x_t, t, told, dropout_key):
+  def apply(params, x_t, t, cond, dropout_key):
     return net.apply(
       {"params": gathered(params)},
       x_t,
       t,
-      **told,
+      cond,
       train=True,
       rngs={"dropout": dropout_key},
     )
 
-  take_step = functools.partial(
+  step = functools.partial(
     dj.training.train_step,
-    apply=apply,
-    schedule=schedule,
+    objective=dj.objectives.diffusion(
+      apply,
+      schedule,
+      loss_at=loss_at,
+      draw=assemble.draw(config),
+      condition=conditions.draw,
+      **assemble.door(config),
+    ),
     tx=tx,
-    loss_at=loss_at,
-    draw=assemble.draw(config),
     micro_batches=config.micro_batches,
     ema_warmup=config.ema.warmup,
   )
-
-  def step(state, batch, key):
-    told = conditions(batch, key, state.step)
-    return take_step(state, {"image": batch["image"], "label": told}, key)
 
   return loop.settle(
     config,

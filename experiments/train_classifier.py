@@ -14,7 +14,6 @@ import pathlib
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
@@ -44,23 +43,22 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
 
   gathered = loop.gathered(config, devices)
 
-  def apply(params, x_t, t, y, dropout_key):
-    logits = net.apply(
+  def apply(params, x_t, t, cond, dropout_key):
+    return net.apply(
       {"params": gathered(params)},
       x_t,
       t,
+      cond,
       train=True,
       rngs={"dropout": dropout_key},
     )
-    return dj.guidance.log_prob(jnp.asarray(logits), y)
 
   step = functools.partial(
     dj.training.train_step,
-    apply=apply,
-    schedule=schedule,
+    objective=dj.objectives.classification(
+      apply, schedule, draw=assemble.draw(config)
+    ),
     tx=tx,
-    loss_at=dj.losses.cross_entropy_at,
-    draw=assemble.draw(config),
     micro_batches=config.micro_batches,
     ema_warmup=config.ema.warmup,
   )
@@ -100,7 +98,7 @@ def right_by_quarter(net, schedule, params, image, label, key):
   eps = jax.random.normal(key_eps, image.shape)
   x_t = dj.q_sample(schedule, image, t, eps)
   right = net.apply({"params": params}, x_t, t).argmax(axis=-1) == label
-  quarter = dj.training.by_quarter(t, schedule.T)
+  quarter = jax.nn.one_hot((t - 1) * 4 // schedule.T, 4)
   return right @ quarter, quarter.sum(axis=0)
 
 

@@ -24,6 +24,7 @@ BLIND = (*TINY, "--config.preview.num=0")
 UPSAMPLER = (*BLIND, "--config.low_res.size=(4,)", "--config.low_res.noise=50")
 CLASSIFIER = (
   "--config=configs/classifier.py:smoke",
+  "--config.held_out=50",
   "--config.model.channels=8",
   "--config.model.multipliers=(1,)",
   "--config.model.attention_levels=()",

@@ -34,7 +34,7 @@ def zoo(tmp_path_factory):
 
 @pytest.fixture
 def few_numbers():
-  """Every diffusion model is one of a few numbers, see toy.py."""
+  """Every network is one of a few numbers, see toy.py."""
   import toy
 
   with toy.networks():

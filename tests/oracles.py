@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import process
+from diffusion_jax import prediction, process, targets
 from diffusion_jax.schedules import Schedule
+from diffusion_jax.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +57,15 @@ class Mixture:
     responsibility = jax.nn.softmax(jnp.stack(logits), axis=0)
     return (responsibility * jnp.stack(posterior_means)).sum(axis=0)
 
-  def denoiser(self, schedule: Schedule, target: str = "eps"):
-    """The exact network for a prediction target."""
+  def predictor(self, schedule: Schedule, target: Target = targets.eps):
+    """The exact network for a prediction target, behind its door."""
 
-    def denoise(x_t, t):
+    def apply(x_t, t, *_):
       x0 = self.x0_given(schedule, x_t, t)
-      if target == "x0":
-        return x0
-      if target == "mean":
-        return process.mean_from_x0(schedule, x_t, t, x0)
-      eps = process.eps_from_x0(schedule, x_t, t, x0)
-      if target == "v":
-        return process.v_from_eps(schedule, x0, t, eps)
-      return eps
+      eps = prediction.eps_from_x0(schedule, x_t, t, x0)
+      return target.of(schedule, x0, t, eps)
 
-    return denoise
+    return prediction.predictor(apply, schedule, target=target)
 
 
 GAUSSIAN = Mixture(means=(0.3,), weights=(1.0,), std=0.5)

@@ -8,7 +8,9 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax import prediction
 from diffusion_jax.models import Classifier, UNet
+from diffusion_jax.targets import TARGETS
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -33,6 +35,16 @@ def model(coefs, *, learned: bool = False):
     return jnp.concatenate([mean, jnp.tanh(cd * x_t + t / 1000 - 0.5)], axis=-1)
 
   return denoise
+
+
+def predict(coefs, schedule, *, target="eps", variance="fixed_small"):
+  """The closed-form network behind its door, by names."""
+  return prediction.predictor(
+    model(coefs, learned=variance.startswith("learned")),
+    schedule,
+    target=TARGETS[target],
+    variance=variance,
+  )
 
 
 def weights(shapes):

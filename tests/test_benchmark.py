@@ -20,8 +20,13 @@ from jax.extend import core
 import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
 from experiments import assemble, devices, flops
-from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import ours, peaks, rounds, rows
+from experiments.benchmark import (
+  __main__ as benchmark,
+  ours,
+  peaks,
+  rounds,
+  rows,
+)
 from experiments.configs import digits
 
 TINY = (
@@ -100,13 +105,18 @@ def test_a_walk_is_one_program_that_holds_the_network_once():
   calls = itertools.count()
 
   def walk(params, key):
-    def denoise(x_t, t):
+    def apply(x_t, t):
       next(calls)
       return net.apply(params, x_t, t)
 
     pairs = dj.timesteps.every(1000)
     return dj.sample(
-      dj.ancestral_step, denoise, schedule, x.shape, key, pairs=pairs
+      dj.ancestral_step,
+      dj.predictor(apply, schedule),
+      schedule,
+      x.shape,
+      key,
+      pairs=pairs,
     )[0]
 
   program = jax.make_jaxpr(walk)(params, jax.random.key(0)).jaxpr

@@ -8,20 +8,20 @@ import pytest
 import reference
 import scipy.stats
 
-from diffusion_jax import bound, likelihood, losses, schedules
+from diffusion_jax import bound, likelihood, losses, prediction, schedules
 
 CASES = [tuple(case) for case in reference.notes("process")["cases"]]
 
 
-def published(name, T, variance):
+def published(name, T, target, variance):
   numbers = reference.load("process")
   schedule = getattr(schedules, name)(T)
-  denoise = reference.model(
-    numbers["coefs"], learned=variance.startswith("learned")
+  predict = reference.predict(
+    numbers["coefs"], schedule, target=target, variance=variance
   )
   x0 = jnp.asarray(numbers["x0"])
   t = jnp.asarray(numbers[f"{name}_t"]) + 1
-  return numbers, schedule, denoise, x0, t, jnp.asarray(numbers["noise"])
+  return numbers, schedule, predict, x0, t, jnp.asarray(numbers["noise"])
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,20 @@ def published(name, T, variance):
 )
 def test_losses_are_the_published_codes(name, T, target, variance):
   with jax.enable_x64(True):
-    numbers, *given = published(name, T, variance)
-    schedule, denoise, x0, t, eps = given
-    options = {"target": target, "variance": variance}
+    numbers, *given = published(name, T, target, variance)
+    schedule, predict, x0, t, eps = given
     if variance.startswith("learned"):
       hybrid = functools.partial(
-        losses.hybrid_at, denoise, schedule, x0, t, eps, **options
+        losses.hybrid_at, predict, schedule, x0, t, eps
       )
       got = {
         "mse": hybrid(vlb_weight=1 / T),
         "rescaled_mse": hybrid(vlb_weight=1e-3),
       }
     else:
-      mse = losses.weighted_mse(denoise, schedule, x0, t, eps, target=target)
+      mse = losses.weighted_mse(predict, schedule, x0, t, eps)
       got = {"mse": mse, "rescaled_mse": mse}
-    vlb = functools.partial(
-      losses.vlb_at, denoise, schedule, x0, t, eps, **options
-    )
+    vlb = functools.partial(losses.vlb_at, predict, schedule, x0, t, eps)
     got |= {"kl": vlb(scaled=False), "rescaled_kl": vlb()}
     for loss, value in got.items():
       np.testing.assert_allclose(
@@ -60,12 +57,15 @@ def test_bits_per_dimension_are_the_published_codes():
   with jax.enable_x64(True):
     numbers = reference.load("process")
     eps = jnp.asarray(numbers["noise"])
+    schedule = schedules.linear(50)
+    predict = reference.predict(
+      numbers["coefs"], schedule, variance="learned_range"
+    )
     result = likelihood.variational_bound_with(
-      reference.model(numbers["coefs"], learned=True),
-      schedules.linear(50),
+      prediction.clipped(predict, schedule),
+      schedule,
       jnp.asarray(numbers["x0"]),
       lambda t: eps,
-      variance="learned_range",
     )
     np.testing.assert_allclose(result.total, numbers["bpd_total"], rtol=1e-6)
     np.testing.assert_allclose(result.prior, numbers["bpd_prior"], rtol=1e-6)
@@ -146,9 +146,8 @@ def test_gradients_stay_finite_at_extreme_variances(kind, variance, raw):
       eps, raw = jnp.broadcast_to(parameters[:, None], (2, 4))
       return jnp.stack([eps, raw], axis=-1).reshape(4, 1, 1, 2)
 
-    return core(
-      denoise, schedule, x0, t, jnp.ones_like(x0), variance=variance
-    ).mean()
+    predict = prediction.predictor(denoise, schedule, variance=variance)
+    return core(predict, schedule, x0, t, jnp.ones_like(x0)).mean()
 
   value, gradient = jax.value_and_grad(loss)(jnp.array([0.5, raw]))
   assert np.isfinite(value)
@@ -162,7 +161,7 @@ def test_the_hybrid_loss_calls_once_and_freezes_the_mean():
   eps = jax.random.normal(jax.random.key(0), x0.shape)
   calls = []
 
-  def gradient(loss):
+  def gradient(loss, variance="learned_range"):
     def cost(parameters):
       def denoise(x_t, t):
         calls.append(1)
@@ -170,7 +169,8 @@ def test_the_hybrid_loss_calls_once_and_freezes_the_mean():
           [parameters[0] * x_t, parameters[1] * jnp.ones_like(x_t)], axis=-1
         )
 
-      return loss(denoise).mean()
+      door = prediction.predictor(denoise, schedule, variance=variance)
+      return loss(door).mean()
 
     return jax.grad(cost)(jnp.array([0.3, 0.2]))
 
@@ -187,12 +187,11 @@ def test_the_hybrid_loss_calls_once_and_freezes_the_mean():
 def test_fixed_variances_are_refused_by_the_hybrid_loss():
   with pytest.raises(ValueError, match="variance='fixed_small' is fixed"):
     losses.hybrid_at(
-      lambda x, t: x,
+      prediction.predictor(lambda x, t: x, schedules.linear(50)),
       schedules.linear(50),
       jnp.zeros((1, 2, 2, 1)),
       jnp.ones(1, jnp.int32),
       jnp.zeros((1, 2, 2, 1)),
-      variance="fixed_small",
     )
 
 
@@ -206,7 +205,11 @@ def test_unknown_cdfs_are_refused():
 def test_drawn_losses_are_their_cores_at_uniform_draws():
   schedule = schedules.linear(50)
   x0 = jnp.linspace(-1, 1, 64).reshape(64, 1, 1, 1)
-  denoise = lambda x, t: jnp.concatenate([0.5 * x, 0 * x], axis=-1)
+  predict = prediction.predictor(
+    lambda x, t: jnp.concatenate([0.5 * x, 0 * x], axis=-1),
+    schedule,
+    variance="learned_range",
+  )
   for drawn, core in (
     (losses.vlb, losses.vlb_at),
     (losses.hybrid, losses.hybrid_at),
@@ -215,7 +218,7 @@ def test_drawn_losses_are_their_cores_at_uniform_draws():
     t = jax.random.randint(key_t, (64,), 1, 51)
     eps = jax.random.normal(key_eps, x0.shape)
     np.testing.assert_allclose(
-      drawn(denoise, schedule, x0, jax.random.key(3)),
-      core(denoise, schedule, x0, t, eps),
+      drawn(predict, schedule, x0, jax.random.key(3)),
+      core(predict, schedule, x0, t, eps),
       rtol=1e-6,
     )

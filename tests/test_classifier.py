@@ -31,8 +31,11 @@ def test_cross_entropy_of_bayes_rule_is_the_entropy_left():
     return jnp.stack([0 * logit, logit], axis=1)
 
   def loss(classify):
-    log_prob = lambda x, t: dj.guidance.log_prob(classify(x, t), y)
-    return dj.losses.cross_entropy_at(log_prob, schedule, x0, t, eps)
+    objective = dj.objectives.classification(
+      lambda params, x_t, t, cond, key: classify(x_t, t), schedule
+    )
+    examples = dj.objectives.Noised(x0, y, t, eps)
+    return objective.loss({}, examples, jax.random.key(1))
 
   x = np.linspace(-8, 8, 4001)
   density = np.exp(-((x - alpha) ** 2) / (2 * sigma**2)) / (
@@ -85,7 +88,7 @@ def test_bad_parts_to_hold_out_are_refused(every):
 @pytest.fixture
 def runs_of_both(zoo, tmp_path, few_numbers):
   """A diffusion model that knows no classes, and a classifier."""
-  names = {"few": "diffusion", "classifier": "classifier"}
+  names = {"few": "diffusion", "judge": "classifier"}
   return tuple(zoo.copy(name, tmp_path / to) for name, to in names.items())
 
 
@@ -164,9 +167,9 @@ def test_another_scale_compiles_nothing():
   traces = []
 
   class Net:
-    def apply(self, _, x_t, t, y):
+    def apply(self, _, x_t, t, cond):
       traces.append(1)
-      return x_t * 0.1 + dj.process.per_example(y, x_t) * 0.01
+      return x_t * 0.1 + dj.process.per_example(cond["y"], x_t) * 0.01
 
   config = sample.runs.common.make()
   config.model.num_classes = 3

@@ -19,8 +19,15 @@ from PIL import Image
 from prepared import write_cifar
 
 from diffusion_jax.models import presets
-from experiments import assemble, evaluate, loop, runs, sample, train
-from experiments import presets as list_presets
+from experiments import (
+  assemble,
+  evaluate,
+  loop,
+  presets as list_presets,
+  runs,
+  sample,
+  train,
+)
 from experiments.configs import common
 
 

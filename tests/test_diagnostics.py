@@ -18,7 +18,7 @@ def test_the_loss_curve_of_a_gaussian_is_its_closed_form():
   x0 = oracle.sample(jax.random.key(0), (400, 4, 4, 1))
   t = jnp.array([1, 3, 10, 50, 100])
   curve = diagnostics.loss_curve(
-    oracle.denoiser(SCHEDULE), SCHEDULE, x0, t, jax.random.key(1)
+    oracle.predictor(SCHEDULE), SCHEDULE, x0, t, jax.random.key(1)
   )
   signal = SCHEDULE.alpha[t] ** 2 * 0.25
   want = signal / (signal + SCHEDULE.sigma[t] ** 2)
@@ -37,7 +37,11 @@ def test_more_images_or_steps_change_no_noise():
   def curve(x0, *t):
     # With x_t = sigma eps and an idle network, the loss is mean eps^2.
     return diagnostics.loss_curve(
-      lambda x_t, t: 0 * x_t, SCHEDULE, x0, jnp.array(t), jax.random.clone(key)
+      dj.predictor(lambda x_t, t: 0 * x_t, SCHEDULE),
+      SCHEDULE,
+      x0,
+      jnp.array(t),
+      jax.random.clone(key),
     )
 
   whole = curve(x0, 7, 30)
@@ -51,8 +55,8 @@ def test_more_images_or_steps_change_no_noise():
 def test_one_image_has_no_standard_error():
   with pytest.raises(ValueError, match="1 images have no standard error"):
     diagnostics.loss_curve(
-      lambda x_t, t: x_t, SCHEDULE, jnp.zeros((1, 2, 2, 1)), jnp.array([1]),
-      jax.random.key(0),
+      dj.predictor(lambda x_t, t: x_t, SCHEDULE), SCHEDULE,
+      jnp.zeros((1, 2, 2, 1)), jnp.array([1]), jax.random.key(0),
     )  # fmt: skip
 
 

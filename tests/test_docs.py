@@ -19,7 +19,7 @@ def test_the_examples_for_contributors_pass_their_tests():
     assert len(block.splitlines()) < 40
     exec(block, names)
   tests = [name for name in names if name.startswith("test_")]
-  assert len(tests) == 3
+  assert len(tests) == 5
   for name in tests:
     names[name]()
 

@@ -1,7 +1,5 @@
 """Editing of correlated Gaussians, where every conditional is known."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 from oracles import GAUSSIAN
 
-from diffusion_jax import editing, samplers, schedules, timesteps
+from diffusion_jax import editing, prediction, samplers, schedules, timesteps
 
 RHO, STD = 0.9, 0.5
 COV = STD**2 * np.array([[1, RHO], [RHO, 1]])
 SCHEDULE = schedules.cosine(200)
-STEP = functools.partial(samplers.ancestral_step, clip=False)
+STEP = samplers.ancestral_step
 
 
 def denoise(x_t, t):
@@ -30,13 +28,16 @@ def denoise(x_t, t):
   return jax.vmap(one)(flat, alpha, sigma).reshape(x_t.shape)
 
 
+predict = prediction.predictor(denoise, SCHEDULE)
+
+
 def inpainted(**options):
   n = 4096
   known = jnp.full((n, 1, 2, 1), 0.6)
   mask = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
   run = jax.jit(
     lambda key: editing.inpaint(
-      STEP, denoise, SCHEDULE, known, mask, key, **options
+      STEP, predict, SCHEDULE, known, mask, key, **options
     )
   )
   return known, run(jax.random.key(0))
@@ -66,7 +67,7 @@ def test_repeats_are_what_brings_it_there():
 
 def test_varying_keeps_what_the_start_keeps():
   x0 = GAUSSIAN.sample(jax.random.key(0), (256, 4, 4, 1))
-  exact = GAUSSIAN.denoiser(SCHEDULE)
+  exact = GAUSSIAN.predictor(SCHEDULE)
 
   def correlation(start):
     key = jax.random.key(1)
@@ -105,8 +106,8 @@ def test_impossible_edits_are_refused():
   x = jnp.zeros((1, 2, 2, 1))
   key = jax.random.key(0)
   with pytest.raises(ValueError, match="jump=7 must divide the 200 moves"):
-    editing.inpaint(STEP, denoise, SCHEDULE, x, x, key, jump=7)
+    editing.inpaint(STEP, predict, SCHEDULE, x, x, key, jump=7)
   with pytest.raises(ValueError, match="repeats=0"):
-    editing.inpaint(STEP, denoise, SCHEDULE, x, x, key, repeats=0)
+    editing.inpaint(STEP, predict, SCHEDULE, x, x, key, repeats=0)
   with pytest.raises(ValueError, match="start=0 is below every step"):
-    editing.vary(STEP, denoise, SCHEDULE, x, key, start=0)
+    editing.vary(STEP, predict, SCHEDULE, x, key, start=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,9 +42,11 @@ def measured(zoo, tmp_path_factory):
 
 
 @pytest.fixture
-def run(measured, few_numbers):
-  """As ``measured``; its commands know its network."""
-  return measured
+def run(measured, few_numbers, tmp_path):
+  """The same, with a copy of the run."""
+  original, flags, *rest = measured
+  workdir = shutil.copytree(original, tmp_path / "run")
+  return workdir, (f"--workdir={workdir}", *flags[1:]), *rest
 
 
 def rows(workdir):

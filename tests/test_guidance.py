@@ -14,7 +14,16 @@ import pytest
 import reference
 from oracles import Mixture
 
-from diffusion_jax import guidance, process, samplers, schedules, timesteps
+from diffusion_jax import (
+  conditions,
+  guidance,
+  prediction,
+  process,
+  samplers,
+  schedules,
+  timesteps,
+)
+from diffusion_jax.targets import TARGETS
 
 STRONG = Mixture(means=(0.4,), weights=(1.0,), std=0.3)
 WEAK = Mixture(means=(0.1,), weights=(1.0,), std=0.3)
@@ -30,16 +39,19 @@ def batch(n=8, seed=0):
   )
 
 
-@pytest.mark.parametrize("target", process.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_guided_gaussians_are_the_tilted_gaussian(target):
-  schedule = schedules.cosine(1000)
+  schedule, target = schedules.cosine(1000), TARGETS[target]
   x_t, t = batch()
   guided = guidance.autoguidance(
-    STRONG.denoiser(schedule, target), WEAK.denoiser(schedule, target), 2.5
+    STRONG.predictor(schedule, target),
+    WEAK.predictor(schedule, target),
+    schedule,
+    2.5,
   )
   np.testing.assert_allclose(
-    guided(x_t, t),
-    TILTED.denoiser(schedule, target)(x_t, t),
+    guided(x_t, t).output,
+    TILTED.predictor(schedule, target)(x_t, t).output,
     rtol=2e-4,
     atol=2e-4,
   )
@@ -48,11 +60,10 @@ def test_guided_gaussians_are_the_tilted_gaussian(target):
 def test_samples_follow_the_tilted_distribution():
   schedule = schedules.cosine(1000)
   guided = guidance.autoguidance(
-    STRONG.denoiser(schedule), WEAK.denoiser(schedule), 2.5
+    STRONG.predictor(schedule), WEAK.predictor(schedule), schedule, 2.5
   )
   x, _ = samplers.sample(
-    functools.partial(samplers.ancestral_step, clip=False),
-    guided, schedule, SHAPE, jax.random.key(0),
+    samplers.ancestral_step, guided, schedule, SHAPE, jax.random.key(0),
     pairs=timesteps.spaced(1000, 200),
   )  # fmt: skip
   n = x.size
@@ -61,51 +72,56 @@ def test_samples_follow_the_tilted_distribution():
   assert abs(float(x.var()) / 0.09 - 1) < 5 * np.sqrt(2 / n) + 0.02
 
 
-def conditional(x_t, t, y):
+SCHEDULE = schedules.cosine(1000)
+
+
+def conditional(x_t, t, cond):
   """Class 0 is STRONG, class 1 (no class) is WEAK; two channels of variance."""
-  schedule = schedules.cosine(1000)
+  y = process.per_example(cond["y"], x_t)
   eps = jnp.where(
-    process.per_example(y, x_t) == 0,
-    STRONG.denoiser(schedule)(x_t, t),
-    WEAK.denoiser(schedule)(x_t, t),
+    y == 0,
+    STRONG.predictor(SCHEDULE)(x_t, t).output,
+    WEAK.predictor(SCHEDULE)(x_t, t).output,
   )
-  return jnp.concatenate([eps, 0 * eps + process.per_example(y, eps)], axis=-1)
+  return jnp.concatenate([eps, 0 * eps + y], axis=-1)
+
+
+def classifier_free(scale, apply=conditional, **options):
+  """Guided towards class 0."""
+  predict = prediction.predictor(apply, SCHEDULE, variance="learned")
+  guided = guidance.classifier_free(
+    predict, SCHEDULE, conditions.without_class(1), scale, **options
+  )
+  return prediction.given(guided, {"y": jnp.zeros(8, jnp.int32)})
 
 
 def test_classifier_free_is_one_call_and_keeps_the_classs_variance():
-  schedule = schedules.cosine(1000)
   x_t, t = batch()
-  y = jnp.zeros(8, jnp.int32)
   calls = []
 
-  def counted(x, t, y):
+  def counted(x, t, cond):
     calls.append(x.shape[0])
-    return conditional(x, t, y)
+    return conditional(x, t, cond)
 
-  out = guidance.classifier_free(counted, y, 1, 2.5)(x_t, t)
+  p = classifier_free(2.5, counted)(x_t, t)
   assert calls == [16]
-  eps, var = jnp.split(out, 2, axis=-1)
-  np.testing.assert_allclose(
-    eps, TILTED.denoiser(schedule)(x_t, t), rtol=2e-4, atol=2e-4
-  )
-  np.testing.assert_array_equal(var, 0)  # class 0's, not guided
+  want = TILTED.predictor(SCHEDULE)(x_t, t).output
+  np.testing.assert_allclose(p.output, want, rtol=2e-4, atol=2e-4)
+  np.testing.assert_array_equal(p.raw, 0)  # class 0's, not guided
 
 
 @pytest.mark.parametrize(("scale", "label"), [(1.0, 0), (0.0, 1)])
 def test_scale_one_is_the_class_and_zero_no_class(scale, label):
   x_t, t = batch()
-  y = jnp.zeros(8, jnp.int32)
-  out = guidance.classifier_free(conditional, y, 1, scale)(x_t, t)
-  want = conditional(x_t, t, y + label)
-  np.testing.assert_allclose(out[..., :2], want[..., :2], atol=1e-5)
+  p = classifier_free(scale)(x_t, t)
+  want = conditional(x_t, t, {"y": jnp.full(8, label)})
+  np.testing.assert_allclose(p.output, want[..., :2], atol=1e-5)
 
 
 def test_the_interval_guides_inside_and_nowhere_else():
   x_t, t = batch()  # t = 1, 101, ..., 701
-  y = jnp.zeros(8, jnp.int32)
-  make = functools.partial(guidance.classifier_free, conditional, y, 1)
-  out = make(3.0, interval=(101, 501))(x_t, t)
-  full, off = make(3.0)(x_t, t), make(1.0)(x_t, t)
+  out = classifier_free(3.0, interval=(101, 501))(x_t, t).output
+  full, off = (classifier_free(scale)(x_t, t).output for scale in (3.0, 1.0))
   inside = np.array([False, True, True, True, True, True, False, False])
   np.testing.assert_array_equal(out[inside], full[inside])
   np.testing.assert_array_equal(out[~inside], off[~inside])
@@ -113,28 +129,24 @@ def test_the_interval_guides_inside_and_nowhere_else():
 
 def test_rescaled_guidance_has_the_unguided_spread():
   x_t, t = batch()
-  y = jnp.zeros(8, jnp.int32)
-  make = functools.partial(guidance.classifier_free, conditional, y, 1)
-  spread = lambda x: np.std(x[..., :2], axis=(1, 2, 3))
+  output = lambda *args, **options: (
+    classifier_free(*args, **options)(x_t, t).output
+  )
+  spread = lambda x: np.std(x, axis=(1, 2, 3))
   np.testing.assert_allclose(
-    spread(make(4.0, rescale=1.0)(x_t, t)), spread(make(1.0)(x_t, t)), rtol=1e-4
+    spread(output(4.0, rescale=1.0)), spread(output(1.0)), rtol=1e-4
   )
-  np.testing.assert_array_equal(
-    make(4.0, rescale=0.0)(x_t, t), make(4.0)(x_t, t)
-  )
+  np.testing.assert_array_equal(output(4.0, rescale=0.0), output(4.0))
 
 
 def test_another_scale_does_not_trace_again():
   x_t, t = batch()
-  y = jnp.zeros(8, jnp.int32)
   traces = []
 
   @jax.jit
   def run(scale, rescale):
     traces.append(1)
-    return guidance.classifier_free(conditional, y, 1, scale, rescale=rescale)(
-      x_t, t
-    )
+    return classifier_free(scale, rescale=rescale)(x_t, t).x0_hat
 
   for scale in (1.0, 2.0, 7.5):
     run(scale, 0.1 * scale)
@@ -163,16 +175,16 @@ def test_classifier_guidance_at_scale_one_is_bayes_rule(form):
   shape = (8192, 1, 1, 1)
   y = jnp.ones(shape[0], jnp.int32)
   gradient = guidance.log_prob_gradient(peaks_classifier(schedule), y)
-  denoise = PEAKS.denoiser(schedule)
+  predict = PEAKS.predictor(schedule)
   if form == "mean":
     step = functools.partial(
-      guidance.classifier_step, gradient=gradient, scale=1.0, clip=False
+      guidance.classifier_step, gradient=gradient, scale=1.0
     )
   else:
-    denoise = guidance.classifier(denoise, schedule, gradient, 1.0, clip=False)
-    step = functools.partial(samplers.ddim_step, clip=False)
+    predict = guidance.classifier(predict, schedule, gradient, 1.0)
+    step = samplers.ddim_step
   x, _ = samplers.sample(
-    step, denoise, schedule, shape, jax.random.key(1),
+    step, predict, schedule, shape, jax.random.key(1),
     pairs=timesteps.spaced(1000, 250),
   )  # fmt: skip
   # Moving the mean by var times the gradient is first order in the step.
@@ -199,19 +211,18 @@ def test_one_guided_step_is_the_published_codes(name, form):
     x_t = jnp.asarray(numbers[f"{name}_x_t"])
     noise = jnp.asarray(numbers["noise"])
     t = jnp.asarray(numbers[f"{name}_t"]) + 1
-    denoise = reference.model(numbers["coefs"], learned=True)
+    predict = reference.predict(
+      numbers["coefs"], schedule, variance="learned_range"
+    )
+    predict = prediction.clipped(predict, schedule)
     gradient = lambda x, t: 0.3 * x - 0.1 * jnp.cos(x)
-    options = {"variance": "learned_range", "clip": True}
     if form == "ancestral":
       out, _ = guidance.classifier_step(
-        denoise, schedule, x_t, t, t - 1, noise, gradient=gradient, **options
+        predict, schedule, x_t, t, t - 1, noise, gradient=gradient
       )
     else:
-      guided = guidance.classifier(denoise, schedule, gradient, 1.0, **options)
-      out, _ = samplers.ddim_step(
-        guided, schedule, x_t, t, t - 1, noise, variance="learned_range",
-        clip=False,
-      )  # fmt: skip
+      guided = guidance.classifier(predict, schedule, gradient, 1.0)
+      out, _ = samplers.ddim_step(guided, schedule, x_t, t, t - 1, noise)
   np.testing.assert_allclose(
     out, numbers[f"{name}_guided_{form}"], rtol=1e-6, atol=1e-9
   )
@@ -221,7 +232,7 @@ def test_the_last_move_of_a_walk_is_pushed_by_its_own_variance():
   schedule = schedules.cosine(1000)
   x = jnp.full((1, 1, 1, 1), 0.5)
   last = lambda scale: guidance.classifier_step(
-    PEAKS.denoiser(schedule), schedule, x, 40, 0, x, scale=scale, above=80,
+    PEAKS.predictor(schedule), schedule, x, 40, 0, x, scale=scale, above=80,
     gradient=lambda x, t: jnp.ones_like(x),
   )[0]  # fmt: skip
   push = float((last(1.0) - last(0.0)).squeeze())
@@ -231,9 +242,9 @@ def test_the_last_move_of_a_walk_is_pushed_by_its_own_variance():
 
 def test_hidden_labels_are_as_many_as_asked_and_nothing_else_changes():
   y = jnp.arange(20_000) % 7
-  hidden = guidance.drop_labels(jax.random.key(0), y, 0.15, no_class=7)
+  hidden = conditions.drop_labels(jax.random.key(0), y, 0.15, no_class=7)
   gone = np.asarray(hidden == 7)
   assert abs(gone.mean() - 0.15) < 5 * np.sqrt(0.15 * 0.85 / 20_000)
   np.testing.assert_array_equal(hidden[~gone], y[~gone])
-  none = guidance.drop_labels(jax.random.key(0), y, 0.0, no_class=7)
+  none = conditions.drop_labels(jax.random.key(0), y, 0.0, no_class=7)
   np.testing.assert_array_equal(none, y)

@@ -11,7 +11,7 @@ COST = jnp.exp(-jnp.arange(1, T + 1) / 5)  # the loss at each step
 def warm():
   history = importance.history(T)
   for _ in range(10):
-    history = importance.update(history, jnp.arange(1, T + 1), COST)
+    history = importance.update(history, jnp.arange(T), COST)
   return history
 
 
@@ -20,9 +20,9 @@ def test_uniform_until_every_step_was_seen_ten_times():
   for n in range(10):
     np.testing.assert_allclose(importance.probabilities(history), 1 / T)
     t = jnp.arange(1, T + 1) if n < 9 else jnp.arange(1, T)
-    history = importance.update(history, t, COST[t - 1])
+    history = importance.update(history, t - 1, COST[t - 1])
   assert not importance.warmed_up(history)
-  history = importance.update(history, jnp.array([T]), COST[-1:])
+  history = importance.update(history, jnp.array([T - 1]), COST[-1:])
   assert importance.warmed_up(history)
   want = 0.999 * COST / COST.sum() + 0.001 / T
   np.testing.assert_allclose(importance.probabilities(history), want, rtol=1e-5)
@@ -58,7 +58,7 @@ def test_a_batch_is_remembered_in_order():
   batched = importance.history(6)
   for part in np.split(np.arange(65), [20, 21, 30]):
     batched = importance.update(
-      batched, jnp.asarray(t[part]), jnp.asarray(losses[part])
+      batched, jnp.asarray(t[part] - 1), jnp.asarray(losses[part])
     )
   for step in range(1, 7):
     last = losses[t == step][-10:]
@@ -70,7 +70,7 @@ def test_a_batch_is_remembered_in_order():
 def test_losses_of_zero_leave_uniform_draws():
   history = importance.history(3)
   for _ in range(10):
-    history = importance.update(history, jnp.arange(1, 4), jnp.zeros(3))
+    history = importance.update(history, jnp.arange(3), jnp.zeros(3))
   np.testing.assert_allclose(importance.probabilities(history), 1 / 3)
 
 

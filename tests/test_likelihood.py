@@ -9,6 +9,7 @@ from oracles import GAUSSIAN, TWO_PEAKS, Mixture
 from diffusion_jax import (
   bound,
   likelihood,
+  prediction,
   process,
   schedules,
   spacing,
@@ -30,7 +31,7 @@ def exact_reverse(data, schedule):
   Var[x_s | x_t] = posterior + c_0^2 Var[x_0 | x_t] (the law of total
   variance); with it the bound of Gaussian data is tight.
   """
-  noise = data.denoiser(schedule)
+  noise = data.predictor(schedule)
 
   def denoise(x_t, t):
     s = t - 1
@@ -40,10 +41,10 @@ def exact_reverse(data, schedule):
     var = process.posterior_var(schedule, t, s) + c_0**2 * var_x0
     raw = process.per_example(jnp.log(var), x_t)
     return jnp.concatenate(
-      [noise(x_t, t), jnp.broadcast_to(raw, x_t.shape)], axis=-1
+      [noise(x_t, t).output, jnp.broadcast_to(raw, x_t.shape)], axis=-1
     )
 
-  return denoise
+  return prediction.predictor(denoise, schedule, variance="learned")
 
 
 def entropy_bits(data, x0):
@@ -61,8 +62,7 @@ def test_the_bound_is_tight_for_gaussian_data(T):
   x0 = quantised(jax.random.key(0), data, n=1024)
   result = jax.jit(
     lambda key: likelihood.variational_bound(
-      exact_reverse(data, schedule), schedule, x0, key,
-      variance="learned", clip=False, cdf="erf",
+      exact_reverse(data, schedule), schedule, x0, key, cdf="erf"
     )
   )(jax.random.key(1))  # fmt: skip
   gap = np.asarray(result.total - entropy_bits(data, x0))
@@ -75,19 +75,23 @@ def test_the_bound_is_tight_for_gaussian_data(T):
 def test_the_wrong_variance_costs_bits():
   schedule = schedules.cosine(100)
   x0 = quantised(jax.random.key(0))
-  run = lambda denoise, variance: likelihood.variational_bound(
-    denoise, schedule, x0, jax.random.key(1), variance=variance, clip=False
+  run = lambda predict: likelihood.variational_bound(
+    predict, schedule, x0, jax.random.key(1)
   ).total.mean()
-  best = run(exact_reverse(GAUSSIAN, schedule), "learned")
+  best = run(exact_reverse(GAUSSIAN, schedule))
+  exact = GAUSSIAN.predictor(schedule)
   for variance in ("fixed_small", "fixed_large"):
-    assert run(GAUSSIAN.denoiser(schedule), variance) > best + 0.01
+    predict = prediction.predictor(
+      lambda x, t: exact(x, t).output, schedule, variance=variance
+    )
+    assert run(predict) > best + 0.01
 
 
 def test_terms_add_up_and_images_stand_alone():
   schedule = schedules.cosine(50)
   x0 = quantised(jax.random.key(0), TWO_PEAKS)
   run = lambda x0, **options: likelihood.variational_bound(
-    TWO_PEAKS.denoiser(schedule), schedule, x0, jax.random.key(1), **options
+    TWO_PEAKS.predictor(schedule), schedule, x0, jax.random.key(1), **options
   )
   whole = run(x0)
   assert whole.vb.shape == whole.mse.shape == (64, 50)
@@ -103,8 +107,8 @@ def test_fewer_moves_are_another_model_with_its_own_bound():
   x0 = quantised(jax.random.key(0))
   totals = [
     float(likelihood.variational_bound(
-      GAUSSIAN.denoiser(schedule), schedule, x0, jax.random.key(1),
-      clip=False, pairs=timesteps.spaced(400, num),
+      GAUSSIAN.predictor(schedule), schedule, x0, jax.random.key(1),
+      pairs=timesteps.spaced(400, num),
     ).total.mean())
     for num in (10, 50, 400)
   ]  # fmt: skip
@@ -130,13 +134,17 @@ def test_the_bound_of_a_walk_is_that_of_the_schedule_of_its_moves(
     short, original = respaced(schedule, pairs)
     x0 = quantised(jax.random.key(0), n=4)
     eps = jax.random.normal(jax.random.key(1), (1001, *x0.shape))
-    denoise = GAUSSIAN.denoiser(schedule)
-    got = likelihood.variational_bound_with(
-      denoise, schedule, x0, lambda t: eps[t], pairs=pairs, variance=variance
+    exact = GAUSSIAN.predictor(schedule)
+    door = lambda schedule, steps: prediction.predictor(
+      lambda x, t: exact(x, steps[t]).output, schedule, variance=variance
     )
+    got = likelihood.variational_bound_with(
+      prediction.clipped(door(schedule, jnp.arange(1001)), schedule),
+      schedule, x0, lambda t: eps[t], pairs=pairs,
+    )  # fmt: skip
     want = likelihood.variational_bound_with(
-      lambda x, t: denoise(x, original[t]), short, x0,
-      lambda t: eps[original[t]], variance=variance,
+      prediction.clipped(door(short, original), short), short, x0,
+      lambda t: eps[original[t]],
     )  # fmt: skip
   np.testing.assert_allclose(got.vb, want.vb, rtol=1e-6, atol=1e-9)
 
@@ -149,7 +157,7 @@ def test_the_flows_density_is_that_of_gaussian_data(name):
     x = data.sample(jax.random.key(0), SHAPE)
     bits = jax.jit(
       lambda x: likelihood.probability_flow(
-        data.denoiser(schedule), schedule, x, jax.random.key(1)
+        data.predictor(schedule), schedule, x, jax.random.key(1)
       )
     )(x)
     # For Gaussian data x_t is Gaussian, and the flow keeps its z-score. At
@@ -171,13 +179,15 @@ def test_hutchinsons_estimate_is_exact_in_the_mean():
 
   def rotated(x_t, t):
     flat = x_t.reshape(-1, 16) @ mix
-    out = TWO_PEAKS.denoiser(schedule)(flat.reshape(x_t.shape), t)
+    out = TWO_PEAKS.predictor(schedule)(flat.reshape(x_t.shape), t).output
     return (out.reshape(-1, 16) @ mix.T).reshape(x_t.shape)
+
+  rotated = prediction.predictor(rotated, schedule)
 
   x = TWO_PEAKS.sample(jax.random.key(0), (1, 4, 4, 1))
   turned = (x.reshape(-1, 16) @ mix.T).reshape(x.shape)
   exact = likelihood.probability_flow(
-    TWO_PEAKS.denoiser(schedule), schedule, x, jax.random.key(1)
+    TWO_PEAKS.predictor(schedule), schedule, x, jax.random.key(1)
   )
   n = 256
   many = jnp.broadcast_to(turned, (n, 4, 4, 1))

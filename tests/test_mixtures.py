@@ -9,6 +9,7 @@ from oracles import TWO_PEAKS
 
 import diffusion_jax as dj
 from diffusion_jax import mixtures, schedules
+from diffusion_jax.targets import TARGETS
 
 SCHEDULE = schedules.cosine(1000)
 UNEVEN = mixtures.Mixture(
@@ -30,7 +31,7 @@ def test_the_denoiser_is_the_score(t):
   # Tweedie: E[eps | x_t] = -sigma_t grad log q(x_t).
   x_t = jnp.array([[0.3, -0.2], [-1.0, 0.6], [2.5, -1.0], [0.0, 3.0]])
   score = jax.grad(lambda x: mixtures.log_density(at_step(t), x).sum())(x_t)
-  eps = mixtures.denoiser(SCHEDULE, UNEVEN)(x_t, jnp.full(4, t))
+  eps = mixtures.predictor(SCHEDULE, UNEVEN)(x_t, t).eps_hat
   np.testing.assert_allclose(
     eps, -SCHEDULE.sigma[t] * score, rtol=2e-3, atol=2e-3
   )
@@ -58,8 +59,8 @@ def test_one_pixel_is_the_oracle_of_the_tests(target):
   x_t = jnp.linspace(-2, 2, 9).reshape(9, 1, 1, 1)
   t = jnp.array([1, 5, 50, 200, 400, 600, 800, 950, 1000])
   chex.assert_trees_all_close(
-    mixtures.denoiser(SCHEDULE, mixture, target=target)(x_t, t),
-    TWO_PEAKS.denoiser(SCHEDULE, target)(x_t, t),
+    mixtures.predictor(SCHEDULE, mixture, target=TARGETS[target])(x_t, t),
+    TWO_PEAKS.predictor(SCHEDULE, TARGETS[target])(x_t, t),
     rtol=1e-3,
     atol=1e-4,
   )
@@ -92,7 +93,7 @@ def test_walking_back_gives_the_roll():
   # Distance to the line: that of a Gaussian of the line's width.
   roll = mixtures.swiss_roll(100)
   x, _ = dj.sample(
-    dj.solvers.unipc(clip=False), mixtures.denoiser(SCHEDULE, roll), SCHEDULE,
+    dj.solvers.unipc(), mixtures.predictor(SCHEDULE, roll), SCHEDULE,
     (500, 2), jax.random.key(0), pairs=dj.spacing.scales(SCHEDULE, 50),
   )  # fmt: skip
   away = np.linalg.norm(

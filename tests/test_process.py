@@ -3,9 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import load, model
+import reference
+from reference import load
 
-from diffusion_jax import process, schedules
+from diffusion_jax import prediction, process, schedules
+from diffusion_jax.targets import TARGETS
 
 NAMES = {"linear": schedules.linear, "cosine": schedules.cosine}
 
@@ -57,25 +59,23 @@ def test_posterior_is_the_published_one(published):
 
 
 @pytest.mark.parametrize("target", ["eps", "x0", "mean"])
-@pytest.mark.parametrize("variance", process.VARIANCES)
+@pytest.mark.parametrize("variance", prediction.VARIANCES)
 @pytest.mark.parametrize("clip", [True, False])
 def test_reverse_gaussian_is_the_published_one(
   published, target, variance, clip
 ):
   numbers, coefs, schedule, _, _, x_t, t, s = published
-  denoise = model(coefs, learned=variance.startswith("learned"))
-  p = process.p_mean_variance(
-    schedule,
-    denoise(x_t, t),
-    x_t,
-    t,
-    s,
-    target=target,
-    variance=variance,
-    clip=clip,
-  )
+  predict = reference.predict(coefs, schedule, target=target, variance=variance)
+  if clip:
+    predict = prediction.clipped(predict, schedule)
+  found = predict(x_t, t)
+  p = prediction.p_mean_variance(schedule, found, x_t, t, s)
   prefix = f"{target}_{variance}_{'clip' if clip else 'noclip'}"
-  for name, got in (("mean", p.mean), ("logvar", p.log_var), ("x0", p.x0_hat)):
+  for name, got in (
+    ("mean", p.mean),
+    ("logvar", p.log_var),
+    ("x0", found.x0_hat),
+  ):
     np.testing.assert_allclose(
       jnp.broadcast_to(got, x_t.shape),
       numbers[f"{prefix}_{name}"],
@@ -154,14 +154,11 @@ def test_conversions_are_inverses(t):
   schedule = schedules.linear(100)
   x0, eps = draws()
   x_t = process.q_sample(schedule, x0, t, eps)
-  v = process.v_from_eps(schedule, x0, t, eps)
-  mean = process.mean_from_x0(schedule, x_t, t, x0)
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4)
-  close(process.x0_from_eps(schedule, x_t, t, eps), x0)
-  close(process.x0_from_v(schedule, x_t, t, v), x0)
-  close(process.x0_from_mean(schedule, x_t, t, mean), x0)
-  close(process.eps_from_x0(schedule, x_t, t, x0), eps)
-  close(process.eps_from_v(schedule, x_t, t, v), eps)
+  for name, target in TARGETS.items():
+    F = target.of(schedule, x0, t, eps)
+    p = prediction.read(schedule, x_t, t, F, target=target)
+    np.testing.assert_allclose(p.x0_hat, x0, atol=2e-4, err_msg=name)
+    np.testing.assert_allclose(p.eps_hat, eps, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
@@ -171,21 +168,20 @@ def test_all_targets_stand_for_the_same_gaussian(variance, t, s):
   x0, eps = draws()
   x0 = jnp.clip(x0, -1, 1)
   x_t = process.q_sample(schedule, x0, t, eps)
-  outputs = {
-    "eps": eps,
-    "x0": x0,
-    "v": process.v_from_eps(schedule, x0, t, eps),
-    "mean": process.mean_from_x0(schedule, x_t, t, x0),
-  }
   want = process.q_posterior(schedule, x0, x_t, t, s)
-  for target, output in outputs.items():
-    p = process.p_mean_variance(
-      schedule, output, x_t, t, s, target=target, variance=variance
-    )
-    chex.assert_equal_shape([p.mean, p.x0_hat, p.eps_hat, x_t])
-    np.testing.assert_allclose(p.mean, want.mean, atol=1e-3, err_msg=target)
-    np.testing.assert_allclose(p.x0_hat, x0, atol=1e-3, err_msg=target)
-    chex.assert_tree_all_finite(p)
+  for name, target in TARGETS.items():
+    output = target.of(schedule, x0, t, eps)
+    found = prediction.clipped(
+      prediction.predictor(
+        lambda x, t, out=output: out, schedule, target=target, variance=variance
+      ),
+      schedule,
+    )(x_t, t)
+    p = prediction.p_mean_variance(schedule, found, x_t, t, s)
+    chex.assert_equal_shape([p.mean, found.x0_hat, found.eps_hat, x_t])
+    np.testing.assert_allclose(p.mean, want.mean, atol=1e-3, err_msg=name)
+    np.testing.assert_allclose(found.x0_hat, x0, atol=1e-3, err_msg=name)
+    chex.assert_tree_all_finite((p, found))
 
 
 def test_fixed_large_is_wider_than_fixed_small():
@@ -193,7 +189,9 @@ def test_fixed_large_is_wider_than_fixed_small():
   x = jnp.zeros((1, 2, 2, 1))
   for t in range(2, 101):
     small, large = (
-      process.p_mean_variance(schedule, x, x, t, t - 1, variance=v).log_var
+      prediction.p_mean_variance(
+        schedule, prediction.read(schedule, x, t, x, variance=v), x, t, t - 1
+      ).log_var
       for v in ("fixed_small", "fixed_large")
     )
     assert (large > small).all()
@@ -240,7 +238,6 @@ def test_q_sample_is_linear_in_its_noise():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"target": "epsilon"}, "target='epsilon' is not one of eps, x0, mean, v"),
     ({"variance": "small"}, "variance='small' is not one of fixed_small"),
     ({"variance": "learned"}, "needs 4 output channels, the network returned"),
   ],
@@ -248,17 +245,75 @@ def test_q_sample_is_linear_in_its_noise():
 def test_bad_names_are_refused(change, message):
   x = jnp.zeros((1, 2, 2, 2))
   with pytest.raises(ValueError, match=message):
-    process.p_mean_variance(schedules.cosine(10), x, x, 2, 1, **change)
+    prediction.predictor(lambda x, t: x, schedules.cosine(10), **change)(x, 2)
 
 
-@pytest.mark.parametrize("variance", process.VARIANCES)
+def test_a_target_is_two_numbers():
+  # F = p x_0 + q eps and x_t = alpha x_0 + sigma eps, solved by NumPy.
+  with jax.enable_x64(True):
+    schedule = schedules.linear(100)
+    for t in (1, 2, 60, 100):
+      at = schedule.at(t)
+      for name, target in TARGETS.items():
+        p, q = (float(c(schedule, t)) for c in (target.p, target.q))
+        both = np.array([[at.alpha, at.sigma], [p, q]], float)
+        det = np.linalg.det(both)
+        np.testing.assert_allclose(
+          target.det(schedule, t), det, rtol=1e-9, err_msg=name
+        )
+        x0, eps = 0.3, -1.2
+        x_t, F = both @ (x0, eps)
+        got = target.to_x0(
+          schedule, jnp.full((1, 1), x_t), t, jnp.full((1, 1), F)
+        )
+        np.testing.assert_allclose(got, x0, rtol=1e-9, err_msg=name)
+
+
+def test_dynamic_thresholds_clip_one_pixel_in_ten():
+  schedule = schedules.cosine(50)
+  x0 = jnp.stack([jnp.arange(1.0, 11), jnp.linspace(-0.5, 0.5, 10)])
+  x0 = x0.reshape(2, 5, 2, 1)
+  plain = prediction.predictor(lambda x, t: x0, schedule, target=TARGETS["x0"])
+  x_t = jnp.ones_like(x0)
+  p = prediction.thresholded(plain, schedule, quantile=8 / 9)(x_t, 20)
+  # Of 1..10 the quantile is 9; the second image is within bounds.
+  want = jnp.stack([jnp.minimum(x0[0], 9) / 9, x0[1]])
+  np.testing.assert_allclose(p.x0_hat, want, rtol=1e-6)
+  np.testing.assert_array_equal(p.mean_x0, p.x0_hat)
+  alpha, sigma = process.rates(schedule, 20, x0)
+  np.testing.assert_allclose(alpha * p.x0_hat + sigma * p.eps_hat, x_t, 1e-5)
+  with pytest.raises(ValueError, match="quantile=2 must be in"):
+    prediction.thresholded(plain, schedule, quantile=2)
+
+
+def test_a_network_meets_scaled_inputs_and_its_own_clock():
+  schedule, seen = schedules.cosine(50), []
+
+  def apply(x, t, cond):
+    seen.append((x, t, cond))
+    return x
+
+  prediction.predictor(
+    apply,
+    schedule,
+    scale=lambda schedule, t: 1 / schedule.at(t).alpha,
+    clock=lambda schedule, t: (t - 1) / 49,
+  )(jnp.ones((3, 2)), 50, {"y": 1})
+  ((x, t, cond),) = seen
+  np.testing.assert_allclose(x, 1 / schedule.alpha[50], rtol=1e-6)
+  np.testing.assert_array_equal(t, np.ones(3))
+  assert cond == {"y": 1}
+
+
+@pytest.mark.parametrize("variance", prediction.VARIANCES)
 def test_one_step_alone_has_a_variance(variance):
   # There is no move before it to borrow one from: it takes sigma_1^2.
   schedule = schedules.cosine(1)
   x = jnp.full((1, 2, 2, 1), 0.5)
   learned = variance.startswith("learned")
   output = jnp.concatenate([x, x], axis=-1) if learned else x
-  p = process.p_mean_variance(schedule, output, x, 1, 0, variance=variance)
+  found = prediction.predictor(lambda x, t: output, schedule, variance=variance)
+  p = prediction.p_mean_variance(schedule, found(x, 1), x, 1, 0)
   want = 0.5 if variance == "learned" else 2 * jnp.log(schedule.sigma[1])
   np.testing.assert_allclose(
     jnp.broadcast_to(p.log_var, x.shape), want, atol=1e-6
@@ -277,3 +332,15 @@ def test_the_last_move_borrows_the_variance_of_the_one_before():
     jnp.log(process.posterior_var(schedule, 20, 10)),
     rtol=1e-6,
   )
+
+
+def test_a_condition_may_be_bound_before_and_after_clipping():
+  schedule = schedules.cosine(50)
+  predict = prediction.predictor(lambda x, t, cond: cond * x, schedule)
+  x = jnp.ones((2, 3))
+  for bound in (
+    prediction.given(prediction.clipped(predict, schedule), 0.5),
+    prediction.clipped(prediction.given(predict, 0.5), schedule),
+  ):
+    np.testing.assert_array_equal(bound(x, 20).output, 0.5 * x)
+    assert abs(bound(x, 20).x0_hat).max() <= 1

@@ -6,13 +6,16 @@ import os
 import re
 import shutil
 import signal
+import tarfile
 from collections import namedtuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+import reference
 from commands import BLIND, TINY, assert_one_error, command, params_of
 
 import diffusion_jax as dj
@@ -715,3 +718,16 @@ def test_a_soak_ends_with_the_same_bits(tmp_path):
     tmp_path / "soak", kills=4, steps=200, seed=1, tell=told.append
   )
   assert not wrong, told
+
+
+def test_a_run_of_an_earlier_layout_goes_on_to_the_same_numbers(tmp_path):
+  # Four steps by the first release; what it came to after eight is beside it.
+  with tarfile.open(reference.DATA / "run.tar.xz") as archive:
+    archive.extractall(tmp_path, filter="data")
+  workdir = tmp_path / "run"
+  command(train, f"--workdir={workdir}", "--config.num_steps=8")
+  params = params_of(workdir)
+  got = np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+  want = reference.load("run_step8")["params"]
+  # A learning rate of 2e-3 and 8 updates: the last bits of another compiler.
+  np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import GAUSSIAN, TWO_PEAKS
-from reference import load, model
+from reference import load, predict
 
 import diffusion_jax as dj
-from diffusion_jax import process, samplers, schedules, timesteps
+from diffusion_jax import samplers, schedules, timesteps
+from diffusion_jax.targets import TARGETS
 
 STEPS = {"ancestral": dj.ancestral_step, "ddim": dj.ddim_step}
 
@@ -28,14 +29,15 @@ def test_one_step_is_the_published_one(name, step, published):
   data = load("process")
   with jax.enable_x64(True):
     t = jnp.asarray(data[f"{name}_t"] + 1)
+    schedule = getattr(schedules, name)(1000)
+    network = predict(data["coefs"], schedule, variance="learned_range")
     x_s, _ = step(
-      model(data["coefs"], learned=True),
-      getattr(schedules, name)(1000),
+      dj.clipped(network, schedule),
+      schedule,
       jnp.asarray(data[f"{name}_x_t"]),
       t,
       t - 1,
       jnp.asarray(data["noise"]),
-      variance="learned_range",
     )
   np.testing.assert_allclose(
     x_s, data[f"{name}_{published}"], rtol=1e-6, atol=1e-9
@@ -52,10 +54,11 @@ def test_one_step_is_the_published_one(name, step, published):
 def test_a_ddim_loop_is_the_published_one(name, pairs, published):
   data = load("process")
   with jax.enable_x64(True):
+    schedule = getattr(schedules, name)(1000)
     x0, _ = dj.sample(
       dj.ddim_step,
-      model(data["coefs"]),
-      getattr(schedules, name)(1000),
+      dj.clipped(predict(data["coefs"], schedule), schedule),
+      schedule,
       data["noise"].shape,
       jax.random.key(0),
       pairs=pairs,
@@ -74,16 +77,19 @@ def in_standard_errors(x, mean, var, fourth=3.0):
   return float(mean_error), float(var_error)
 
 
-@pytest.mark.parametrize("target", process.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_recovers_a_gaussian(target, variance):
-  schedule = schedules.linear(1000)
+  schedule, target = schedules.linear(1000), TARGETS[target]
+  exact = GAUSSIAN.predictor(schedule, target)
+  predict = dj.predictor(
+    lambda x_t, t: exact(x_t, t).output, schedule, target=target,
+    variance=variance,
+  )  # fmt: skip
   x, _ = jax.jit(
     lambda key: dj.sample(
-      functools.partial(
-        dj.ancestral_step, target=target, variance=variance, clip=False
-      ),
-      GAUSSIAN.denoiser(schedule, target),
+      dj.ancestral_step,
+      predict,
       schedule,
       (4000, 1, 1, 1),
       key,
@@ -99,8 +105,8 @@ def test_samplers_recover_a_mixture(step):
   schedule = schedules.cosine(1000)
   x, _ = jax.jit(
     lambda key: dj.sample(
-      functools.partial(STEPS[step], clip=False),
-      TWO_PEAKS.denoiser(schedule),
+      STEPS[step],
+      TWO_PEAKS.predictor(schedule),
       schedule,
       (4000, 1, 1, 1),
       key,
@@ -141,8 +147,8 @@ def test_ddim_is_first_order():
     for num in nums:
       pairs = timesteps.spaced(4096, num)
       x, _ = dj.sample(
-        functools.partial(dj.ddim_step, clip=False),
-        GAUSSIAN.denoiser(schedule),
+        dj.ddim_step,
+        GAUSSIAN.predictor(schedule),
         schedule,
         x_T.shape,
         jax.random.key(0),
@@ -162,8 +168,8 @@ def test_stochastic_ddim_has_the_law_of_its_recursion(eta):
   schedule = schedules.cosine(1000)
   pairs = timesteps.spaced(1000, 20)
   x, _ = dj.sample(
-    functools.partial(dj.ddim_step, eta=eta, clip=False),
-    GAUSSIAN.denoiser(schedule),
+    functools.partial(dj.ddim_step, eta=eta),
+    GAUSSIAN.predictor(schedule),
     schedule,
     (20_000, 1, 1, 1),
     jax.random.key(2),
@@ -178,9 +184,12 @@ def test_stochastic_ddim_has_the_law_of_its_recursion(eta):
 def test_ddim_with_eta_one_is_the_ancestral_step(clip, t, s):
   schedule = schedules.linear(1000)
   x_t, eps = jax.random.normal(jax.random.key(3), (2, 8, 4, 4, 3))
-  args = (lambda x, t: jnp.sin(2 * x), schedule, x_t, t, s, eps)
-  ancestral, _ = dj.ancestral_step(*args, clip=clip)
-  ddim, _ = dj.ddim_step(*args, eta=1.0, clip=clip)
+  predict = dj.predictor(lambda x, t: jnp.sin(2 * x), schedule)
+  if clip:
+    predict = dj.clipped(predict, schedule)
+  args = (predict, schedule, x_t, t, s, eps)
+  ancestral, _ = dj.ancestral_step(*args)
+  ddim, _ = dj.ddim_step(*args, eta=1.0)
   np.testing.assert_allclose(ddim, ancestral, rtol=1e-4, atol=1e-4)
 
 
@@ -189,16 +198,10 @@ def test_ddim_with_eta_one_is_the_ancestral_step(clip, t, s):
 def test_the_last_step_adds_no_noise(variance, t):
   schedule = schedules.cosine(100)
   x_t = jnp.ones((2, 3, 3, 1))
-  for step in (
-    functools.partial(dj.ancestral_step, variance=variance),
-    functools.partial(dj.ddim_step, eta=1.0),
-  ):
-    quiet, x0_hat = step(
-      lambda x, t: 0.1 * x, schedule, x_t, t, 0, jnp.zeros_like(x_t)
-    )
-    loud, _ = step(
-      lambda x, t: 0.1 * x, schedule, x_t, t, 0, jnp.full_like(x_t, 1e6)
-    )
+  predict = dj.predictor(lambda x, t: 0.1 * x, schedule, variance=variance)
+  for step in (dj.ancestral_step, functools.partial(dj.ddim_step, eta=1.0)):
+    quiet, x0_hat = step(predict, schedule, x_t, t, 0, jnp.zeros_like(x_t))
+    loud, _ = step(predict, schedule, x_t, t, 0, jnp.full_like(x_t, 1e6))
     np.testing.assert_array_equal(quiet, loud)
     np.testing.assert_array_equal(quiet, x0_hat)
 
@@ -207,7 +210,7 @@ def run(key=0, shape=(4, 3, 2, 1), T=20, step=dj.ancestral_step, **options):
   schedule = schedules.cosine(T)
   return dj.sample(
     step,
-    TWO_PEAKS.denoiser(schedule),
+    dj.clipped(TWO_PEAKS.predictor(schedule), schedule),
     schedule,
     shape,
     jax.random.key(key),
@@ -234,7 +237,7 @@ def test_jit_gives_the_same_sample():
   schedule = schedules.cosine(20)
   f = lambda key: dj.sample(
     dj.ancestral_step,
-    TWO_PEAKS.denoiser(schedule),
+    TWO_PEAKS.predictor(schedule),
     schedule,
     (4, 3, 2, 1),
     key,
@@ -284,7 +287,7 @@ def test_memory_holds_only_the_steps_asked_for():
     schedule = schedules.cosine(500)
     return dj.sample(
       dj.ddim_step,
-      lambda x, t: x,
+      dj.predictor(lambda x, t: x, schedule),
       schedule,
       (16, 16, 16, 3),
       key,
@@ -303,7 +306,7 @@ def test_more_steps_or_other_keys_do_not_trace_again():
   def f(key, pairs, eta):
     return dj.sample(
       functools.partial(dj.ddim_step, eta=eta),
-      lambda x, t: 0.1 * x,
+      dj.predictor(lambda x, t: 0.1 * x, schedule),
       schedule,
       (2, 2, 2, 1),
       key,
@@ -321,10 +324,11 @@ def test_the_network_is_traced_once():
     calls.append(t.shape)
     return 0.1 * x
 
+  schedule = schedules.cosine(50)
   dj.sample(
     dj.ancestral_step,
-    denoise,
-    schedules.cosine(50),
+    dj.predictor(denoise, schedule),
+    schedule,
     (3, 2, 2, 1),
     jax.random.key(0),
   )

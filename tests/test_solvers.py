@@ -31,7 +31,7 @@ def error_after(solver, num, *, high=100.0, low=0.1):
     pairs = log_walk(schedule, num, high, low)
     x_t = jnp.array([-1.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
     x, _ = samplers.sample(
-      solver, GAUSSIAN.denoiser(schedule), schedule, x_t.shape,
+      solver, GAUSSIAN.predictor(schedule), schedule, x_t.shape,
       jax.random.key(0), pairs=pairs, x_T=x_t,
     )  # fmt: skip
     ends = np.array([pairs[0, 0], pairs[-1, 1]])
@@ -43,13 +43,13 @@ def error_after(solver, num, *, high=100.0, low=0.1):
 
 
 ORDERS = {
-  "euler": (functools.partial(solvers.euler_step, clip=False), 1),
-  "heun": (functools.partial(solvers.heun_step, clip=False), 2),
-  **{f"dpm{p}": (solvers.dpm(p, clip=False), p) for p in (1, 2, 3)},
-  **{f"deis{p}": (solvers.deis(p, clip=False), p) for p in (1, 2, 3)},
+  "euler": (solvers.euler_step, 1),
+  "heun": (solvers.heun_step, 2),
+  **{f"dpm{p}": (solvers.dpm(p), p) for p in (1, 2, 3)},
+  **{f"deis{p}": (solvers.deis(p), p) for p in (1, 2, 3)},
   # The correction adds one.
   **{
-    f"unipc{p} {axis}": (solvers.unipc(p, axis=axis, clip=False), p + 1)
+    f"unipc{p} {axis}": (solvers.unipc(p, axis=axis), p + 1)
     for p in (1, 2, 3)
     for axis in solvers.AXES
   },
@@ -63,11 +63,17 @@ def test_a_solver_has_its_order(name):
   assert abs(np.log2(errors[0] / errors[1]) - order) < 0.25
 
 
-def walk(solver, *, pairs, T=1000, x64=True, num=6, data=TWO_PEAKS, **options):
+def walk(
+  solver, *, pairs, T=1000, x64=True, num=6, data=TWO_PEAKS, clip=True,
+  **options,
+):  # fmt: skip
   with jax.enable_x64(x64):
     schedule = schedules.cosine(T)
+    predict = data.predictor(schedule)
+    if clip:
+      predict = dj.clipped(predict, schedule)
     x, _ = samplers.sample(
-      solver, data.denoiser(schedule), schedule, (num, 4, 4, 1),
+      solver, predict, schedule, (num, 4, 4, 1),
       jax.random.key(3), pairs=pairs, **options,
     )  # fmt: skip
     return np.asarray(x)
@@ -78,8 +84,8 @@ def walk(solver, *, pairs, T=1000, x64=True, num=6, data=TWO_PEAKS, **options):
 def test_order_one_is_ddim(make, clip):
   pairs = timesteps.spaced(1000, 13)
   chex.assert_trees_all_close(
-    walk(make(1, clip=clip), pairs=pairs),
-    walk(functools.partial(dj.ddim_step, clip=clip), pairs=pairs),
+    walk(make(1), pairs=pairs, clip=clip),
+    walk(dj.ddim_step, pairs=pairs, clip=clip),
     rtol=1e-9,
   )
 
@@ -112,7 +118,7 @@ def test_dpm_2m_is_the_papers_algorithm():
       x = sigma[s] / sigma[t] * x - alpha[s] * np.expm1(-h) * D
       old, last_h = x0, h
     want = np.asarray(TWO_PEAKS.x0_given(schedule, x, np.full(6, 1)))
-  got = walk(solvers.dpm(2, clip=False), pairs=pairs)
+  got = walk(solvers.dpm(2), pairs=pairs, clip=False)
   np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
@@ -160,7 +166,8 @@ def test_a_cut_walk_remembers(name):
     x, history = None, None
     for piece in np.split(pairs, [1, 3, 8]):
       x, kept = samplers.sample(
-        solver, TWO_PEAKS.denoiser(schedule), schedule, (6, 4, 4, 1),
+        solver, dj.clipped(TWO_PEAKS.predictor(schedule), schedule), schedule,
+        (6, 4, 4, 1),
         jax.random.key(3), pairs=piece, x_T=x, history=history,
       )  # fmt: skip
       history = kept.history
@@ -178,8 +185,8 @@ def test_network_calls_are_counted(name):
     return x_t
 
   samplers.sample(
-    SOLVERS[name], denoise, schedule, (2, 4, 4, 1), jax.random.key(0),
-    pairs=timesteps.spaced(1000, 10),
+    SOLVERS[name], dj.predictor(denoise, schedule), schedule, (2, 4, 4, 1),
+    jax.random.key(0), pairs=timesteps.spaced(1000, 10),
   )  # fmt: skip
   jax.effects_barrier()
   assert len(calls) == (19 if name == "heun" else 10)
@@ -195,7 +202,7 @@ def test_eta_is_data():
     traces.append(1)
     return [
       samplers.sample(
-        solver, TWO_PEAKS.denoiser(schedule), schedule, (2, 4, 4, 1),
+        solver, TWO_PEAKS.predictor(schedule), schedule, (2, 4, 4, 1),
         jax.random.key(0), pairs=timesteps.spaced(100, 5),
       )[0]
       for solver in (
@@ -230,15 +237,13 @@ def test_one_encoding_step_is_the_published_one(schedule_name):
     schedule = getattr(schedules, schedule_name)(1000)
     t = jnp.asarray(data[f"{schedule_name}_t"])
     x_t = jnp.asarray(data[f"{schedule_name}_x_t"])
-    denoise = reference.model(data["coefs"], learned=True)
-    options = {"variance": "learned_range"}
-    out = solvers.ddim_encode_step(
-      denoise, schedule, x_t, t + 1, t + 2, **options
+    predict = dj.clipped(
+      reference.predict(data["coefs"], schedule, variance="learned_range"),
+      schedule,
     )
+    out = solvers.ddim_encode_step(predict, schedule, x_t, t + 1, t + 2)
     # Above the last step the published code has only noise: alpha = 0.
-    noise = dj.p_mean_variance(
-      schedule, denoise(x_t, t + 1), x_t, t + 1, t, **options
-    ).eps_hat
+    noise = predict(x_t, t + 1).eps_hat
   want = data[f"{schedule_name}_ddim_reverse"]
   got = np.where(np.asarray(t)[:, None, None, None] < 999, out, noise)
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
@@ -246,15 +251,15 @@ def test_one_encoding_step_is_the_published_one(schedule_name):
 
 def test_encoding_and_decoding_give_the_picture_back():
   schedule = schedules.cosine(1000)
-  denoise = GAUSSIAN.denoiser(schedule)
+  predict = GAUSSIAN.predictor(schedule)
   x0 = GAUSSIAN.sample(jax.random.key(0), (6, 4, 4, 1))
   errors = []
   for num in (50, 100, 200):
     pairs = timesteps.spaced(1000, num)
-    x_T = solvers.encode(denoise, schedule, x0, pairs, clip=False)
+    x_T = solvers.encode(predict, schedule, x0, pairs)
     back, _ = samplers.sample(
-      functools.partial(dj.ddim_step, clip=False), denoise, schedule, x0.shape,
-      jax.random.key(0), pairs=pairs, x_T=x_T,
+      dj.ddim_step, predict, schedule, x0.shape, jax.random.key(0),
+      pairs=pairs, x_T=x_T,
     )  # fmt: skip
     errors.append(float(jnp.sqrt(((back - x0) ** 2).mean())))
   # Noise that looks like noise, and an error that halves.

@@ -15,12 +15,17 @@ from diffusion_jax.training import optimizer, quartiles, train_step
 SCHEDULE = dj.schedules.cosine(40)
 
 
-def apply(params, x_t, t, y, dropout_key):
+def apply(params, x_t, t, cond, dropout_key):
   """A linear 'network' whose gradients are easy to follow."""
   del dropout_key
   scale = params["scale"] + params["time"] * (t / 40)
   out = scale.reshape(-1, 1, 1, 1) * x_t
-  return out if y is None else out + params["class"][y].reshape(-1, 1, 1, 1)
+  if cond is None:
+    return out
+  return out + params["class"][cond["y"]].reshape(-1, 1, 1, 1)
+
+
+TOLD = dj.conditions.Conditions(SCHEDULE, num_classes=3).draw
 
 
 def make(tx=None, rates=(0.9, 0.99)):
@@ -37,13 +42,12 @@ def make(tx=None, rates=(0.9, 0.99)):
   return state_lib.create(params, tx, rates), batch, tx
 
 
-def step(state, batch, tx, **options):
+def step(state, batch, tx, condition=TOLD, **options):
   return train_step(
     state,
     batch,
     jax.random.key(7),
-    apply=apply,
-    schedule=SCHEDULE,
+    objective=dj.objectives.diffusion(apply, SCHEDULE, condition=condition),
     tx=tx,
     **options,
   )
@@ -64,7 +68,8 @@ def test_a_step_is_algorithm_1():
       alpha.reshape(-1, 1, 1, 1) * batch["image"]
       + sigma.reshape(-1, 1, 1, 1) * eps
     )
-    return ((apply(params, x_t, t, batch["label"], None) - eps) ** 2).mean()
+    cond = {"y": batch["label"]}
+    return ((apply(params, x_t, t, cond, None) - eps) ** 2).mean()
 
   want, grads = jax.value_and_grad(loss)(state.params)
   params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
@@ -249,9 +254,9 @@ def test_a_step_is_traced_once():
     state, _ = run(state, batch)
 
 
-def test_unconditional_batches_have_no_label():
+def test_unconditional_networks_are_told_nothing():
   state, batch, tx = make()
-  new, _ = step(state, {**batch, "label": None}, tx, micro_batches=2)
+  new, _ = step(state, batch, tx, None, micro_batches=2)
   np.testing.assert_array_equal(new.params["class"], 0)
 
 

@@ -42,8 +42,8 @@ def make(shape=(8, 8, 1), **options):
   """
   net = UNet(**{**SMALL, **options})
   x, t = inputs(shape)
-  y = None if net.num_classes is None else jnp.array([0, 1])
-  shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, y)["params"]
+  cond = None if net.num_classes is None else {"y": jnp.array([0, 1])}
+  shapes = jax.eval_shape(net.init, jax.random.key(1), x, t, cond)["params"]
   # Drawn in NumPy: compiling an initialiser per shape would take longer.
   rng = np.random.default_rng(2)
   params = jax.tree.map(
@@ -56,7 +56,8 @@ def make(shape=(8, 8, 1), **options):
 
   @functools.partial(jax.jit, static_argnames="train")
   def call(params, x, t, y=None, *, train=False, rngs=None):
-    return net.apply({"params": params}, x, t, y, train=train, rngs=rngs)
+    cond = None if y is None else {"y": y}
+    return net.apply({"params": params}, x, t, cond, train=train, rngs=rngs)
 
   return call, params, x, t
 
@@ -283,7 +284,11 @@ def test_classes_missing_or_unexpected_are_refused():
   with pytest.raises(ValueError, match="num_classes=10 was called with no"):
     UNet(**SMALL, num_classes=10).init(jax.random.key(0), x, t)
   with pytest.raises(ValueError, match="num_classes=None was called with cl"):
+    UNet(**SMALL).init(jax.random.key(0), x, t, {"y": t})
+  with pytest.raises(ValueError, match="condition is a .*; pass a dict of y"):
     UNet(**SMALL).init(jax.random.key(0), x, t, t)
+  with pytest.raises(ValueError, match="'label' is not one of y, low_res"):
+    UNet(**SMALL).init(jax.random.key(0), x, t, {"label": t})
 
 
 @pytest.mark.parametrize(
@@ -319,9 +324,10 @@ def test_low_resolution_images_join_the_input():
   net = UNet(**SMALL, out_channels=3)
   x, t = inputs((8, 8, 3))
   low = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
-  params = jax.jit(net.init)(jax.random.key(0), x, t, None, low)["params"]
+  cond = {"low_res": low}
+  params = jax.jit(net.init)(jax.random.key(0), x, t, cond)["params"]
   assert params["Conv_0"]["kernel"].shape == (3, 3, 6, 8)
-  out = net.apply({"params": params}, x, t, None, low)
+  out = net.apply({"params": params}, x, t, cond)
   chex.assert_shape(out, (2, 8, 8, 3))
 
 

@@ -61,18 +61,17 @@ def test_each_image_is_told_its_own_small_picture_and_step():
                 noisy_low_res=True)  # fmt: skip
   x, t = jnp.ones((2, 8, 8, 1)), jnp.array([3, 3])
   low, s = jnp.ones((2, 4, 4, 1)), jnp.array([0, 5])
-  params = net.init(jax.random.key(0), x, t, low_res=low, low_res_t=s)
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  params = tree.unflatten(
-    [
-      leaf + 0.1 * jax.random.normal(key, leaf.shape)
-      for leaf, key in zip(leaves, keys, strict=True)
-    ]
+  cond = {"low_res": low, "low_res_t": s}
+  params = jax.jit(net.init)(jax.random.key(0), x, t, cond)
+  # Drawn in NumPy: a program for every shape would take longer.
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params
   )
 
+  @jax.jit
   def run(low, s):
-    return np.asarray(net.apply(params, x, t, low_res=low, low_res_t=s))
+    return net.apply(params, x, t, {"low_res": low, "low_res_t": s})
 
   base = run(low, s)
   for other in (run(low.at[1].set(2.0), s), run(low, s.at[1].set(9))):
@@ -86,7 +85,7 @@ def test_a_step_where_none_is_expected_is_refused(noisy):
   x, one = jnp.ones((1, 8, 8, 1)), jnp.ones(1, jnp.int32)
   told = {} if noisy else {"low_res_t": one}
   with pytest.raises(ValueError, match=f"noisy_low_res={noisy} was called"):
-    net.init(jax.random.key(0), x, one, low_res=x[:, ::2, ::2], **told)
+    net.init(jax.random.key(0), x, one, {"low_res": x[:, ::2, ::2], **told})
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_an_upsampler_alone_enlarges_its_data(cascade, tmp_path):
   same = np.abs(own.astype(int) - given).mean()
   np.save(tmp_path / "t.npy", dj.images.to_uint8(small[::-1]))
   other = draw(out, *flags, f"--low_res={tmp_path}/t.npy")
-  assert same < 0.01 < np.abs(own.astype(int) - other).mean()
+  assert same < 0.2 and np.abs(own.astype(int) - other).mean() > 2
 
 
 def test_an_upsampler_resumes_with_the_same_bits(

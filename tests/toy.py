@@ -1,4 +1,4 @@
-"""A network of a few numbers: what is not about networks compiles at once.
+"""Networks of a few numbers: what is not about networks compiles at once.
 
 With it the commands run as they are, from their flags to their checkpoints.
 """
@@ -12,7 +12,7 @@ import pytest
 
 from experiments import assemble
 
-MODEL = assemble.model
+MODEL, CLASSIFIER = assemble.model, assemble.classifier
 
 
 class FewNumbers(nn.Module):
@@ -26,8 +26,8 @@ class FewNumbers(nn.Module):
   outputs: int = 1
 
   @nn.compact
-  def __call__(self, x_t, t, cond=None, *, train=False, **told):
-    cond, init = cond or told, nn.initializers.constant
+  def __call__(self, x_t, t, cond=None, *, train=False):
+    cond, init = cond or {}, nn.initializers.constant
     assert ("y" in cond) == (self.num_classes is not None)
     assert ("low_res_t" in cond) == self.noisy_low_res
     x_t = jnp.concatenate([x_t] * self.outputs, axis=-1)
@@ -45,6 +45,18 @@ class FewNumbers(nn.Module):
     return out
 
 
+class FewLabels(nn.Module):
+  """Logits that are linear in x_t."""
+
+  num_labels: int
+
+  @nn.compact
+  def __call__(self, x_t, t, cond=None, *, train=False):
+    normal = nn.initializers.normal(0.1)
+    shape = (*x_t.shape[1:], self.num_labels)
+    return jnp.tensordot(x_t, self.param("w", normal, shape), 3)
+
+
 def model(config, image_shape, num_classes):
   """What assemble.model makes of a configuration, with this network."""
   net = MODEL(config, image_shape, num_classes)
@@ -53,9 +65,15 @@ def model(config, image_shape, num_classes):
   )
 
 
+def classifier(config, image_shape, num_classes):
+  """What assemble.classifier makes of a configuration, with this network."""
+  return FewLabels(CLASSIFIER(config, image_shape, num_classes).num_labels)
+
+
 @contextlib.contextmanager
 def networks():
-  """Has every diffusion model be one of these."""
+  """Has the commands make these networks."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(assemble, "model", model)
+    patch.setattr(assemble, "classifier", classifier)
     yield

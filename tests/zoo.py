@@ -16,12 +16,12 @@ from experiments import train, train_classifier
 EIGHT = "--config.num_steps=8"
 
 
-def few_numbers(*flags):
+def few_numbers(*flags, module=train):
   """Makes a run whose network has a few numbers, see toy.py."""
 
   def make(workdir):
     with toy.networks():
-      command(train, *flags, EIGHT, f"--workdir={workdir}")
+      command(module, *flags, EIGHT, f"--workdir={workdir}")
 
   return make
 
@@ -33,6 +33,7 @@ RUNS = {
     train_classifier, *CLASSIFIER, EIGHT, f"--workdir={workdir}"
   ),
   "few": few_numbers(*BLIND),
+  "judge": few_numbers(*CLASSIFIER, module=train_classifier),
   # It is told the digit, or sometimes not.
   "conditional": few_numbers(
     *BLIND,

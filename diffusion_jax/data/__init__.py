@@ -9,12 +9,13 @@ one from a name. TensorFlow is never imported here, see
 """
 
 from diffusion_jax.data.loading import load as load
-from diffusion_jax.data.pipeline import batches as batches
-from diffusion_jax.data.pipeline import iterate as iterate
-from diffusion_jax.data.sources import ArraySource as ArraySource
-from diffusion_jax.data.sources import LazySource as LazySource
-from diffusion_jax.data.sources import Source as Source
-from diffusion_jax.data.sources import Unfit as Unfit
-from diffusion_jax.data.sources import Unreadable as Unreadable
-from diffusion_jax.data.sources import hold_out as hold_out
-from diffusion_jax.data.sources import summary as summary
+from diffusion_jax.data.pipeline import batches as batches, iterate as iterate
+from diffusion_jax.data.sources import (
+  ArraySource as ArraySource,
+  LazySource as LazySource,
+  Source as Source,
+  Unfit as Unfit,
+  Unreadable as Unreadable,
+  hold_out as hold_out,
+  summary as summary,
+)

@@ -38,13 +38,19 @@ class Classifier(Encoder):
 
   @nn.compact
   def __call__(
-    self, x_t: Images, t: Num[Array, " B"], *, train: bool = False
+    self,
+    x_t: Images,
+    t: Num[Array, " B"],
+    cond: None = None,
+    *,
+    train: bool = False,
   ) -> Float[Array, "B num_labels"]:
     """Runs the network.
 
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
+      cond: None; a classifier is told nothing else.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -54,6 +60,7 @@ class Classifier(Encoder):
       ValueError: If the size cannot be halved often enough or a setting is
         not a known one.
     """
+    del cond
     if self.pool not in POOLS:
       raise ValueError(f"pool={self.pool!r} is not one of {POOLS}")
     emb = self.embed(t, None)

@@ -5,13 +5,14 @@ Ho et al. 2020, appendix B; Nichol and Dhariwal 2021; Dhariwal and Nichol
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models.layers import (
   INIT,
@@ -24,6 +25,29 @@ from diffusion_jax.models.layers import (
   sinusoid,
 )
 from diffusion_jax.models.settings import check_settings, check_size
+
+# What a network may be told besides x_t and t.
+PARTS = ("y", "low_res", "low_res_t")
+
+
+def parts(cond: Mapping[str, Any] | None) -> tuple[Any, ...]:
+  """The parts of a condition, None where one is missing.
+
+  Raises:
+    ValueError: If there is another, or it is no mapping.
+  """
+  cond = {} if cond is None else cond
+  if not isinstance(cond, Mapping):
+    raise ValueError(
+      f"the condition is a {type(cond).__name__}; pass a dict of "
+      f"{', '.join(PARTS)}"
+    )
+  unknown = [name for name in cond if name not in PARTS]
+  if unknown:
+    raise ValueError(
+      f"the condition {unknown[0]!r} is not one of {', '.join(PARTS)}"
+    )
+  return tuple(cond.get(name) for name in PARTS)
 
 
 class Encoder(nn.Module):
@@ -207,9 +231,7 @@ class UNet(Encoder):
     self,
     x_t: Images,
     t: Num[Array, " B"],
-    y: Int[Array, " B"] | None = None,
-    low_res: Float[Array, "B h w c"] | None = None,
-    low_res_t: Num[Array, " B"] | None = None,
+    cond: Mapping[str, Any] | None = None,
     *,
     train: bool = False,
   ) -> Float[Array, "B H W C_out"]:
@@ -218,11 +240,10 @@ class UNet(Encoder):
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
-      y: Their classes, where the network is conditional.
-      low_res: Smaller images to be upsampled: they are enlarged bilinearly
-        and joined to x_t's channels.
-      low_res_t: The steps to which these are noised, 0..T, where
-        ``noisy_low_res``.
+      cond: What else it is told, see ``conditions``: "y", their classes,
+        where it knows any; "low_res", smaller images to be upsampled, which
+        are enlarged bilinearly and joined to x_t's channels; "low_res_t", the
+        steps to which these are noised, 0..T, where ``noisy_low_res``.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -232,6 +253,7 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
+    y, low_res, low_res_t = parts(cond)
     if self.noisy_low_res != (low_res_t is not None):
       raise ValueError(
         f"a network with noisy_low_res={self.noisy_low_res} was called "

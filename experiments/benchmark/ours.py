@@ -3,7 +3,6 @@
 The training step is the training command's own, compiled by the same call.
 """
 
-import functools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -80,27 +79,27 @@ def step(run: loop.Run, job: Facts) -> Ready:
 
 def forward(run: loop.Run, job: Facts) -> Ready:
   """The network, once."""
-  call, (params, x, t, told) = _network(run)
+  call, (params, x, t, cond) = _network(run)
   facts = _facts(run) | {"images": len(x), "calls": 1}
-  return _warm(lambda: call(params, x, t, told), facts)
+  return _warm(lambda: call(params, x, t, cond), facts)
 
 
 def sample(run: loop.Run, job: Facts) -> Ready:
   """A walk from noise to images, one program."""
   config, steps = run.config, job["steps"]
-  call, (params, x, _, told) = _network(run)
-  schedule = assemble.schedule(config)
+  _, (params, x, _, cond) = _network(run)
+  net, schedule = _net(run), assemble.schedule(config)
   name = config.sampling.sampler
   if steps <= assemble.FEW:
     name = assemble.FEW_STEPS_SAMPLER
   pairs = assemble.walk(schedule, name, None, steps)
 
   @jax.jit
-  def walk(params, told, key):
-    step = assemble.sampler(config, name)
+  def walk(params, cond, key):
+    predict = assemble.predictor(config, schedule, net, params)
     x_0, _ = dj.sample(
-      step,
-      lambda x_t, t: call(params, x_t, t, told),
+      assemble.sampler(name),
+      dj.clipped(dj.given(predict, cond), schedule),
       schedule,
       x.shape,
       key,
@@ -110,7 +109,7 @@ def sample(run: loop.Run, job: Facts) -> Ready:
 
   key = jax.random.key(1)
   facts = {"images": len(x), "calls": steps, "sampler": name}
-  return _warm(lambda: walk(params, told, key), _facts(run) | facts)
+  return _warm(lambda: walk(params, cond, key), _facts(run) | facts)
 
 
 def pipeline(run: loop.Run, job: Facts) -> Ready:
@@ -160,17 +159,22 @@ def _net(run: loop.Run) -> dj.UNet:
   )
 
 
+def _conditions(run: loop.Run) -> dj.conditions.Conditions:
+  schedule = assemble.schedule(run.config)
+  return assemble.conditions(run.config, schedule, run.source.image_shape)
+
+
 def _call(run: loop.Run) -> tuple[Any, tuple[Any, ...]]:
   """The network, compiled when it is called; its arguments, values left out."""
-  config, shape, net = run.config, run.source.image_shape, _net(run)
-  size = config.batch_size
+  shape, net = run.source.image_shape, _net(run)
+  size = run.config.batch_size
   x = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
   t = jax.ShapeDtypeStruct((size,), jnp.int32)
-  told = jax.eval_shape(functools.partial(assemble.known, config, net), x, t)
+  cond = jax.eval_shape(_conditions(run).of, x, t)
   call = jax.jit(
-    lambda params, x, t, told: net.apply({"params": params}, x, t, **told)
+    lambda params, x, t, cond: net.apply({"params": params}, x, t, cond)
   )
-  return call, (run.abstract_state.params, x, t, told)
+  return call, (run.abstract_state.params, x, t, cond)
 
 
 def _network(run: loop.Run):
@@ -178,8 +182,8 @@ def _network(run: loop.Run):
   call, _ = _call(run)
   config, batch = run.config, jax.tree.map(jnp.asarray, run.batches[0])
   t = jnp.full(config.batch_size, config.schedule.T // 2)
-  told = assemble.known(config, _net(run), batch["image"], batch["label"])
-  return call, (run.init(jax.random.key(0)).params, batch["image"], t, told)
+  cond = _conditions(run).of(batch["image"], batch["label"])
+  return call, (run.init(jax.random.key(0)).params, batch["image"], t, cond)
 
 
 def _facts(run: loop.Run) -> dict[str, Any]:

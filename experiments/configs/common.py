@@ -43,7 +43,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       },
       # A function of diffusion_jax.schedules, and its arguments.
       "schedule": {"name": "linear", "T": 1000},
-      "target": "eps",  # what the network predicts: eps, x0, mean or v
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
       # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;

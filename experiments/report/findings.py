@@ -56,6 +56,7 @@ def loss_curves(
   config = plan.config
   schedule = assemble.schedule(config)
   loss_at = assemble.loss_at(config)
+  conditions = assemble.conditions(config, schedule, plan.image_shape)
   parts = np.linspace(0, 1, STEPS) ** 2
   t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   real = source.gather(spread(len(source), IMAGES))
@@ -63,9 +64,9 @@ def loss_curves(
 
   @jax.jit
   def curve(params):
-    told = assemble.known(config, plan.net, x0, y)
+    predict = assemble.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      lambda x_t, t: plan.net.apply({"params": params}, x_t, t, **told),
+      dj.given(predict, conditions.of(x0, y)),
       schedule,
       x0,
       t,

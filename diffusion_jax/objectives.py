@@ -1,0 +1,171 @@
+"""What training makes small: a loss for each example, and how it is drawn.
+
+``training.train_step`` knows no more than this: what is drawn of a batch, all
+at once, and what it costs. A diffusion model and a classifier of noisy images
+are two objectives of one training program; so is a student of a teacher.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax import importance, losses, process, targets, timesteps
+from diffusion_jax.guidance import log_prob
+from diffusion_jax.losses import LossAt
+from diffusion_jax.prediction import Cond, predictor
+from diffusion_jax.process import Batch
+from diffusion_jax.schedules import Schedule
+from diffusion_jax.state import Params, TrainState
+from diffusion_jax.targets import Target
+
+BINS = 1000  # of real time
+
+
+class Draw(NamedTuple):
+  """What is drawn of a batch.
+
+  Attributes:
+    examples: A pytree whose arrays have an entry for each example; cut into
+      micro-batches along that axis.
+    bin: Which of ``Objective.bins`` equal parts of time each is of, the
+      cleanest is 0.
+    scale: What each loss is multiplied with, where times are not drawn as the
+      loss means them.
+  """
+
+  examples: Any
+  bin: Int[Array, " B"]
+  scale: Float[Array, " B"]
+
+
+class Objective(NamedTuple):
+  """What training makes small.
+
+  Attributes:
+    draw: ``(key, state, batch) -> Draw``, from the run's training key.
+    loss: ``(params, examples, key) -> [B]``; the key is dropout's.
+    bins: Parts of time that figures, and past losses, tell apart.
+  """
+
+  draw: Callable[[Key[Array, ""], TrainState, Any], Draw]
+  loss: Callable[[Params, Any, Key[Array, ""]], Float[Array, " B"]]
+  bins: int
+
+
+class Apply(Protocol):
+  """A network in training."""
+
+  def __call__(
+    self, params: Params, x_t: Batch, t: Any, cond: Cond, key: Key[Array, ""], /
+  ) -> Any:
+    """What it returns, its dropout drawn with the key."""
+    ...
+
+
+class Noised(NamedTuple):
+  """Examples of a process: data, and where the noise takes them."""
+
+  x0: Batch
+  cond: Cond
+  t: Any
+  eps: Batch
+
+
+def diffusion(
+  apply: Apply,
+  schedule: Schedule,
+  *,
+  target: Target = targets.eps,
+  variance: str = "fixed_small",
+  loss_at: LossAt = losses.weighted_mse,
+  draw: Callable[..., Any] = timesteps.uniform,
+  condition: Callable[..., Cond] | None = None,
+) -> Objective:
+  """Learns to predict (DDPM, algorithm 1).
+
+  Args:
+    apply: The network.
+    schedule: The noise schedule.
+    target: What the network predicts.
+    variance: See ``prediction.predictor``.
+    loss_at: ``(predict, schedule, x0, t, eps) -> [B]``: a core of ``losses``
+      with its options bound.
+    draw: ``(key, B, T) -> t``, see ``timesteps``.
+    condition: ``(batch, key, step) -> cond``, see ``conditions``; by default
+      there is none.
+
+  Returns:
+    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+  """
+
+  def loss(params, examples, key):
+    x0, cond, t, eps = examples
+    predict = predictor(
+      lambda x_t, t: apply(params, x_t, t, cond, key), schedule,
+      target=target, variance=variance,
+    )  # fmt: skip
+    return loss_at(predict, schedule, x0, t, eps)
+
+  return Objective(_noising(schedule, draw, condition), loss, _bins(schedule))
+
+
+def classification(
+  apply: Apply,
+  schedule: Schedule,
+  *,
+  draw: Callable[..., Any] = timesteps.uniform,
+) -> Objective:
+  """Learns the class of noisy images: -log p(y | x_t), in nats.
+
+  A classifier that knows nothing scores log of the number of classes.
+
+  Args:
+    apply: The classifier; it returns logits.
+    schedule: The noise schedule.
+    draw: ``(key, B, T) -> t``, see ``timesteps``.
+
+  Returns:
+    The objective, of batches with "image" and "label".
+  """
+
+  def loss(params, examples, key):
+    x0, y, t, eps = examples
+    x_t = process.q_sample(schedule, x0, t, eps)
+    return -log_prob(apply(params, x_t, t, None, key), y)
+
+  def label(batch, key, step):
+    del key, step
+    return batch["label"]
+
+  return Objective(_noising(schedule, draw, label), loss, _bins(schedule))
+
+
+def _bins(schedule: Schedule) -> int:
+  """Whole steps, or as many equal parts of real time."""
+  return schedule.T if isinstance(schedule.T, int) else BINS
+
+
+def _noising(schedule: Schedule, draw, condition):
+  """Draws times, by past losses where there are any, and noise."""
+  bins = _bins(schedule)
+  whole = isinstance(schedule.T, int)
+
+  def drawn(key, state, batch):
+    x0 = batch["image"]
+    key_t, key_eps, _ = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    if state.history is None:
+      t, scale = draw(key_t, len(x0), schedule.T), jnp.ones(len(x0))
+    else:
+      t, scale = importance.draw(key_t, len(x0), state.history)
+      if not whole:  # anywhere in its bin
+        inside = jax.random.uniform(jax.random.fold_in(key_t, 1), t.shape)
+        t = (t - inside) * (schedule.T / bins)
+    eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+    cond = None if condition is None else condition(batch, key, state.step)
+    bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
+    return Draw(Noised(x0, cond, t, eps), jnp.clip(bin, 0, bins - 1), scale)
+
+  return drawn

@@ -1,0 +1,127 @@
+"""What a network is asked for: a linear map of clean data and noise.
+
+  F = p x_0 + q eps,    p, q functions of the schedule and of t
+
+With x_t = alpha x_0 + sigma eps these are two linear equations. Let
+d = q alpha - sigma p be their determinant. Then every conversion, and every
+weight of an error, is one formula:
+
+  x0_hat = (q x_t - sigma F_hat) / d
+  |F_a - F_a_hat|^2 = (d_a / d_b)^2 |F_b - F_b_hat|^2
+
+  =====  ======================================  ===  =====
+  name   F                                       p    q
+  =====  ======================================  ===  =====
+  eps    the noise (DDPM)                        0    1
+  x0     the clean data                          1    0
+  v      alpha eps - sigma x_0 (Salimans and Ho  -s   a
+         2022, section 4)
+  flow   eps - x_0, the velocity of a straight   -1   1
+         path (Liu et al. 2022)
+  mean   E[x_{t-1} given x_t, x_0] (DDPM, eq. 7)  c_0 + c_t a, c_t s
+  =====  ======================================  ===  =====
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from diffusion_jax import process
+from diffusion_jax.process import Batch, per_example
+from diffusion_jax.schedules import Schedule, Time
+
+Number = Float[Array, "..."] | float
+Coefficient = Callable[[Schedule, Time], Number]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """F = p x_0 + q eps.
+
+  Attributes:
+    p: Of x_0.
+    q: Of eps.
+    c: c_t and c_0, where F is better written c_t x_t + c_0 x_0: then p is
+      c_0 + c_t alpha and q is c_t sigma, and d = -c_0 sigma does not cancel.
+    is_mean: Whether F is the mean of a step: the mean of p is then the
+      network's own, whatever becomes of x0_hat.
+  """
+
+  p: Coefficient
+  q: Coefficient
+  c: Callable[[Schedule, Time], tuple[Number, Number]] | None = None
+  is_mean: bool = False
+
+  def of(self, schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
+    """F itself, what a network should return: p x_0 + q eps."""
+    if self.c is not None:  # As exact as ``to_x0`` takes it to be.
+      c_t, c_0 = (per_example(c, x0) for c in self.c(schedule, t))
+      return c_0 * x0 + c_t * process.q_sample(schedule, x0, t, eps)
+    p, q = (per_example(c(schedule, t), x0) for c in (self.p, self.q))
+    return p * x0 + q * eps
+
+  def to_x0(self, schedule: Schedule, x_t: Batch, t: Time, F: Batch) -> Batch:
+    """The clean data for which F is the target: (q x_t - sigma F) / d."""
+    if self.c is not None:  # The same, with sigma cancelled.
+      c_t, c_0 = (per_example(c, x_t) for c in self.c(schedule, t))
+      return (F - c_t * x_t) / c_0
+    q, sigma, d = (
+      per_example(c, x_t)
+      for c in (
+        self.q(schedule, t),
+        schedule.at(t).sigma,
+        self.det(schedule, t),
+      )
+    )
+    return (q * x_t - sigma * F) / d
+
+  def det(self, schedule: Schedule, t: Time) -> Number:
+    """The determinant d = q alpha - sigma p."""
+    at = schedule.at(t)
+    if self.c is not None:
+      return -self.c(schedule, t)[1] * at.sigma
+    return self.q(schedule, t) * at.alpha - at.sigma * self.p(schedule, t)
+
+
+def error_ratio(a: Target, b: Target, schedule: Schedule, t: Time) -> Number:
+  """|F_a - F_a_hat|^2 over |F_b - F_b_hat|^2, for the same prediction.
+
+  Infinite or not a number where b says nothing of x_0, or a is the constant
+  x_t (at t = 0).
+  """
+  return (a.det(schedule, t) / b.det(schedule, t)) ** 2
+
+
+def _number(value: float) -> Coefficient:
+  return lambda schedule, t: value
+
+
+def _of_sample(c, *, is_mean: bool = False) -> Target:
+  """The target c_t x_t + c_0 x_0."""
+
+  def p(schedule, t):
+    c_t, c_0 = c(schedule, t)
+    return c_0 + c_t * schedule.at(t).alpha
+
+  def q(schedule, t):
+    return c(schedule, t)[0] * schedule.at(t).sigma
+
+  return Target(p, q, c, is_mean)
+
+
+def _step(schedule, t):
+  return process.posterior_coefficients(schedule, t, t - 1)[::-1]
+
+
+eps = Target(p=_number(0.0), q=_number(1.0))
+x0 = _of_sample(lambda schedule, t: (0.0, 1.0))
+v = Target(
+  p=lambda schedule, t: -schedule.at(t).sigma,
+  q=lambda schedule, t: schedule.at(t).alpha,
+)
+flow = Target(p=_number(-1.0), q=_number(1.0))
+# Of the step to t - 1, so only of whole steps.
+mean = _of_sample(_step, is_mean=True)
+
+TARGETS = {"eps": eps, "x0": x0, "mean": mean, "v": v, "flow": flow}
