@@ -205,8 +205,8 @@ def published(tmp_path, monkeypatch):
     preset = shrunk(name, **settings)
     monkeypatch.setitem(presets.PRESETS, name, preset)
     x, one = np.zeros((1, 16, 16, 3)), np.ones(1, int)
-    y = () if preset.net.num_classes is None else (one,)
-    params = jax.jit(preset.net.init)(jax.random.key(0), x, one, *y)["params"]
+    cond = None if preset.net.num_classes is None else {"y": one}
+    params = jax.jit(preset.net.init)(jax.random.key(0), x, one, cond)["params"]
     state_dict = dj.pretrained.to_openai(params, preset.net)
     shapes = {key: tensor.shape for key, tensor in state_dict.items()}
     files.write(tmp_path / file, reference.weights(shapes))
