@@ -55,10 +55,11 @@ def test_out_and_back_is_exact(name):
     np.testing.assert_array_equal(back[key], tensor)
   # And our own network agrees about every name and shape.
   x, one = jnp.zeros((1, 16, 16, 3)), jnp.ones((1,), jnp.int32)
-  args = [x, one] if net.num_classes is None else [x, one, one]
-  options = {"low_res": x} if CASES[name]["class"] == "SuperResModel" else {}
+  cond = {} if net.num_classes is None else {"y": one}
+  if CASES[name]["class"] == "SuperResModel":
+    cond["low_res"] = x
   shapes = jax.eval_shape(
-    lambda key: net.init(key, *args, **options)["params"], jax.random.key(0)
+    lambda key: net.init(key, x, one, cond or None)["params"], jax.random.key(0)
   )
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 

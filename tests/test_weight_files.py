@@ -51,9 +51,8 @@ def assert_same(ours, theirs):
 
 def run(net, params, numbers):
   args = [numbers["x"], numbers["t"] + 1]  # published networks count from 0
-  args += [numbers["y"]] if "y" in numbers else []
-  options = {"low_res": numbers["low_res"]} if "low_res" in numbers else {}
-  return jax.jit(net.apply)({"params": params}, *args, **options)
+  cond = {name: numbers[name] for name in ("y", "low_res") if name in numbers}
+  return jax.jit(net.apply)({"params": params}, *args, cond or None)
 
 
 @pytest.mark.parametrize("path", STATE_DICTS, ids=lambda path: path.stem)
