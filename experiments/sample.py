@@ -489,7 +489,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
     )
-  if out.is_file() or (out.is_dir() and any(out.iterdir())):
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; name a new folder")
 
 
