@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 from commands import BLIND, assert_one_error, command
-from test_weight_files import PUBLISHED, assert_same
+from reference import PUBLISHED, assert_same
 
 import diffusion_jax as dj
 from diffusion_jax.models import presets

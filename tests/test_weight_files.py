@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from reference import PUBLISHED, assert_same
 
 from diffusion_jax.models import UNet
 from diffusion_jax.pretrained import (
@@ -28,7 +29,6 @@ from diffusion_jax.pretrained import (
 
 # NAME.json holds the constructor's arguments, NAME.npz inputs and outputs;
 # REFERENCE_NETWORKS names another folder like it.
-PUBLISHED = reference.DATA / "published"
 FOLDERS = [PUBLISHED]
 if "REFERENCE_NETWORKS" in os.environ:
   FOLDERS.append(pathlib.Path(os.environ["REFERENCE_NETWORKS"]))
@@ -40,13 +40,6 @@ ARRAYS = {
   "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
   "a.bias": np.array([0.1, -0.0, np.nan], np.float32),
 }
-
-
-def assert_same(ours, theirs):
-  assert ours.keys() == theirs.keys()
-  for name, array in theirs.items():
-    assert ours[name].dtype == array.dtype
-    np.testing.assert_array_equal(ours[name], array)
 
 
 def run(net, params, numbers):
