@@ -15,6 +15,27 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+  """Trained runs, see zoo.py."""
+  from zoo import Zoo
+
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # that of all processes of the session
+  return Zoo(folder / "zoo")
+
+
+@pytest.fixture
+def few_numbers():
+  """Every network is one of a few numbers, see toy.py."""
+  import toy
+
+  with toy.networks():
+    yield

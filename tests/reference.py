@@ -13,6 +13,7 @@ from diffusion_jax.models import Classifier, UNet
 from diffusion_jax.targets import TARGETS
 
 DATA = pathlib.Path(__file__).parent / "data"
+PUBLISHED = DATA / "published"
 
 
 def load(name: str):
@@ -95,3 +96,10 @@ def network(case):
     out_channels=case["out_channels"],
     num_classes=case.get("num_classes"),
   )
+
+
+def assert_same(ours, theirs):
+  assert ours.keys() == theirs.keys()
+  for name, array in theirs.items():
+    assert ours[name].dtype == array.dtype
+    np.testing.assert_array_equal(ours[name], array)

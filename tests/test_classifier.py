@@ -9,20 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_commands import TINY, assert_one_error, command
+from commands import CLASSIFIER, assert_one_error, command, rows
 
 import diffusion_jax as dj
-from experiments import assemble, sample, train, train_classifier
+from experiments import assemble, sample, train_classifier
 from experiments.generate import Generator
-
-CLASSIFIER = (
-  "--config=configs/classifier.py:smoke",
-  "--config.model.channels=8",
-  "--config.model.multipliers=(1,)",
-  "--config.model.attention_levels=()",
-  "--config.every.log=2",
-  "--config.every.checkpoint=4",
-)
 
 
 def test_cross_entropy_of_bayes_rule_is_the_entropy_left():
@@ -94,19 +85,11 @@ def test_bad_parts_to_hold_out_are_refused(every):
     dj.data.hold_out(dj.data.load("digits"), every)
 
 
-@pytest.fixture(scope="module")
-def runs_of_both(tmp_path_factory):
+@pytest.fixture
+def runs_of_both(zoo, tmp_path, few_numbers):
   """A diffusion model that knows no classes, and a classifier."""
-  folder = tmp_path_factory.mktemp("runs")
-  diffusion, classifier = folder / "diffusion", folder / "classifier"
-  command(train, *TINY, f"--workdir={diffusion}", "--config.num_steps=4")
-  command(
-    train_classifier,
-    *CLASSIFIER,
-    f"--workdir={classifier}",
-    "--config.num_steps=8",
-  )
-  return diffusion, classifier
+  names = {"few": "diffusion", "judge": "classifier"}
+  return tuple(zoo.copy(name, tmp_path / to) for name, to in names.items())
 
 
 def checkpoint(workdir):
@@ -132,24 +115,21 @@ def test_held_out_pictures_get_noise_of_their_own():
   assert not any(jax.random.key_data(k).tolist() in seen for k in steps)
 
 
-def test_a_classifiers_run_logs_accuracies_and_resumes(
-  runs_of_both, tmp_path, capsys
-):
-  _, whole = runs_of_both
-  lines = (whole / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  assert [row["step"] for row in rows] == [2, 4, 6, 8]
-  for row in rows:
+def test_a_classifiers_run_logs_accuracies_and_resumes(zoo, tmp_path, capsys):
+  whole = zoo.original("classifier")
+  logged = rows(whole / "metrics.jsonl")
+  assert [row["step"] for row in logged] == [2, 4, 6, 8]
+  for row in logged:
     for quarter in range(4):
       assert 0 <= row[f"accuracy_q{quarter}"] <= 1
       assert 0 <= row[f"held_out_accuracy_q{quarter}"] <= 1
   # Ten classes about which nothing is known yet.
-  assert abs(rows[0]["loss"] - np.log(10)) < 0.3
-  cut = tmp_path / "cut"
-  flags = (*CLASSIFIER, f"--workdir={cut}")
-  command(train_classifier, *flags, "--config.num_steps=4")
-  command(train_classifier, f"--workdir={cut}", "--config.num_steps=8")
-  assert "held-out pictures classified rightly" in capsys.readouterr().out
+  assert abs(logged[0]["loss"] - np.log(10)) < 0.3
+  cut = zoo.cut(zoo.copy("classifier", tmp_path / "cut"), step=4)
+  command(train_classifier, f"--workdir={cut}")
+  out = capsys.readouterr().out
+  assert "continues after step 4 of 8" in out
+  assert "held-out pictures classified rightly" in out
   chex.assert_trees_all_equal(checkpoint(cut), checkpoint(whole))
 
 
@@ -177,7 +157,7 @@ def test_a_classifier_pushes_samples_to_what_it_takes_for_the_class(
 
   def log_prob(images):
     x = dj.images.from_uint8(images)
-    logits = net.apply({"params": state.params}, x, jnp.ones(8, jnp.int32))
+    logits = jax.jit(net.apply)({"params": state.params}, x, jnp.ones(8, int))
     return float(dj.guidance.log_prob(logits, jnp.array([3, 5] * 4)).mean())
 
   assert log_prob(on) > log_prob(off) + 0.01
@@ -228,22 +208,32 @@ def test_bad_classifiers_are_one_line(name, runs_of_both, capsys):
   assert_one_error(stop, capsys, message)
 
 
+def noised_in_fewer_steps(run):
+  config = sample.runs.read_json(run, "config")
+  config["schedule"]["T"] = 500
+  (run / "config.json").write_text(json.dumps(config))
+
+
+def of_larger_pictures(run):
+  data = sample.runs.read_json(run, "data")
+  data["image_shape"] = [16, 16, 1]
+  (run / "data.json").write_text(json.dumps(data))
+
+
 @pytest.mark.parametrize(
-  ("flag", "message"),
+  ("change", "message"),
   [
-    ("--config.schedule.T=500", "has the schedule .*T': 500.* the run "),
-    ("--config.data.size=(16,)", r"image_shape \[16, 16, 1\], the run \[8, 8"),
+    (noised_in_fewer_steps, "has the schedule .*T': 500.* the run "),
+    (of_larger_pictures, r"image_shape \[16, 16, 1\], the run \[8, 8"),
   ],
 )
 def test_a_classifier_of_other_pictures_or_noise_is_refused(
-  flag, message, runs_of_both, tmp_path, capsys
+  change, message, runs_of_both, capsys
 ):
-  other = tmp_path / "other"
-  flags = ("--config.num_steps=1", f"--workdir={other}", flag)
-  command(train_classifier, *CLASSIFIER, *flags)
-  capsys.readouterr()
+  diffusion, classifier = runs_of_both
+  change(classifier)
   with pytest.raises(SystemExit) as stop:
-    command(sample, f"--workdir={runs_of_both[0]}", f"--classifier={other}")
+    command(sample, f"--workdir={diffusion}", f"--classifier={classifier}")
   assert_one_error(stop, capsys, message)
 
 

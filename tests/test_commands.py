@@ -1,14 +1,22 @@
 """The commands, run as a user runs them, in this process to save start-up."""
 
-import json
 import pathlib
+import shutil
 
 import chex
 import jax
 import numpy as np
 import pytest
+from commands import (
+  BLIND,
+  TINY,
+  assert_one_error,
+  command,
+  params_of,
+  rows,
+)
 from PIL import Image
-from test_tfds import write_cifar
+from prepared import write_cifar
 
 from diffusion_jax.models import presets
 from experiments import (
@@ -22,37 +30,17 @@ from experiments import (
 )
 from experiments.configs import common
 
-# The smallest network that still is one.
-TINY = (
-  "--config=configs/digits.py:smoke",
-  "--config.model.channels=8",
-  "--config.model.multipliers=(1,)",
-  "--config.model.attention_levels=()",
-  "--config.preview.num=4",
-  "--config.preview.steps=2",
-  "--config.sampling.steps=4",
-  "--config.every.log=2",
-  "--config.every.preview=4",
-  "--config.every.checkpoint=4",
-)
 
-
-def command(module, *flags):
-  module.main([module.__name__, *map(str, flags)])
-
-
-def params_of(workdir):
-  values = sample.define_flags(sample.flags.FlagValues(), num=1)
-  values(["", f"--workdir={workdir}", "--ema=raw"])
-  return sample.plan(values).params
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+@pytest.fixture
+def trained(zoo, tmp_path):
   """A run of 8 steps, uninterrupted."""
-  workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
-  return workdir
+  return zoo.copy("unet", tmp_path / "tiny")
+
+
+@pytest.fixture
+def few(zoo, tmp_path, few_numbers):
+  """The same, of a network of a few numbers."""
+  return zoo.copy("few", tmp_path / "few")
 
 
 def test_a_run_leaves_what_it_promises(trained):
@@ -63,20 +51,14 @@ def test_a_run_leaves_what_it_promises(trained):
     "step0000004_raw.png",
     "step0000008_ema0.995.png",
   }
-  rows = [
-    json.loads(line)
-    for line in (trained / "metrics.jsonl").read_text().splitlines()
-  ]
-  assert [row["step"] for row in rows] == [2, 4, 6, 8]
-  assert rows[-1]["images"] == 8 * 32
-  for row in rows:
+  logged = rows(trained / "metrics.jsonl")
+  assert [row["step"] for row in logged] == [2, 4, 6, 8]
+  assert logged[-1]["images"] == 8 * 32
+  for row in logged:
     chex.assert_tree_all_finite(row)
     assert {"loss", "grad_norm", "param_norm", "images_per_s"} <= row.keys()
     assert any(key.startswith("loss_q") for key in row)
-  previews = [
-    json.loads(line)
-    for line in (trained / "previews.jsonl").read_text().splitlines()
-  ]
+  previews = rows(trained / "previews.jsonl")
   assert [(row["step"], row["of"]) for row in previews] == [
     (4, "raw"), (4, "ema0.995"), (8, "raw"), (8, "ema0.995"),
   ]  # fmt: skip
@@ -97,68 +79,59 @@ def test_a_tree_that_is_not_installed_has_no_version(monkeypatch):
   assert found["no-such-package"] == "not installed"
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(trained, tmp_path, capsys):
+def test_an_interrupted_run_ends_with_the_same_bits(few, tmp_path, capsys):
   workdir = tmp_path / "cut"
-  flags = (*TINY, f"--workdir={workdir}")
+  flags = (*BLIND, f"--workdir={workdir}")
   command(train, *flags, "--config.num_steps=4")
   # As if the first part had been killed after logging beyond its checkpoint.
   with (workdir / "metrics.jsonl").open("a") as file:
     file.write('{"step": 6, "loss": 123}\n{"step": 7, "lo')
   command(train, *flags, "--config.num_steps=8")
   assert "the run continues after step 4 of 8 steps" in capsys.readouterr().out
-  chex.assert_trees_all_equal(params_of(workdir), params_of(trained))
-  rows = [
-    [json.loads(line)[key] for key in ("step", "loss")]
-    for folder in (workdir, trained)
-    for line in (folder / "metrics.jsonl").read_text().splitlines()
-  ]
-  assert rows[:4] == rows[4:]
+  chex.assert_trees_all_equal(params_of(workdir), params_of(few))
+  cut, whole = (
+    [(row["step"], row["loss"]) for row in rows(folder / "metrics.jsonl")]
+    for folder in (workdir, few)
+  )
+  assert cut == whole
 
 
-def test_a_complete_run_says_so(trained, capsys):
-  command(train, *TINY, f"--workdir={trained}", "--config.num_steps=8")
+def test_a_complete_run_says_so(few, capsys):
+  command(train, *BLIND, f"--workdir={few}", "--config.num_steps=8")
   out = capsys.readouterr().out
   assert "complete after 8 steps" in out
-  assert f"everything is written to {trained}" in out.splitlines()
-  assert out.splitlines()[-1].endswith(
-    f"experiments.sample --workdir={trained}"
-  )
+  assert f"everything is written to {few}" in out.splitlines()
+  assert out.splitlines()[-1].endswith(f"experiments.sample --workdir={few}")
 
 
-def test_samples_as_grid_array_and_folder(trained, tmp_path, capsys):
-  command(sample, f"--workdir={trained}", "--num=5", "--seed=3")
+def test_samples_as_a_grid(trained, capsys):
+  command(sample, f"--workdir={trained}", "--num=4", "--seed=3")
   assert (trained / "samples" / "sample_3.png").exists()
   assert "steps each, average 0.995\n" in capsys.readouterr().out
 
-  array = tmp_path / "a.npz"
-  command(
-    sample, f"--workdir={trained}", "--num=5", "--seed=3", f"--out={array}"
-  )
-  images = np.load(array)["images"]
+
+def test_samples_as_array_and_folder(few, tmp_path):
+  flags = (f"--workdir={few}", "--num=5", "--seed=3")
+  command(sample, *flags, f"--out={tmp_path}/a.npz")
+  images = np.load(tmp_path / "a.npz")["images"]
   chex.assert_shape(images, (5, 8, 8, 1))
   assert images.dtype == np.uint8
 
   folder = tmp_path / "pictures"
-  command(
-    sample,
-    f"--workdir={trained}",
-    "--num=5",
-    "--seed=3",
-    "--batch=2",  # an image does not depend on its batch
-    f"--out={folder}",
-  )
+  # An image does not depend on its batch.
+  command(sample, *flags, "--batch=2", f"--out={folder}")
   assert len(list(folder.iterdir())) == 5
   for k in range(5):
     with Image.open(folder / f"{k:06}.png") as picture:
       difference = np.asarray(picture, int) - images[k, ..., 0]
     assert np.abs(difference).max() <= 1
 
-  command(sample, f"--workdir={trained}", "--num=5", f"--out={tmp_path}/b.npz")
+  command(sample, *flags[:2], f"--out={tmp_path}/b.npz")
   assert (np.load(tmp_path / "b.npz")["images"] != images).any()
 
 
 def test_samples_that_cannot_be_written_are_kept_elsewhere(
-  trained, tmp_path, capsys, monkeypatch
+  few, tmp_path, capsys, monkeypatch
 ):
   def full(*_):
     raise OSError(28, "No space left on device")
@@ -166,7 +139,7 @@ def test_samples_that_cannot_be_written_are_kept_elsewhere(
   monkeypatch.setattr(sample.dj.images, "save_png", full)
   monkeypatch.setattr(sample.tempfile, "tempdir", str(tmp_path))
   with pytest.raises(SystemExit) as stop:
-    command(sample, f"--workdir={trained}", "--num=2")
+    command(sample, f"--workdir={few}", "--num=2")
   assert stop.value.code == 1
   assert (
     "No space left on device; the samples are in" in capsys.readouterr().err
@@ -179,32 +152,34 @@ def test_evaluate_reports_and_stores_its_figure(trained, capsys):
   command(evaluate, f"--workdir={trained}", "--num=32", "--steps=2")
   out = capsys.readouterr().out
   assert "Frechet distance in pixel space, 32 samples to 1797" in out
-  row = json.loads((trained / "evaluation.jsonl").read_text())
+  (row,) = rows(trained / "evaluation.jsonl")
   # Two halves of the data are far closer than an untrained network's samples.
   assert 0.2 < row["frechet_halves"] < 0.4 < row["frechet"]
   assert sum(row["classes"].values()) == 32
 
 
-def test_a_learned_variance_trains_resumes_and_is_measured(tmp_path, capsys):
+def test_a_learned_variance_trains_resumes_and_is_measured(
+  zoo, few_numbers, tmp_path, capsys
+):
   # L_vlb with steps drawn by past losses, whose history is in the checkpoint.
   whole, cut = tmp_path / "whole", tmp_path / "cut"
   flags = (
-    *TINY,
+    *BLIND,
     "--config.variance=learned_range",
     "--config.loss.name=vlb",
     "--config.timesteps=importance",
     "--config.schedule.T=12",
-    "--config.preview.steps=4",
   )
   command(train, *flags, f"--workdir={whole}", "--config.num_steps=16")
-  command(train, *flags, f"--workdir={cut}", "--config.num_steps=8")
-  command(train, *flags, f"--workdir={cut}", "--config.num_steps=16")
+  zoo.cut(shutil.copytree(whole, cut), step=8)
+  command(train, f"--workdir={cut}")
+  assert "continues after step 8 of 16" in capsys.readouterr().out
   chex.assert_trees_all_equal(params_of(cut), params_of(whole))
 
   capsys.readouterr()
   command(evaluate, f"--workdir={cut}", "--metrics=bpd", "--num=70")
   assert "bound of 70 images, 12 terms each" in capsys.readouterr().out
-  row = json.loads((cut / "evaluation.jsonl").read_text())
+  (row,) = rows(cut / "evaluation.jsonl")
   assert (row["images"], row["terms"], row["step"]) == (70, 12, 16)
   assert 0 < row["bpd_standard_error"] < 1
   assert row["bpd"] > row["bpd_decoder"] > 0
@@ -212,27 +187,14 @@ def test_a_learned_variance_trains_resumes_and_is_measured(tmp_path, capsys):
   command(
     evaluate, f"--workdir={cut}", "--metrics=bpd", "--num=70", "--batch=16"
   )
-  rows = (cut / "evaluation.jsonl").read_text().splitlines()
-  again = json.loads(rows[-1])
+  again = rows(cut / "evaluation.jsonl")[-1]
   np.testing.assert_allclose(again["bpd"], row["bpd"], rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def conditional(tmp_path_factory):
+@pytest.fixture
+def conditional(zoo, tmp_path, few_numbers):
   """A run whose network is told the digit, or sometimes not."""
-  workdir = tmp_path_factory.mktemp("conditional") / "run"
-  command(
-    train,
-    *TINY,
-    f"--workdir={workdir}",
-    "--config.model.num_classes=10",
-    "--config.label_dropout=0.5",
-    "--config.optim.lr=0.02",
-    "--config.optim.warmup_steps=0",
-    "--config.sampling.guidance=2.0",
-    "--config.num_steps=8",
-  )
-  return workdir
+  return zoo.copy("conditional", tmp_path / "run")
 
 
 def test_classes_and_guidance_decide_what_is_drawn(conditional, tmp_path):
@@ -257,7 +219,7 @@ def test_agreement_is_measured(conditional, capsys):
   flags = ("--metrics=agreement", "--num=20", "--steps=2", "--guidance=3")
   command(evaluate, f"--workdir={conditional}", *flags)
   assert "of 20 samples are of the class asked for" in capsys.readouterr().out
-  row = json.loads((conditional / "evaluation.jsonl").read_text())
+  (row,) = rows(conditional / "evaluation.jsonl")
   assert row["judge_accuracy"] > 0.95
   assert 0 <= row["agreement"] < 0.6  # an untrained network's guesses
   assert row["guidance"] == 3
@@ -273,7 +235,7 @@ def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
   workdir = tmp_path / "run"
   command(
     train,
-    *TINY,
+    *BLIND,
     f"--workdir={workdir}",
     f"--config.data.name={tmp_path / 'data'}",
     "--config.data.size=(12, 8)",
@@ -290,7 +252,7 @@ def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
   chex.assert_shape(np.load(tmp_path / "a.npz")["images"], (2, 12, 8, 3))
 
 
-def test_cifar_trains_from_prepared_tfds_data(tmp_path):
+def test_cifar_trains_from_prepared_tfds_data(few_numbers, tmp_path):
   write_cifar(tmp_path / "tfds", "array_record")
   workdir = tmp_path / "cifar"
   command(
@@ -298,10 +260,6 @@ def test_cifar_trains_from_prepared_tfds_data(tmp_path):
     "--config=configs/cifar.py",
     f"--workdir={workdir}",
     f"--config.data.data_dir={tmp_path / 'tfds'}",
-    # The published network is too large for a test; its size is asserted
-    # in test_unet.py.
-    "--config.model.channels=8",
-    "--config.model.num_blocks=1",
     "--config.batch_size=8",
     "--config.num_steps=1",
     "--config.preview.num=2",
@@ -311,10 +269,10 @@ def test_cifar_trains_from_prepared_tfds_data(tmp_path):
   assert runs.read_json(workdir, "data")["name"] == "cifar10/3.0.2 train"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run(few_numbers, tmp_path, capsys):
   workdir = tmp_path / "run"
   flags = (
-    *TINY,
+    *BLIND,
     f"--workdir={workdir}",
     "--config.optim.lr=1e30",
     "--config.optim.warmup_steps=1",  # the first update has rate 0
@@ -447,15 +405,6 @@ def test_bad_training_input_is_one_line_and_status_2(
   assert_one_error(stop, capsys, message)
 
 
-def assert_one_error(stop, capsys, message):
-  assert stop.value.code == 2
-  lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1, lines
-  assert lines[0].startswith("error: ")
-  with pytest.raises(ValueError, match=message):
-    raise ValueError(lines[0])
-
-
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
@@ -465,26 +414,29 @@ def assert_one_error(stop, capsys, message):
   ],
 )
 def test_a_config_that_does_not_fit_the_run_is_refused(
-  trained, capsys, flag, message
+  few, capsys, flag, message
 ):
-  lr = runs.read_json(trained, "config")["optim"]["lr"]
+  lr = runs.read_json(few, "config")["optim"]["lr"]
   message = message.replace("0.001", str(lr))
   with pytest.raises(SystemExit) as stop:
-    command(train, *TINY, f"--workdir={trained}", flag)
+    command(train, *BLIND, f"--workdir={few}", flag)
   assert_one_error(stop, capsys, message)
 
 
 BAD_SAMPLING = {
   "no workdir": ([], "--workdir is missing"),
-  "missing run": (["--workdir={run}x"], "no run directory .*; there is .*tiny"),
-  "foreign folder": (["--workdir={run}/samples"], "has no config.json"),
+  "missing run": (["--workdir={run}x"], "no run directory .*; there is .*few"),
+  "foreign folder": (["--workdir={run}/checkpoints"], "has no config.json"),
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
   "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
-  "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),
+  "full folder": (
+    ["--workdir={run}", "--out={run}/checkpoints"],
+    "there already",
+  ),
   "guidance": (["--workdir={run}", "--guidance=2"], "without label_dropout"),
   "classes": (["--workdir={run}", "--classes=3"], "knows no classes"),
   "eta": (
@@ -502,13 +454,12 @@ BAD_SAMPLING = {
 
 @pytest.mark.parametrize("name", BAD_SAMPLING)
 def test_bad_sampling_input_is_one_line_and_status_2(
-  name, trained, tmp_path, capsys
+  name, few, tmp_path, capsys
 ):
   flags, message = BAD_SAMPLING[name]
   (tmp_path / "config.json").write_text('{"seed": ')
   flags = [
-    f.replace("{run}", str(trained)).replace("{torn}", str(tmp_path))
-    for f in flags
+    f.replace("{run}", str(few)).replace("{torn}", str(tmp_path)) for f in flags
   ]
   with pytest.raises(SystemExit) as stop:
     command(sample, *flags)

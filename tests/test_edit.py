@@ -1,27 +1,29 @@
 """experiments.edit, run as a user runs it."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from commands import assert_one_error, command
 from oracles import Mixture
 from PIL import Image
-from test_commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
-from experiments import assemble, edit, train
+from experiments import assemble, edit, runs
 from experiments.configs import common
 
 # Nothing of it is clipped to [-1, 1].
 NARROW = Mixture(means=(0.1,), weights=(1.0,), std=0.2)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("runs")
-  plain, told = folder / "plain", folder / "told"
-  command(train, *TINY, f"--workdir={plain}", "--config.num_steps=2")
-  classes = "--config.model.num_classes=10"
-  command(train, *TINY, classes, f"--workdir={told}", "--config.num_steps=2")
+@pytest.fixture
+def trained(zoo, tmp_path, few_numbers):
+  """A run that knows no classes, and one that always knows the class."""
+  plain = zoo.copy("few", tmp_path / "plain")
+  told = zoo.copy("conditional", tmp_path / "told")
+  config = runs.read_json(told, "config")
+  runs.replace(told / "config.json", json.dumps(config | {"label_dropout": 0}))
   return plain, told
 
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_commands import TINY, assert_one_error, command
+import toy
+from commands import assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import (
@@ -21,27 +24,33 @@ from experiments import (
   scores,
   stored,
   subject,
-  train,
 )
 
 METRICS = "--metrics=frechet,fid,kid,pr,fid_inf"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """A run of one step, its samples and the figures of an uninterrupted go."""
-  workdir = tmp_path_factory.mktemp("evaluate") / "run"
-  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=1")
+def measured(zoo, tmp_path_factory):
+  """A run, its samples and the figures of an uninterrupted go."""
+  workdir = zoo.copy("few", tmp_path_factory.mktemp("evaluate") / "run")
   out = workdir / "samples.npz"
   flags = (f"--workdir={workdir}", "--num=50", "--steps=2", "--batch=16")
-  command(sample, *flags, f"--out={out}")
-  command(evaluate, *flags, METRICS)
+  with toy.networks():
+    command(sample, *flags, f"--out={out}")
+    command(evaluate, *flags, METRICS)
   return workdir, flags, np.load(out)["images"], rows(workdir)[-1]
 
 
+@pytest.fixture
+def run(measured, few_numbers, tmp_path):
+  """The same, with a copy of the run."""
+  original, flags, *rest = measured
+  workdir = shutil.copytree(original, tmp_path / "run")
+  return workdir, (f"--workdir={workdir}", *flags[1:]), *rest
+
+
 def rows(workdir):
-  lines = (workdir / "evaluation.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return commands.rows(workdir / "evaluation.jsonl")
 
 
 def pixels(images):
@@ -121,9 +130,12 @@ def test_kept_samples_are_used_again_for_what_they_are(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_gives_the_same_figures(run):
-  workdir, flags, _, row = run
-  flags = (*flags, "--sampler=ancestral", "--steps=200")
+def test_a_killed_evaluation_gives_the_same_figures(zoo, tmp_path):
+  workdir = zoo.copy("unet", tmp_path / "run")
+  flags = (
+    f"--workdir={workdir}", "--num=50", "--sampler=ancestral", "--steps=200",
+    "--batch=16",
+  )  # fmt: skip
   line = [sys.executable, "-m", "experiments.evaluate", *flags, METRICS]
   command(evaluate, *flags, METRICS)
   with subprocess.Popen(line) as process:

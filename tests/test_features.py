@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import sklearn.datasets
-from test_commands import assert_one_error, command
+from commands import assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import efficientnet, evaluate, features, measures, scores

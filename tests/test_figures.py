@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from commands import TINY, assert_one_error, command
 from PIL import Image
-from test_commands import TINY, assert_one_error, command
 
 from experiments import figures, train
 

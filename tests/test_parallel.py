@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import on_devices
 import pytest
-from test_commands import TINY
+from commands import TINY
 
 import diffusion_jax as dj
 

@@ -15,8 +15,8 @@ def test_presets_make_sense(name):
   preset = PRESETS[name]
   options = dict(preset.schedule)
   schedule = getattr(dj.schedules, options.pop("name"))(**options)
-  assert preset.variance in dj.process.VARIANCES
-  assert preset.target in dj.process.TARGETS
+  assert preset.variance in dj.prediction.VARIANCES
+  assert preset.target in dj.targets.TARGETS
   assert preset.sampling["steps"] <= schedule.T
   # Every published network attends at 16 x 16 at the least.
   sizes = {preset.size >> level for level in preset.net.attention_levels}

@@ -34,13 +34,13 @@ def test_outputs_are_the_published_codes(name):
   case, numbers = CASES[name], reference.load("networks")
   net = network(case)
   params = from_openai(weights(case["shapes"]), net)
-  args = [numbers["x"], numbers["t"] + 1]  # published networks count from 0
-  options = {}
-  if net.num_classes is not None:
-    args.append(numbers["y"])
+  cond = {} if net.num_classes is None else {"y": numbers["y"]}
   if case["class"] == "SuperResModel":
-    options["low_res"] = numbers["low_res"]
-  out = jax.jit(net.apply)({"params": params}, *args, **options)
+    cond["low_res"] = numbers["low_res"]
+  # Published networks count from 0.
+  out = jax.jit(net.apply)(
+    {"params": params}, numbers["x"], numbers["t"] + 1, cond or None
+  )
   np.testing.assert_allclose(out, numbers[name], rtol=1e-4, atol=2e-5)
 
 
@@ -55,10 +55,11 @@ def test_out_and_back_is_exact(name):
     np.testing.assert_array_equal(back[key], tensor)
   # And our own network agrees about every name and shape.
   x, one = jnp.zeros((1, 16, 16, 3)), jnp.ones((1,), jnp.int32)
-  args = [x, one] if net.num_classes is None else [x, one, one]
-  options = {"low_res": x} if CASES[name]["class"] == "SuperResModel" else {}
+  cond = {} if net.num_classes is None else {"y": one}
+  if CASES[name]["class"] == "SuperResModel":
+    cond["low_res"] = x
   shapes = jax.eval_shape(
-    lambda key: net.init(key, *args, **options)["params"], jax.random.key(0)
+    lambda key: net.init(key, x, one, cond or None)["params"], jax.random.key(0)
   )
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, params)
 
@@ -114,9 +115,9 @@ def test_outputs_are_those_of_diffusers(name):
   case, numbers = DIFFUSERS[name], reference.load("diffusers")
   net = UNet(**diffusers_config.settings(case["config"]))
   params = from_diffusers(weights(case["shapes"]), net)
-  y = () if net.num_classes is None else (numbers["y"],)
+  cond = None if net.num_classes is None else {"y": numbers["y"]}
   out = jax.jit(net.apply)(
-    {"params": params}, numbers["x"], numbers["t"] + 1, *y
+    {"params": params}, numbers["x"], numbers["t"] + 1, cond
   )
   np.testing.assert_allclose(out, numbers[name], rtol=1e-4, atol=2e-5)
 

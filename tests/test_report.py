@@ -7,15 +7,18 @@ import shutil
 
 import numpy as np
 import pytest
+import toy
 from browser import CHROMIUM, Browser
+from commands import TINY, assert_one_error, command
 from PIL import Image
-from test_commands import TINY, assert_one_error, command
 
 import diffusion_jax as dj
 from experiments import runs, train
 from experiments.configs import common
 from experiments.report import __main__ as report, charts, findings, neighbours
 from experiments.report.markup import element, picture, render
+
+pytestmark = pytest.mark.usefixtures("few_numbers")
 
 NASTY = "<b>&\"'"  # a folder may be called so, and its classes
 CLASSES = ("<i>one", "t&w\"o'")
@@ -65,16 +68,17 @@ def trained(tmp_path_factory):
       x = rng.integers(0, 256, (8, 8, 3), np.uint8)
       Image.fromarray(x).save(root / NASTY / name / f"{k}.png")
   workdir = root / f"run {NASTY}"
-  command(
-    train,
-    *TINY,
-    f"--workdir={workdir}",
-    f"--config.data.name={root / NASTY}",
-    "--config.preview.frechet=True",
-    "--config.preview.sampler=ddim",  # compiles faster
-    "--config.batch_size=4",
-    "--config.num_steps=8",
-  )
+  with toy.networks():
+    command(
+      train,
+      *TINY,
+      f"--workdir={workdir}",
+      f"--config.data.name={root / NASTY}",
+      "--config.preview.frechet=True",
+      "--config.preview.sampler=ddim",  # compiles faster
+      "--config.batch_size=4",
+      "--config.num_steps=8",
+    )
   rows = [
     {"step": 4, "frechet": 12.5, "fid": 3.25, "eta": None, "guidance": 2.0},
     {"step": 8, "new_score": 0.125, "classes": dict.fromkeys(CLASSES, 3)},
@@ -94,7 +98,7 @@ def whole_and_curves(trained):
     kept.update(loss_curves(plan, source))
     return kept
 
-  with pytest.MonkeyPatch.context() as patch:
+  with toy.networks(), pytest.MonkeyPatch.context() as patch:
     patch.setattr(findings, "loss_curves", keep)
     command(report, f"--workdir={trained}", "--num=8")
   return trained / "report.html", kept
@@ -332,9 +336,9 @@ def test_a_classifier_has_its_own_curves(tmp_path):
 
 
 def test_large_pictures_make_no_large_page(tmp_path):
-  # Noise does not compress: as they are these pictures would take 100 MB.
+  # Noise does not compress: as they are these pictures would take 25 MB.
   run = empty_run(tmp_path)
-  noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+  noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
   for step in range(12):
     for name in ("raw", "ema0.9", "ema0.99"):
       path = run / "samples" / f"step{step:07}_{name}.png"
@@ -342,7 +346,7 @@ def test_large_pictures_make_no_large_page(tmp_path):
         path.symlink_to(run / "samples" / f"step0000000_{name}.png")
       else:
         dj.images.save_png(path, noise)
-  frames = [np.roll(noise[:600, :600], 7 * k, axis=1) for k in range(4)]
+  frames = [np.roll(noise[:300, :300], 7 * k, axis=1) for k in range(4)]
   dj.images.save_gif(run / "samples" / "denoising.gif", frames)
   page = shown(run)
   # Raw and the slowest average, the newest and six over time; the animation

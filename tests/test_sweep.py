@@ -1,28 +1,19 @@
 """Several checkpoints and averages of one run, measured alike."""
 
-import json
-
 import pytest
-from test_commands import TINY, assert_one_error, command
+from commands import assert_one_error, command, rows
 
-from experiments import evaluate, stored, sweep, train
+from experiments import evaluate, stored, sweep
 
 SWEEP = (
   "--num=20", "--steps=2", "--metrics=fid,kid", "--curve", "--ema=sweep",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(zoo, tmp_path, few_numbers):
   """A run with two checkpoints and one average."""
-  workdir = tmp_path_factory.mktemp("sweep") / "run"
-  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
-  return workdir
-
-
-def rows(workdir):
-  lines = (workdir / "evaluation.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return zoo.copy("few", tmp_path / "run")
 
 
 def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
@@ -42,7 +33,7 @@ def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
   command(evaluate, f"--workdir={run}", *SWEEP)
   want = [(step, ema) for step in (4, 8) for ema in ("raw", "0.995")]
   assert drawn == [*want[:3], *want[2:]]  # each once, but for the interrupted
-  found = rows(run)
+  found = rows(run / "evaluation.jsonl")
   assert [(row["step"], row["ema"]) for row in found] == want
   assert len({row["samples_hash"] for row in found}) == 4
   said = capsys.readouterr().out.splitlines()
@@ -53,10 +44,10 @@ def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
   assert said[-6].split() == ["step", "average", "fid", "kid"]
   # Again, there is nothing to draw.
   command(evaluate, f"--workdir={run}", *SWEEP)
-  assert rows(run) == found and len(drawn) == 5
+  assert rows(run / "evaluation.jsonl") == found and len(drawn) == 5
   # The newest checkpoint alone.
   command(evaluate, f"--workdir={run}", *SWEEP[:3], "--ema=raw")
-  assert rows(run)[-1] == found[2]
+  assert rows(run / "evaluation.jsonl")[-1] == found[2]
 
 
 def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_commands import TINY, assert_one_error, command, params_of
+from commands import UPSAMPLER, assert_one_error, command, params_of
 
 import diffusion_jax as dj
 from experiments import evaluate, sample, train
@@ -68,18 +68,17 @@ def test_each_image_is_told_its_own_small_picture_and_step():
                 noisy_low_res=True)  # fmt: skip
   x, t = jnp.ones((2, 8, 8, 1)), jnp.array([3, 3])
   low, s = jnp.ones((2, 4, 4, 1)), jnp.array([0, 5])
-  params = net.init(jax.random.key(0), x, t, {"low_res": low, "low_res_t": s})
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  params = tree.unflatten(
-    [
-      leaf + 0.1 * jax.random.normal(key, leaf.shape)
-      for leaf, key in zip(leaves, keys, strict=True)
-    ]
+  cond = {"low_res": low, "low_res_t": s}
+  params = jax.jit(net.init)(jax.random.key(0), x, t, cond)
+  # Drawn in NumPy: a program for every shape would take longer.
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda p: p + 0.1 * rng.standard_normal(p.shape, np.float32), params
   )
 
+  @jax.jit
   def run(low, s):
-    return np.asarray(net.apply(params, x, t, {"low_res": low, "low_res_t": s}))
+    return net.apply(params, x, t, {"low_res": low, "low_res_t": s})
 
   base = run(low, s)
   for other in (run(low.at[1].set(2.0), s), run(low, s.at[1].set(9))):
@@ -96,18 +95,11 @@ def test_a_step_where_none_is_expected_is_refused(noisy):
     net.init(jax.random.key(0), x, one, {"low_res": x[:, ::2, ::2], **told})
 
 
-UPSAMPLER = (*TINY, "--config.low_res.size=(4,)", "--config.low_res.noise=50")
-
-
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
+@pytest.fixture
+def cascade(zoo, tmp_path, few_numbers):
   """A model of 4 x 4 and one that enlarges to 8 x 8."""
-  folder = tmp_path_factory.mktemp("runs")
-  base, upsampler = folder / "base", folder / "upsampler"
-  small = "--config.data.size=(4,)"
-  command(train, *TINY, small, f"--workdir={base}", "--config.num_steps=4")
-  command(train, *UPSAMPLER, f"--workdir={upsampler}", "--config.num_steps=8")
-  return base, upsampler
+  names = {"small": "base", "upsampler": "upsampler"}
+  return tuple(zoo.copy(name, tmp_path / to) for name, to in names.items())
 
 
 def draw(out, *flags):
@@ -159,16 +151,17 @@ def test_an_upsampler_alone_enlarges_its_data(cascade, tmp_path):
   same = np.abs(own.astype(int) - given).mean()
   np.save(tmp_path / "t.npy", dj.images.to_uint8(small[::-1]))
   other = draw(out, *flags, f"--low_res={tmp_path}/t.npy")
-  assert same < 0.01 < np.abs(own.astype(int) - other).mean()
+  assert same < 0.2 and np.abs(own.astype(int) - other).mean() > 2
 
 
-def test_an_upsampler_resumes_with_the_same_bits(cascade, tmp_path):
-  flags = (*UPSAMPLER, f"--workdir={tmp_path / 'cut'}")
-  command(train, *flags, "--config.num_steps=4")
-  command(train, *flags, "--config.num_steps=8")
-  chex.assert_trees_all_equal(
-    params_of(tmp_path / "cut"), params_of(cascade[1])
-  )
+def test_an_upsampler_resumes_with_the_same_bits(
+  zoo, tmp_path, few_numbers, capsys
+):
+  cut = zoo.cut(zoo.copy("upsampler", tmp_path / "cut"), step=4)
+  command(train, f"--workdir={cut}")
+  assert "continues after step 4 of 8" in capsys.readouterr().out
+  whole = params_of(zoo.original("upsampler"))
+  chex.assert_trees_all_equal(params_of(cut), whole)
 
 
 def test_an_upsampler_is_measured(cascade, capsys):
@@ -196,7 +189,7 @@ def test_a_cascade_is_measured_batch_by_batch(cascade, tmp_path):
   np.testing.assert_array_equal(kept[:5], whole)
 
 
-def test_guidance_of_scale_1_is_the_class_alone(tmp_path):
+def test_guidance_of_scale_1_is_the_class_alone(few_numbers, tmp_path):
   workdir = tmp_path / "told"
   command(
     train,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from reference import PUBLISHED, assert_same
 
 from diffusion_jax.models import UNet
 from diffusion_jax.pretrained import (
@@ -28,7 +29,6 @@ from diffusion_jax.pretrained import (
 
 # NAME.json holds the constructor's arguments, NAME.npz inputs and outputs;
 # REFERENCE_NETWORKS names another folder like it.
-PUBLISHED = reference.DATA / "published"
 FOLDERS = [PUBLISHED]
 if "REFERENCE_NETWORKS" in os.environ:
   FOLDERS.append(pathlib.Path(os.environ["REFERENCE_NETWORKS"]))
@@ -42,18 +42,10 @@ ARRAYS = {
 }
 
 
-def assert_same(ours, theirs):
-  assert ours.keys() == theirs.keys()
-  for name, array in theirs.items():
-    assert ours[name].dtype == array.dtype
-    np.testing.assert_array_equal(ours[name], array)
-
-
 def run(net, params, numbers):
   args = [numbers["x"], numbers["t"] + 1]  # published networks count from 0
-  args += [numbers["y"]] if "y" in numbers else []
-  options = {"low_res": numbers["low_res"]} if "low_res" in numbers else {}
-  return jax.jit(net.apply)({"params": params}, *args, **options)
+  cond = {name: numbers[name] for name in ("y", "low_res") if name in numbers}
+  return jax.jit(net.apply)({"params": params}, *args, cond or None)
 
 
 @pytest.mark.parametrize("path", STATE_DICTS, ids=lambda path: path.stem)

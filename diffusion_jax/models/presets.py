@@ -85,14 +85,13 @@ def param_shapes(preset: Preset) -> Any:
   """Shapes of the parameters, a tree; no memory is used."""
   x = jnp.zeros((1, preset.size, preset.size, 3))
   one = jnp.ones((1,), jnp.int32)
-  args = [x, one]
-  options = {}
+  cond = {}
   if preset.net.num_classes is not None:
-    args.append(one)
+    cond["y"] = one
   if preset.low_res is not None:
-    options["low_res"] = jnp.zeros((1, preset.low_res, preset.low_res, 3))
+    cond["low_res"] = jnp.zeros((1, preset.low_res, preset.low_res, 3))
   return jax.eval_shape(
-    lambda key: preset.net.init(key, *args, **options), jax.random.key(0)
+    lambda key: preset.net.init(key, x, one, cond or None), jax.random.key(0)
   )
 
 

@@ -321,12 +321,10 @@ def param_shapes(
   net: Encoder, image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter by path; no memory is used."""
-  x = jnp.zeros((1, *image_shape))
-  args = [x, jnp.ones((1,), jnp.int32)]
-  if net.num_classes is not None:
-    args.append(jnp.zeros((1,), jnp.int32))
+  x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
+  cond = None if net.num_classes is None else {"y": one - 1}
   tree = jax.eval_shape(
-    lambda key: net.init(key, *args)["params"], jax.random.key(0)
+    lambda key: net.init(key, x, one, cond)["params"], jax.random.key(0)
   )
   shapes: Any = traverse_util.flatten_dict(tree, sep="/")
   return {path: leaf.shape for path, leaf in shapes.items()}
