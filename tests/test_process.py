@@ -282,8 +282,8 @@ def test_dynamic_thresholds_clip_one_pixel_in_ten():
   np.testing.assert_array_equal(p.mean_x0, p.x0_hat)
   alpha, sigma = process.rates(schedule, 20, x0)
   np.testing.assert_allclose(alpha * p.x0_hat + sigma * p.eps_hat, x_t, 1e-5)
-  with pytest.raises(ValueError, match="quantile=2 must be in"):
-    prediction.thresholded(plain, schedule, quantile=2)
+  with pytest.raises(ValueError, match="quantile=2.0 must be in"):
+    prediction.thresholded(plain, schedule, quantile=2.0)
 
 
 def test_a_network_meets_scaled_inputs_and_its_own_clock():
