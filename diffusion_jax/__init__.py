@@ -18,6 +18,7 @@ from diffusion_jax import (
   data as data,
   diagnostics as diagnostics,
   editing as editing,
+  edm as edm,
   guidance as guidance,
   images as images,
   importance as importance,

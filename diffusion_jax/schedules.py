@@ -61,8 +61,16 @@ class Schedule(Protocol):
     """Signal and noise at a time of the schedule's own kind."""
     ...
 
-  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+  def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
     """Where arcsinh(sigma / alpha) is a: t / T."""
+    ...
+
+  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Where the log-SNR is that."""
+    ...
+
+  def noise_scale(self, t: Time) -> Float[Array, ""] | float:
+    """Standard deviation of the noise that a walk from t starts at."""
     ...
 
 
@@ -102,6 +110,17 @@ class Table:
     table = jnp.arcsinh(self.sigma / self.alpha)
     steps = jnp.linspace(0, 1, self.T + 1, dtype=table.dtype)
     return jnp.interp(a, table, steps)
+
+  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Refuses: a table is known at its own steps only."""
+    raise ValueError(
+      "a schedule of whole steps has no noise level between two of them; use "
+      "one of diffusion_jax.continuous, or no churn"
+    )
+
+  def noise_scale(self, t: Time) -> float:
+    """1, as in the papers, although sigma_T is a little less."""
+    return 1.0
 
 
 def from_betas(

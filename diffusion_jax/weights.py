@@ -58,3 +58,11 @@ def min_snr(gamma: float = 5.0) -> Weight:
 def truncated_snr() -> Weight:
   """max(SNR, 1) / SNR (Salimans and Ho 2022, section 4)."""
   return lambda schedule, t: jnp.maximum(1 / process.snr(schedule, t), 1)
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+  """(SNR sigma_data^2 + 1) / (SNR sigma_data^2), the plain loss of EDM's F.
+
+  Karras et al. 2022, table 1: lambda = 1 / c_out^2, here of the noise's error.
+  """
+  return lambda schedule, t: 1 + 1 / (process.snr(schedule, t) * sigma_data**2)
