@@ -75,15 +75,22 @@ def discretised_log_prob(
   if cdf not in CDFS:
     raise ValueError(f"{cdf=} is not one of {', '.join(CDFS)}")
   phi = _tanh_cdf if cdf == "tanh" else jax.scipy.stats.norm.cdf
-  scale = _exp(-log_std)
+  scale, away = _exp(-log_std), x0 - mean
 
   def mass_below(edge):
-    z = scale * (x0 - mean + edge)
-    return phi(jnp.clip(z, -MAX_SIGMAS, MAX_SIGMAS))
+    return phi(jnp.clip(scale * edge, -MAX_SIGMAS, MAX_SIGMAS))
 
-  upper, lower = mass_below(1 / 255), mass_below(-1 / 255)
+  # A bin above the mean has the mass of its mirror image below, which is not
+  # a difference of two numbers close to 1.
+  middle = -jnp.abs(away)
   mass = jnp.where(
-    x0 < -0.999, upper, jnp.where(x0 > 0.999, 1 - lower, upper - lower)
+    x0 < -0.999,
+    mass_below(away + 1 / 255),
+    jnp.where(
+      x0 > 0.999,
+      mass_below(1 / 255 - away),
+      mass_below(middle + 1 / 255) - mass_below(middle - 1 / 255),
+    ),
   )
   return jnp.log(jnp.maximum(mass, MIN_MASS))
 
@@ -138,4 +145,6 @@ def _exp(x):
 
 
 def _tanh_cdf(z):
-  return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+  # As a sigmoid, (1 + tanh(y)) / 2 keeps its digits where it is small.
+  y = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+  return jax.nn.sigmoid(2 * y)

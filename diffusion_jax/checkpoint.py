@@ -27,6 +27,8 @@ _MARK = "commit_success.txt"
 # What reading a file that is not what it was can come to, in Orbax and in
 # tensorstore.
 _UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+# Of these the file is to blame; of all others the system.
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class Damaged(ValueError):
@@ -79,6 +81,10 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     """The step of the newest checkpoint; None where there is none."""
     return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints, the oldest first."""
+    return sorted(self._manager.all_steps())
 
   def save(self, state: TrainState) -> None:
     """Saves the state under its step; a step saved before stays as it is.
@@ -135,20 +141,26 @@ class Checkpoints:
 
     Raises:
       ValueError: If there is none that can be read, or it holds other arrays
-        than ``like``.
+        than ``like``. Nothing has been renamed then.
+      OSError: If the system does not let a checkpoint be read, which says
+        nothing of what is in it.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     steps = steps if step is None else [step]
     if not steps:
       raise ValueError(f"no checkpoint in {self._directory}; train first")
+    damaged = []
     for candidate in steps:
       try:
-        return self._restore(candidate, like)
+        state = self._restore(candidate, like)
       except Damaged as error:
         if tell is None:
           raise
         tell(f"checkpoint {candidate} is passed over: {error}")
-        self._set_aside(candidate)
+        damaged.append(candidate)
+      else:
+        self._set_aside(damaged)
+        return state
     raise ValueError(
       f"every checkpoint in {self._directory} is damaged: put back a "
       "copy, or train anew in another directory"
@@ -156,41 +168,50 @@ class Checkpoints:
 
   def _restore(self, step: int, like: Any) -> TrainState:
     self._verify(step)
-    try:
-      saved = self._manager.item_metadata(step)
-      have = _shapes(saved)
-    except _UNREADABLE as error:
-      raise Damaged(_first_line(error)) from error
+    with _damage():
+      have = _shapes(self._manager.item_metadata(step))
     _check_same(_shapes(like), have)
-    try:
+    with _damage():
       state = self._manager.restore(step, args=_Restore(like))
-    except _UNREADABLE as error:
-      raise Damaged(_first_line(error)) from error
     return cast(TrainState, state)
 
   def _verify(self, step: int) -> None:
-    """Compares the files with their checksums, on one process for all."""
-    problem = None
-    if jax.process_index() == 0:
-      problem = _difference(self._directory / str(step) / "default")
-    damaged = multihost_utils.broadcast_one_to_all(
-      np.array(problem is not None)
-    )
-    if damaged:
-      raise Damaged(problem or "the first process found it damaged")
+    """Compares the files with their checksums, on one process for all.
 
-  def _set_aside(self, step: int) -> None:
-    """Makes room for the checkpoint of this step to come."""
-    if self._read_only:
+    Raises:
+      Damaged: If they are not what was written.
+      OSError: If the system does not let them be read.
+    """
+    problem: Exception | None = None
+    if jax.process_index() == 0:
+      try:
+        if difference := _difference(self._directory / str(step) / "default"):
+          problem = Damaged(difference)
+      except OSError as error:
+        problem = error
+    unread, damaged = multihost_utils.broadcast_one_to_all(
+      np.array([isinstance(problem, OSError), isinstance(problem, Damaged)])
+    )
+    if problem is not None:
+      raise problem
+    if damaged:
+      raise Damaged("the first process found it damaged")
+    if unread:
+      raise OSError(f"the first process cannot read checkpoint {step}")
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Makes room for the checkpoints of these steps to come."""
+    if self._read_only or not steps:
       return
     if jax.process_index() == 0:
-      aside = self._directory / f"damaged-{step}"
-      number = 0
-      while aside.exists():
-        number += 1
-        aside = self._directory / f"damaged-{step}-{number}"
-      (self._directory / str(step)).rename(aside)
-    multihost_utils.sync_global_devices("damaged checkpoint set aside")
+      for step in steps:
+        aside = self._directory / f"damaged-{step}"
+        number = 0
+        while aside.exists():
+          number += 1
+          aside = self._directory / f"damaged-{step}-{number}"
+        (self._directory / str(step)).rename(aside)
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")
     self._manager.reload()
 
 
@@ -217,30 +238,63 @@ class _Restore(ocp.args.StandardRestore):
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
   """BLAKE2 of each file below a folder that holds what was saved."""
-  found = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name not in (CHECKSUMS, _MARK):
-      with path.open("rb") as file:
-        digest = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
-      found[path.relative_to(folder).as_posix()] = digest
-  return found
+  return {
+    path.relative_to(folder).as_posix(): _checksum(path)
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name not in (CHECKSUMS, _MARK)
+  }
+
+
+def _checksum(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
 
 
 def _difference(folder: pathlib.Path) -> str | None:
-  """What is not as it was when it was written; None where all is."""
+  """What is not as it was when it was written; None where all is.
+
+  Only files that were written count: file managers and network file systems
+  leave others beside them.
+
+  Raises:
+    OSError: If the system does not let a file be read.
+  """
+  if not folder.is_dir():
+    return "its files are missing"
   try:
     written = json.loads((folder / CHECKSUMS).read_text())
-    found = _checksums(folder)
-  except FileNotFoundError:
-    return None if folder.is_dir() else "its files are missing"
-  except (OSError, ValueError) as error:
-    return _first_line(error)
-  for name in sorted(written.keys() | found.keys()):
-    if name not in found:
+  except FileNotFoundError:  # older than checksums
+    return None
+  except ValueError as error:
+    return f"{CHECKSUMS}: {_first_line(error)}"
+  if not isinstance(written, dict):
+    return f"{CHECKSUMS} lists no files"
+  for name in sorted(written):
+    try:
+      if written[name] != _checksum(folder / name):
+        return f"{name} has changed since it was written"
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
       return f"{name} is missing"
-    if written.get(name) != found[name]:
-      return f"{name} has changed since it was written"
   return None
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+  """Takes what Orbax cannot read for damage, unless the system refuses it.
+
+  Raises:
+    Damaged: If a file is not what it was.
+    OSError: If the system does not let it be read.
+  """
+  try:
+    yield
+  except _UNREADABLE as error:
+    line = _first_line(error)
+    # tensorstore puts the system's refusals into words of its own.
+    refused = isinstance(error, OSError) and error.errno not in _MISSING
+    if refused or "PERMISSION_DENIED" in str(error):
+      raise OSError(f"a checkpoint cannot be read: {line}") from error
+    raise Damaged(line) from error
 
 
 def _check_room(directory, state: TrainState) -> None:

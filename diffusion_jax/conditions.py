@@ -1,4 +1,4 @@
-"""What a network is told besides x_t and t: one pytree, or None.
+"""What a network is conditioned on: one pytree, or None.
 
 For the networks here it is a dictionary:
 
@@ -30,12 +30,12 @@ class Conditions:
 
   Attributes:
     schedule: Of the noise on small pictures.
-    num_classes: How many classes there are; None where none are told.
+    num_classes: How many classes there are; None conditions on none.
     label_dropout: Part of the labels that training hides behind
       ``num_classes``, one class more, for classifier-free guidance.
     low_res: Height and width of the pictures to enlarge; None enlarges none.
-    noise: The largest step of noise on these; the network is told the step
-      where it is above 0.
+    noise: The largest step of noise on these; where it is above 0 the step is
+      a condition, too.
   """
 
   schedule: Schedule
@@ -45,7 +45,7 @@ class Conditions:
   noise: int = 0
 
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
-    """What the network is told of a batch in training.
+    """The condition of a batch in training.
 
     Drawn for the whole batch, so that neither micro-batches nor devices
     change it.
@@ -76,7 +76,7 @@ class Conditions:
     return cond
 
   def of(self, x0: Batch, y: Int[Array, " B"] | None) -> Cond:
-    """What the network is told of clean images: nothing hidden or noised."""
+    """The condition of clean images: nothing hidden or noised."""
     low_res = None
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)

@@ -104,7 +104,7 @@ def vary(
   x0: Batch,
   key: Key[Array, ""],
   *,
-  start: int,
+  start: float,
   pairs: timesteps.Pairs | None = None,
 ) -> Batch:
   """Noises images to a step and walks back (SDEdit, Meng et al. 2022).
@@ -128,7 +128,7 @@ def vary(
   kept = pairs[pairs[:, 0] <= start]
   if not len(kept):
     raise ValueError(f"{start=} is below every step of the walk")
-  t = int(kept[0, 0])
+  t = kept[0, 0].item()
   key_up, key_down = jax.random.split(key)
   eps = samplers.noise(key_up, t, jnp.arange(len(x0)), x0.shape[1:])
   x_t = q_sample(schedule, x0, jnp.full(len(x0), t), eps)
@@ -148,7 +148,8 @@ def slerp(
   sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b. A straight
   line would pass through images of too little noise; on the circle, noise
   stays noise. Feed the result to ``samplers.sample`` as x_T, with a
-  deterministic step.
+  deterministic step. Where the angle is 0 the circle is the straight line;
+  through opposite noises, a = -b, there is no one circle.
 
   Args:
     a: One noise.
@@ -158,9 +159,13 @@ def slerp(
   Returns:
     One noise for each weight.
   """
-  cosine = (a * b).sum() / (jnp.linalg.norm(a) * jnp.linalg.norm(b))
+  norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+  cosine = (a * b).sum() / jnp.maximum(norms, jnp.finfo(a.dtype).tiny)
   angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+
+  def share(w):
+    """sin(w angle) / sin(angle), which is w where the angle is 0."""
+    return w * jnp.sinc(w * angle / jnp.pi) / jnp.sinc(angle / jnp.pi)
+
   w = weights.reshape(-1, *(1,) * a.ndim)
-  return (
-    jnp.sin((1 - w) * angle) * a[None] + jnp.sin(w * angle) * b[None]
-  ) / jnp.sin(angle)
+  return share(1 - w) * a[None] + share(w) * b[None]

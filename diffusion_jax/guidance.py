@@ -97,6 +97,7 @@ def classifier_step(
   *,
   gradient: Gradient,
   scale: Scale = 1.0,
+  above: Time | None = None,
 ) -> tuple[Batch, Batch]:
   """Ancestral sampling whose mean a classifier moves.
 
@@ -113,13 +114,15 @@ def classifier_step(
     eps: Standard Gaussian noise, the shape of x_t.
     gradient: See ``log_prob_gradient``.
     scale: 0 is off, which is ``samplers.ancestral_step``.
+    above: From where the walk comes to its last step, whose variance it is
+      that moves the mean there; see ``process.posterior_log_var``.
 
   Returns:
     x_s and the unguided prediction of the clean data.
   """
   times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
   prediction = predict(x_t, t)
-  p = p_mean_variance(schedule, prediction, x_t, t, s)
+  p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
   mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times)
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
   return mean + std * eps, prediction.x0_hat
@@ -182,8 +185,9 @@ def autoguidance(
 ) -> Predict:
   """Guides a network away from a weaker version of itself.
 
-  weaker + scale (predict - weaker)  (Karras et al. 2024, eq. 2): the weaker
-  one is smaller or less trained, on the same classes and noise.
+  weaker + scale (predict - weaker)  (Karras et al. 2024, section 4: w D_1 +
+  (1 - w) D_0): the weaker one is smaller or less trained, on the same classes
+  and noise.
 
   Args:
     predict: The network.

@@ -27,6 +27,8 @@ def to_uint8(
 
   Raises:
     ValueError: If there is no such rule.
+    FloatingPointError: If a value is NaN or infinite, which would be black or
+      white like any other.
 
   >>> to_uint8(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
   [0, 0, 128, 255]
@@ -35,7 +37,15 @@ def to_uint8(
   """
   if quantise not in QUANTISE:
     raise ValueError(f"{quantise=} is not one of {', '.join(QUANTISE)}")
-  scaled = QUANTISE[quantise]((np.asarray(x, np.float32) + 1) * 127.5)
+  x = np.asarray(x, np.float32)
+  wrong = x.size - np.isfinite(x).sum()
+  if wrong:
+    raise FloatingPointError(
+      f"{wrong:,} of the {x.size:,} values of pictures are NaN or infinite, so "
+      "none are written; look at the scale of guidance first, then at the "
+      "parameters"
+    )
+  scaled = QUANTISE[quantise]((x + 1) * 127.5)
   return np.clip(scaled, 0, 255).astype(np.uint8)
 
 

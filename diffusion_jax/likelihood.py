@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import bound, process, samplers, targets, timesteps
@@ -87,13 +88,14 @@ def variational_bound_with(
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
+  above = timesteps.above_last(pairs)
 
   def move(_, pair):
     t, s = jnp.broadcast_to(pair[:, None], (2, x0.shape[0]))
     eps = noise_at(pair[0])
     x_t = process.q_sample(schedule, x0, t, eps)
     prediction = predict(x_t, t)
-    p = p_mean_variance(schedule, prediction, x_t, t, s)
+    p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
     return None, (
       bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),
       mean_per_example((prediction.eps_hat - eps) ** 2),
@@ -112,7 +114,7 @@ def probability_flow(
   x: Batch,
   key: Key[Array, ""],
   *,
-  visited: Sequence[int] | None = None,
+  visited: Sequence[float] | np.ndarray | None = None,
 ) -> Float[Array, " B"]:
   """-log2 of the density that the probability flow gives to x.
 
@@ -138,9 +140,9 @@ def probability_flow(
   Returns:
     [B], bits per dimension.
   """
-  steps = jnp.asarray(
-    range(1, schedule.T + 1) if visited is None else visited, jnp.int32
-  )
+  if visited is None:
+    visited = timesteps.every(schedule.T)[::-1, 0]
+  steps = jnp.asarray(visited)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
 
   def flow(x, t):

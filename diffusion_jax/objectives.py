@@ -95,7 +95,7 @@ def diffusion(
       with its options bound.
     draw: ``(key, B, T) -> t``, see ``timesteps``.
     condition: ``(batch, key, step) -> cond``, see ``conditions``; by default
-      the network is told nothing.
+      there is none.
 
   Returns:
     The objective, of batches with "image", [B, H, W, C] in [-1, 1].

@@ -3,8 +3,8 @@
   predict = dj.predictor(apply, schedule, target=dj.targets.v)
   predict(x_t, t, cond) -> Prediction
 
-What a network's input is scaled by, how it is told the time, what it was asked
-for and how its variance is to be read are known here and nowhere else. Steps,
+What a network's input is scaled by, what it gets for the time, what it predicts
+and how its variance is read are settled here and nowhere else. Steps,
 solvers, losses and likelihoods take a ``predict``; clipping and guidance make
 one of another. A closed form is as welcome as a U-Net.
 """
@@ -22,19 +22,16 @@ from diffusion_jax.process import Batch, per_example
 from diffusion_jax.schedules import Schedule, Time
 from diffusion_jax.targets import Target
 
-# What a network is told besides x_t and t: any pytree, or None.
+# What a network is conditioned on: any pytree, or None.
 Cond = Any
-# (schedule, t, s, raw) -> log-variance of p, ``raw`` what a network says of it.
+# (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
 
 
-class Apply(Protocol):
-  """A network with its parameters, or a closed form."""
-
-  # Any: Flax's apply has no static type.
-  def __call__(self, x_t: Any, t: Any, /, *cond: Cond) -> Any:
-    """(x_t, t), or (x_t, t, cond) where there is a condition -> output."""
-    ...
+# A network with its parameters, or a closed form: (x_t, t), or (x_t, t, cond)
+# where there is a condition, to its output. Any: Flax's apply has no static
+# type.
+Apply = Callable[[Any, Any], Any] | Callable[[Any, Any, Cond], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -103,7 +100,7 @@ def predictor(
       channels and "learned_range" interpolates between the two fixed ones in
       the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
     scale: What the network's input is multiplied with (EDM's c_in).
-    clock: What it is told of the time (EDM's c_noise), by default t.
+    clock: What it gets for the time (EDM's c_noise), by default t.
 
   Returns:
     The door to it. Nothing is clipped, see ``clipped``.
@@ -113,12 +110,13 @@ def predictor(
   """
   if variance not in VARIANCES:
     raise ValueError(f"{variance=} is not one of {', '.join(VARIANCES)}")
+  network: Any = apply
 
   def predict(x_t, t, cond=None):
     t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
-    told = t if clock is None else clock(schedule, t)
+    time = t if clock is None else clock(schedule, t)
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
-    output = apply(x, told) if cond is None else apply(x, told, cond)
+    output = network(x, time) if cond is None else network(x, time, cond)
     F, raw = _split(output, x_t.shape[-1], variance)
     return read(schedule, x_t, t, F, raw, target=target, variance=variance)
 
@@ -242,7 +240,13 @@ def _changed(predict, schedule, change) -> Predict:
 
 
 def p_mean_variance(
-  schedule: Schedule, prediction: Prediction, x_t: Batch, t: Time, s: Time
+  schedule: Schedule,
+  prediction: Prediction,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  *,
+  above: Time | None = None,
 ) -> Reverse:
   """The Gaussian p(x_s | x_t) that a prediction stands for.
 
@@ -254,48 +258,49 @@ def p_mean_variance(
     x_t: The noisy sample.
     t: Where x_t stands.
     s: Where to go, below t.
+    above: From where the walk came to t, where s = 0; see
+      ``process.posterior_log_var``.
 
   Returns:
     Mean and log-variance.
   """
   return Reverse(
     process.q_posterior(schedule, prediction.mean_x0, x_t, t, s).mean,
-    VARIANCES[prediction.variance](schedule, x_t, t, s, prediction.raw),
+    VARIANCES[prediction.variance](schedule, x_t, t, s, above, prediction.raw),
   )
 
 
-def _small(schedule, x_t, t, s, raw=None):
+def _small(schedule, x_t, t, s, above, raw=None):
   del raw
-  return per_example(process.posterior_log_var(schedule, t, s), x_t)
+  log_var = process.posterior_log_var(schedule, t, s, above=above)
+  return per_example(log_var, x_t)
 
 
-def _large(schedule, x_t, t, s, raw=None):
-  del raw
+def _large(schedule, x_t, t, s, above, raw=None):
+  # The last move borrows the small variance for a better likelihood, as in
+  # the published code.
+  last = per_example(jnp.asarray(s), x_t) == 0
+  small = _small(schedule, x_t, t, s, above)
+  return jnp.where(last, small, _added(schedule, x_t, t, s))
+
+
+def _added(schedule, x_t, t, s):
   return per_example(jnp.log(process.beta(schedule, t, s)), x_t)
 
 
-def _large_but_the_last(schedule, x_t, t, s, raw=None):
-  # The last step borrows the small variance for a better likelihood, as in
-  # the published code.
-  last = per_example(jnp.asarray(s), x_t) == 0
-  small, large = _small(schedule, x_t, t, s), _large(schedule, x_t, t, s)
-  return jnp.where(last, small, large)
-
-
-def _learned(schedule, x_t, t, s, raw):
+def _learned(schedule, x_t, t, s, above, raw):
   return raw
 
 
-def _learned_range(schedule, x_t, t, s, raw):
+def _learned_range(schedule, x_t, t, s, above, raw):
   fraction = (raw + 1) / 2
-  return fraction * _large(schedule, x_t, t, s) + (1 - fraction) * _small(
-    schedule, x_t, t, s
-  )
+  small = _small(schedule, x_t, t, s, above)
+  return fraction * _added(schedule, x_t, t, s) + (1 - fraction) * small
 
 
 VARIANCES: dict[str, Variance] = {
   "fixed_small": _small,
-  "fixed_large": _large_but_the_last,
+  "fixed_large": _large,
   "learned": _learned,
   "learned_range": _learned_range,
 }

@@ -116,16 +116,33 @@ def posterior_var(schedule: Schedule, t: Time, s: Time) -> Float[Array, "..."]:
 
 
 def posterior_log_var(
-  schedule: Schedule, t: Time, s: Time
+  schedule: Schedule, t: Time, s: Time, *, above: Time | None = None
 ) -> Float[Array, "..."]:
   """Log of ``posterior_var``, made finite at s = 0.
 
-  The posterior of the last step is a point. Its log-variance is replaced by
-  that of the step above it, the pair (2, 1), as in the published code.
+  The posterior of the last move is a point. Its log-variance is replaced by
+  that of the move before it, (above, t), as in the published code; a walk of
+  one move has none, and takes that of x_t, sigma_t^2.
+
+  Args:
+    schedule: The noise schedule.
+    t: Where to start, 1..T.
+    s: Where to go, 0..t-1.
+    above: From where the walk came to t, used at s = 0 alone; t itself if it
+      began there. By default 2 t, that of an even walk, or T.
+
+  Returns:
+    The shape of t.
   """
-  first = schedule.first
-  t, s = jnp.maximum(t, 2 * first), jnp.maximum(s, first)
-  return jnp.log(posterior_var(schedule, t, s))
+  t, s = jnp.asarray(t), jnp.asarray(s)
+  before = jnp.minimum(2 * t, schedule.T) if above is None else above
+  last = s == 0
+  # Of the moves that are not chosen, none may be a logarithm of 0.
+  var = posterior_var(
+    schedule, jnp.where(last, before, t), jnp.where(last, t, s)
+  )
+  alone = last & (before <= t)
+  return jnp.log(jnp.where(alone, schedule.at(t).sigma ** 2, var))
 
 
 def q_posterior(

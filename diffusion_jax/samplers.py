@@ -24,7 +24,6 @@ from diffusion_jax import timesteps
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import (
   Batch,
-  fresh_noise,
   per_example,
   posterior_var,
   rates,
@@ -134,8 +133,11 @@ def ddim_step(
   p = predict(x_t, t)
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
-  # sigma_s^2 - var, in a form that rounding cannot make negative.
-  rest = schedule.at(s).sigma ** 2 * (1 - eta**2 * fresh_noise(schedule, t, s))
+  # sigma_s^2 - var without a difference of the two: where eta is 1 and the
+  # move is long, rounding would be all that is left of it.
+  to = schedule.at(s)
+  old_noise = jnp.exp(schedule.at(t).log_snr - to.log_snr)
+  rest = to.sigma**2 * (1 - eta**2 + eta**2 * old_noise)
   x_s = (
     alpha_s * p.x0_hat
     + per_example(jnp.sqrt(rest), x_t) * p.eps_hat

@@ -288,7 +288,7 @@ def sigmoid(
   max_beta: float = 0.999,
   dtype: DTypeLike | None = None,
 ) -> Table:
-  """Abar follows a sigmoid (Jabri et al. 2022, algorithm 1; Chen 2023).
+  """Abar follows a sigmoid (Jabri et al. 2022, figure 8; Chen 2023).
 
   With S(u) = sigmoid(((end - start) u + start) / tau), abar(u) =
   (S(1) - S(u)) / (S(1) - S(0)), turned into betas and clipped like cosine's.

@@ -35,6 +35,10 @@ from diffusion_jax.schedules import Schedule, Time
 # the cancellation that the closed forms suffer in float32 at small h.
 _POINTS, _POINT_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
+# How many times as far as two nodes are apart a polynomial may reach beyond
+# them. Past that its slope is the outputs' error and not their trend.
+MOST_STRETCH = 100.0
+
 # Weights for outputs at these nodes, the newest first.
 Rule = Callable[[Float[Array, " K"]], Float[Array, " K"]]
 
@@ -48,7 +52,7 @@ def _log_snr(half: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _scales(half: Float[Array, "..."]) -> Float[Array, "..."]:
-  return -spacing.clock(jnp.exp(-half), xp=jnp)
+  return spacing.clock_left(jnp.exp(-half), xp=jnp)
 
 
 AXES = {"log_snr": _log_snr, "scales": _scales}
@@ -109,15 +113,22 @@ def _lagrange(nodes, z) -> Float[Array, "N K"]:
   return jnp.stack(columns, axis=1)
 
 
-def _weights(rule: Rule, nodes, filled) -> Float[Array, " K"]:
-  """The rule for the first ``filled`` nodes, 0 for the others.
+def _weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
+  """The rule for the first nodes that can be used, 0 for the others.
 
-  How many are filled is known only while running, so every case is worked
-  out, a few numbers each.
+  Of the ``filled`` ones those can that are not too close to a newer one for a
+  step as long as ``reach`` on the nodes' axis, see ``MOST_STRETCH``. How many
+  they are is known only while running, so every case is worked out, a few
+  numbers each.
   """
   size = len(nodes)
+  apart = jnp.stack([
+    jnp.abs(nodes[k] - nodes[:k]).min() for k in range(1, size)
+  ]) if size > 1 else jnp.empty(0)  # fmt: skip
+  far_enough = MOST_STRETCH * apart >= jnp.abs(reach)
+  usable = 1 + jnp.cumprod(far_enough).sum()
   cases = [jnp.pad(rule(nodes[:k]), (0, size - k)) for k in range(1, size + 1)]
-  return jnp.stack(cases)[jnp.clip(filled, 1, size) - 1]
+  return jnp.stack(cases)[jnp.clip(jnp.minimum(filled, usable), 1, size) - 1]
 
 
 def _corrected(x: Batch, outputs, weights) -> Batch:
@@ -214,12 +225,12 @@ def dpm(
     p = predict(x_t, t)
     node = _half_log_snr(schedule, t)
     history = _pushed(history, p.x0_hat, node, x_t, t)
+    h = _half_log_snr(schedule, s) - node
     weights = _weights(
-      make_rule(schedule, t, s, eta=eta), history.nodes, history.filled
+      make_rule(schedule, t, s, eta=eta), history.nodes, history.filled, h
     )
     x_s = _drift(schedule, x_t, p.x0_hat, t, s, eta)
     x_s = _corrected(x_s, history.outputs, weights)
-    h = _half_log_snr(schedule, s) - node
     std = schedule.at(s).sigma * jnp.sqrt(-jnp.expm1(-2 * eta * h))
     return x_s + std * eps, p.x0_hat, history
 
@@ -270,7 +281,12 @@ def unipc(
 
     outputs = second(x0_hat, history.outputs)
     nodes = second(at(schedule, t), history.nodes)
-    weights = _weights(rule(schedule, history.t, t), nodes, history.filled + 1)
+    weights = _weights(
+      rule(schedule, history.t, t),
+      nodes,
+      history.filled + 1,
+      reach=nodes[1] - nodes[0],
+    )
     x = _drift(schedule, history.x, outputs[0], history.t, t)
     x = _corrected(x, outputs, weights)
     return jnp.where(history.filled > 0, x, x_t)
@@ -280,7 +296,12 @@ def unipc(
     p = predict(x_t, t)
     x_t = correct(schedule, x_t, p.x0_hat, t, history)
     history = _pushed(history, p.x0_hat, at(schedule, t), x_t, t)
-    weights = _weights(rule(schedule, t, s), history.nodes, history.filled)
+    weights = _weights(
+      rule(schedule, t, s),
+      history.nodes,
+      history.filled,
+      reach=at(schedule, s) - at(schedule, t),
+    )
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history
 
@@ -324,7 +345,10 @@ def deis(order: int = 3) -> Solver:
     p = predict(x_t, t)
     history = _pushed(history, p.eps_hat, t / schedule.T, x_t, t)
     weights = _weights(
-      _time_rule(schedule, t, s), history.nodes, history.filled
+      _time_rule(schedule, t, s),
+      history.nodes,
+      history.filled,
+      reach=(t - s) / schedule.T,
     )
     x_s = _drift(schedule, x_t, p.x0_hat, t, s)
     return _corrected(x_s, history.outputs, weights), p.x0_hat, history

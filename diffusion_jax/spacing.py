@@ -35,7 +35,7 @@ FINE, COARSE = 0.03, 20.0
 NOISIEST = 1000.0
 
 
-def clock(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
+def clock(u, *, fine: float = FINE, coarse: float = COARSE):
   """Time as data of many scales see it: even where x0_hat changes evenly.
 
   Along a direction in which data are Gaussian with standard deviation c,
@@ -54,12 +54,33 @@ def clock(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
     u: sigma / alpha, from 0 on.
     fine: Smallest standard deviation, in units of images in [-1, 1].
     coarse: Largest; grows with the number of pixels that vary together.
-    xp: numpy, or jax.numpy inside a program.
 
   Returns:
     arcsinh(u / fine) - arcsinh(u / coarse): from 0 to log(coarse / fine).
   """
-  return xp.arcsinh(u / fine) - xp.arcsinh(u / coarse)
+  return np.arcsinh(u / fine) - np.arcsinh(u / coarse)
+
+
+def clock_left(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
+  """log(coarse / fine) - ``clock``: how far it is from u to pure noise.
+
+  It falls off as (coarse^2 - fine^2) / 4 u^2. ``clock`` stands still in
+  float32 where that is below 1e-7, from u = 30,000 on; this is exact to a few
+  of float32's rounding errors at every u.
+
+  Args:
+    u: As for ``clock``.
+    fine: As for ``clock``.
+    coarse: As for ``clock``.
+    xp: numpy, or jax.numpy inside a program.
+
+  Returns:
+    log (u + sqrt(u^2 + coarse^2)) / (u + sqrt(u^2 + fine^2)), as the log1p of
+    a quotient in which nothing cancels.
+  """
+  to_fine, to_coarse = xp.hypot(u, fine), xp.hypot(u, coarse)
+  apart = (coarse**2 - fine**2) / (to_coarse + to_fine)  # to_coarse - to_fine
+  return xp.log1p(apart / (u + to_fine))
 
 
 def named(
@@ -172,8 +193,12 @@ def _sections(T: int, counts: list[int]) -> Pairs:
 
 
 def _strided(T: int, num: int) -> Pairs:
-  """Every i-th step from 1 on, where some whole i gives ``num`` of them."""
-  legal = {-(-T // stride): stride for stride in range(T, 0, -1)}
+  """Every i-th step from 1 on, where some whole i gives ``num`` of them.
+
+  A stride of T is none, as in the published code: it would take step 1 alone,
+  which has no noise to start from.
+  """
+  legal = {-(-T // i): i for i in range(max(T - 1, 1), 0, -1)}
   if num not in legal:
     nearest = min(legal, key=lambda n: (abs(n - num), n))
     raise ValueError(
@@ -184,7 +209,7 @@ def _strided(T: int, num: int) -> Pairs:
 
 def _check_num(T: int, num: int) -> None:
   if not 1 <= num <= T:
-    raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
+    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
 
 
 def _nearest(T: int, targets) -> Pairs:
@@ -205,7 +230,16 @@ def even(schedule: Table, num: int) -> Pairs:
 
 
 def leading(schedule: Table, num: int) -> Pairs:
-  """Every (T // num)-th step from 1 on; the noisiest are left out."""
+  """Every (T // num)-th step from 1 on; the noisiest are left out.
+
+  Raises:
+    ValueError: For one step of several: that is step 1, without any noise.
+  """
+  if num == 1 < schedule.T:
+    raise ValueError(
+      "spacing 'leading' needs at least 2 steps, as one is t = 1, which has "
+      "no noise to start from; for a single step use 'trailing'"
+    )
   return timesteps.walk(1 + schedule.T // num * np.arange(num))
 
 

@@ -113,7 +113,7 @@ def real(visited: Sequence[float] | np.ndarray) -> RealPairs:
   return np.stack([times, np.append(times[1:], 0)], axis=1)
 
 
-def every(T: int) -> Pairs:
+def every(T: int | float) -> Pairs:
   """All T single steps: (T, T-1), ..., (1, 0).
 
   Raises:
@@ -122,6 +122,15 @@ def every(T: int) -> Pairs:
   if not isinstance(T, int | np.integer):
     raise ValueError(f"{T=} is a real time; pass the pairs (t, s) to walk")
   return walk(np.arange(1, T + 1))
+
+
+def above_last(pairs: Pairs | Int[Array, "S 2"]) -> Int[Array, ""]:
+  """From where a walk comes to its last step; that step if it is the only one.
+
+  >>> int(above_last(walk([1, 500, 1000]))), int(above_last(walk([1000])))
+  (500, 1000)
+  """
+  return jnp.asarray(pairs)[-2:][0, 0]
 
 
 def spaced(T: int, num: int) -> Pairs:
@@ -140,7 +149,7 @@ def spaced(T: int, num: int) -> Pairs:
     ValueError: If num is not in 1..T.
   """
   if not 1 <= num <= T:
-    raise ValueError(f"{num=} sampling steps must be in 1..{T=}")
+    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
   if num == 1:
     return walk([T])
   return walk(1 + strides(T, num))

@@ -1,6 +1,8 @@
 """From a configuration to the objects that it describes."""
 
 import functools
+import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import optax
 
 import diffusion_jax as dj
-from experiments.cli import Config
+from experiments import cli
+from experiments.cli import MOST_SEED, Config
 
 # A step, or what makes a solver.
 SAMPLERS: dict[str, Callable] = {
@@ -31,7 +34,18 @@ SCHEDULES = (
 )  # fmt: skip
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
+# Numbers that no step and no image reaches, for keys of their own; two more
+# are in ``dj.conditions``.
+STAGES, HELD_OUT = (2**32 - n for n in (3, 4))
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
+
+
+# By the option of dj.data.load that would help.
+REMEDIES = {
+  "size": "have all resized, by --config.data.size=64",
+  "data_dir": "name another folder, by --config.data.data_dir=PATH",
+  "skip_broken": "leave it out, by --config.data.skip_broken=True",
+}
 
 
 def named(kind: str, name: str, choices):
@@ -60,19 +74,54 @@ def schedule(config: Config) -> dj.schedules.Table:
   return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
 
 
-def source(config: Config) -> dj.data.Source:
-  """The data of ``config.data``."""
+def training_source(config: Config) -> dj.data.Source:
+  """``source`` for a command that trains: says what it has found.
+
+  Raises:
+    ValueError: With the override that would help, if there is one.
+  """
+  try:
+    found = source(config)
+  except dj.data.Unfit as error:
+    raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
+  cli.say_first(f"data: {dj.data.summary(found)}")
+  return found
+
+
+def source(
+  config: Config, *, elsewhere: str = "--config.data.name"
+) -> dj.data.Source:
+  """The data of ``config.data``; says so if they take long to read.
+
+  Args:
+    config: Of the run.
+    elsewhere: The flag that names data instead.
+
+  Raises:
+    ValueError: If they cannot be read; says what to do if they have moved.
+  """
   options = config.data.to_dict()
   if not options["name"]:
     raise ValueError(
-      "this run's weights were imported and no data are named; name them as "
+      "no data are named; imported weights come without any, name them as "
       "--config.data.name=..., of experiments.import_weights or of "
       "experiments.train"
     )
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
-  return _call("data", dj.data.load, {**options, "size": size})
+  name = options["name"]
+  with cli.said_if_slow(f"reading {name} ..."):
+    try:
+      return _call("data", dj.data.load, {**options, "size": size})
+    except ValueError as error:
+      path = pathlib.Path(name)
+      if not path.is_absolute() or path.exists():
+        raise
+      raise ValueError(
+        f"no data at {path}: if they have moved, name where they are as "
+        f"{elsewhere}=PATH"
+      ) from error
 
 
 def loss_at(config: Config) -> dj.losses.LossAt:
@@ -158,6 +207,9 @@ def check(config: Config, noise: dj.schedules.Table) -> None:
   for sampling in (config.preview, config.sampling) if draws else ():
     named("sampler", sampling.sampler, SAMPLERS)
     walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
+  guidance = config.sampling.get("guidance") if draws else None
+  if guidance is not None and not math.isfinite(guidance):
+    raise ValueError(f"sampling.guidance={guidance} must be a finite number")
   for key, value in {
     "num_steps": config.num_steps,
     "keep_checkpoints": config.keep_checkpoints,
@@ -168,6 +220,15 @@ def check(config: Config, noise: dj.schedules.Table) -> None:
   if config.preview.num < 0:
     raise ValueError(
       f"preview.num={config.preview.num} must be at least 1, or 0 for none"
+    )
+  if not 0 <= config.seed <= MOST_SEED:
+    raise ValueError(f"seed={config.seed} must be in 0..{MOST_SEED}")
+  decay = config.optim.decay_steps
+  if decay is not None and 0 < decay < config.num_steps:
+    raise ValueError(
+      f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "
+      "after which the learning rate is 0: set --config.optim.decay_steps="
+      f"{config.num_steps} as well"
     )
   for what, interval in config.every.items():
     if interval < 1:
@@ -219,12 +280,21 @@ def low_res_shape(
   """(h, w, C) of the pictures that a run enlarges; None if it does not.
 
   Raises:
-    ValueError: If they are no equal parts of the large ones.
+    ValueError: If they are no equal parts of the large ones, or are as large.
   """
   size = config.low_res.size if "low_res" in config else ()
   if not size:
     return None
+  if len(size) > 2 or not all(isinstance(n, int) for n in size):
+    raise ValueError(
+      f"low_res.size={tuple(size)} must be (), (n,) or (height, width)"
+    )
   small = size[0], size[-1]
+  if small == tuple(image_shape[:2]):
+    raise ValueError(
+      f"low_res.size={tuple(size)} is the size of the data: an upsampler must "
+      "enlarge; name a smaller one, or () for no upsampler"
+    )
   dj.upsampling.check_size(image_shape[:2], small)
   return *small, image_shape[-1]
 
@@ -337,8 +407,7 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
   if config.get("kind") != "classifier":
-    told = conditions(config, schedule(config), image_shape)
-    cond = told.of(x, one - 1)
+    cond = conditions(config, schedule(config), image_shape).of(x, one - 1)
   return state(config, net.init(key, x, one, cond)["params"], tx)
 
 

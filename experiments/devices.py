@@ -9,7 +9,6 @@ import glob
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 import platform
 
 import jax
@@ -93,12 +92,15 @@ def keep_compiled() -> None:
   """Keeps compiled programs for the next run, unless JAX is told where.
 
   In ~/.cache/diffusion_jax (or XDG_CACHE_HOME); JAX_COMPILATION_CACHE_DIR
-  names another place and JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  names another place and JAX_ENABLE_COMPILATION_CACHE=false keeps none. Nor
+  are they kept where there is no home, as of a container's nameless user.
   """
-  if jax.config.values["jax_compilation_cache_dir"] is None:
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  home = os.path.expanduser("~")
+  cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+  told = jax.config.values["jax_compilation_cache_dir"] is not None
+  if not told and os.path.isabs(cache):
     jax.config.update(
-      "jax_compilation_cache_dir", str(pathlib.Path(cache, "diffusion_jax"))
+      "jax_compilation_cache_dir", os.path.join(cache, "diffusion_jax")
     )
 
 

@@ -11,7 +11,6 @@ are is printed.
 
 import functools
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -187,7 +186,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
 def pictures(values, config, shape) -> np.ndarray:
   """The first pictures of --images, or of the run's data: [N, H, W, C]."""
   if values.images is None:
-    source = assemble.source(config)
+    source = assemble.source(config, elsewhere="--images")
   else:
     source = dj.data.load(values.images, size=shape[:2], channels=shape[2])
   count = min(values.num, len(source))
@@ -212,7 +211,14 @@ def main(argv: list[str]) -> None:
     ("steps", 100, "moves of a walk from noise to picture"),
     ("seed", 0, "of all noise"),
   ):
-    flags.DEFINE_integer(name, usual, text, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+      name,
+      usual,
+      text,
+      lower_bound=0,
+      upper_bound=cli.MOST_SEED,
+      flag_values=values,
+    )
   for name, usual, known, text in (
     ("edit", "inpaint", EDITS, "what to do"),
     ("region", "right", REGIONS, "the half that inpaint fills in"),
@@ -220,18 +226,22 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_enum(name, usual, list(known), text, flag_values=values)
   cli.parse(argv, values)
   with cli.user_errors():
-    model, x0 = load(values)
-    default = pathlib.Path(values.workdir) / "samples" / f"{values.edit}.png"
+    default = pathlib.Path(
+      values.workdir or "", "samples", f"{values.edit}.png"
+    )
     out = pathlib.Path(values.out or default)
     if out.suffix != ".png":
       raise ValueError(f"--out={out} must end in .png")
+    cli.check_out(out)
+    model, x0 = load(values)
   edit = EDITS[values.edit]
   asked = Request(jax.random.key(values.seed), values.region)
   rows = np.concatenate([np.asarray(r) for r in edit(model, x0, asked)])
-  dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
+  with cli.system_errors():
+    dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
   cli.say((edit.__doc__ or "").strip())
   cli.say(f"written to {out}")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -7,22 +7,29 @@
   python -m experiments.evaluate --samples=PICTURES --reference=REFERENCE.npz \
     --metrics=fid,sfid --features=inception --inception=PATH
 
+  python -m experiments.evaluate --workdir=runs/digits --curve --ema=sweep
+
 "frechet" is the Frechet distance in pixel space, next to that of one random
 half of the data to the other, and which classes the samples look like. "bpd"
 is the variational bound on -log2 p(x_0) in bits per dimension. "agreement" is
 how often a classifier sees the class that was asked for. fid, sfid, is, kid,
-pr and fid_inf are explained in docs/evaluation.md.
+pr, fid_inf and halves are explained in docs/evaluation.md.
+
+--features names what they look at, any network of JAX, PyTorch or NumPy.
+--curve measures each checkpoint that is kept, --ema=sweep each average.
 
 Samples that are done are kept until the end, so that the same command goes on
 after an interruption and gives the same figures. These are appended to
 evaluation.jsonl in the run directory with how they were made.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+import os
 import pathlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,48 +38,17 @@ from absl import flags
 
 import diffusion_jax as dj
 from experiments import (
-  assemble,
   cli,
   devices,
   features,
   measures,
-  references,
-  runs,
   sample,
   scores,
   stored,
+  subject as subjects,
+  sweep,
 )
-
-OF_RUNS = ("frechet", "bpd")  # of pixels and of the network
-METRICS = (*OF_RUNS, *scores.METRICS)
-NO_SAMPLES = {"bpd", *scores.OF_DATA}
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-  """What is measured.
-
-  Attributes:
-    metrics: Which figures are asked for.
-    plan: How samples are drawn, or whose bits are counted; None if they are
-      given, or none are looked at.
-    given: The samples, if they are.
-    num: How many.
-    data: What they are compared with.
-    network: Of features, if any metric needs one.
-  """
-
-  metrics: Sequence[str]
-  plan: sample.Plan | None
-  given: dj.data.Source | None
-  num: int
-  data: references.Reference
-  network: features.Features | None
-
-  @property
-  def of_features(self) -> list[str]:
-    """The metrics of features."""
-    return [name for name in self.metrics if name in scores.METRICS]
+from experiments.subject import METRICS, Subject
 
 
 def define_flags() -> flags.FlagValues:
@@ -112,172 +88,35 @@ def define_flags() -> flags.FlagValues:
   define(
     flags.DEFINE_bool, "keep_samples", False, "keep the samples that are drawn"
   )
+  define(
+    flags.DEFINE_bool,
+    "curve",
+    False,
+    "measure each checkpoint that is kept, not only the newest",
+  )
+  values[
+    "ema"
+  ].help += f"; {sweep.SWEEP} measures the raw parameters and each average"
   return values
 
 
-def subject(values: flags.FlagValues) -> Subject:
-  """Reads and checks all that the command line names.
+def measure(
+  subject: Subject,
+  samples: dj.data.Source | None,
+  theirs: Callable[[], features.Seen],
+  values,
+) -> dict[str, Any]:
+  """All figures.
 
-  Raises:
-    ValueError: If something is missing or does not fit.
+  Args:
+    subject: What is measured.
+    samples: None where no metric looks at any.
+    theirs: What metrics of features need to know of the data.
+    values: Of the flags.
+
+  Returns:
+    The second part of a row.
   """
-  _check_named(values)
-  plan = given = None
-  if values.samples is not None:
-    given = dj.data.load(values.samples)
-  elif not set(values.metrics) <= set(scores.OF_DATA):
-    plan = sample.plan(values)
-  data = _data(values, plan)
-  num = values.num or _usual_num(data, given)
-  if given is not None:
-    _check_given(values.metrics, given, num)
-    shape = given.image_shape
-  elif plan is not None:
-    _check_plan(values.metrics, plan, data, num)
-    plan = dataclasses.replace(plan, num=num, batch=min(plan.batch, num))
-    shape = plan.last.image_shape
-  else:
-    shape = data.pictures.image_shape
-  if "frechet" in values.metrics:
-    measures.check_shapes(shape, data.pictures.image_shape)
-    if min(num, len(data.pictures) // 2) < 2:
-      raise ValueError(
-        f"frechet of {num} samples to {len(data.pictures)} images: must be at "
-        "least 2 and 4"
-      )
-  found = Subject(values.metrics, plan, given, num, data, None)
-  if not found.of_features:
-    return found
-  network = features.named(values.features, values.inception)
-  scores.check(found.of_features, network, data, shape, num)
-  return dataclasses.replace(found, network=network)
-
-
-def _check_named(values) -> None:
-  """Refuses flags that name nothing, such as an unset variable of a shell."""
-  for flag in ("samples", "reference", "features"):
-    if values[flag].value == "":
-      raise ValueError(f"--{flag}= is empty; name something, or leave it out")
-  if not values.metrics:
-    raise ValueError(f"--metrics= is empty; name some of {', '.join(METRICS)}")
-  for name in values.metrics:
-    assemble.named("--metrics", name, METRICS)
-
-
-def _usual_num(data: references.Reference, given) -> int:
-  """As many samples as were given, or as there are data."""
-  if given is None and data.source is None:
-    raise ValueError(
-      f"--num is missing: {data.name} does not say of how many pictures its "
-      "statistics are"
-    )
-  return len(data.pictures if given is None else given)
-
-
-def _data(values, plan: sample.Plan | None) -> references.Reference:
-  """What to compare with: what is named, or the run's data."""
-  if values.reference is not None:
-    return references.named(values.reference)
-  if plan is not None:
-    return _trained_on(plan.last.workdir)
-  if values.workdir is None:
-    raise ValueError(
-      "--samples are compared with a --reference, or with the data of a "
-      "--workdir; name one"
-    )
-  return _trained_on(pathlib.Path(values.workdir))
-
-
-def _trained_on(workdir: pathlib.Path) -> references.Reference:
-  """The data of a run, if they are still what it was trained on.
-
-  Raises:
-    ValueError: If they have changed.
-  """
-  config, data = runs.load(workdir)
-  source = assemble.source(config)
-  known = data.get("fingerprint")  # none of imported weights
-  if known not in (None, source.fingerprint):
-    raise ValueError(
-      f"{source.name} has changed since {workdir} was trained on it "
-      f"(fingerprint {known} then, {source.fingerprint} now): put it back, or "
-      "name what to compare with as --reference"
-    )
-  return references.of_source(source)
-
-
-def _check_given(metrics, given: dj.data.Source, num: int) -> None:
-  """Refuses what given samples cannot be asked."""
-  for name in ("bpd", "agreement"):
-    if name in metrics:
-      raise ValueError(
-        f"{name} asks the network of a --workdir; leave --samples out"
-      )
-  if num > len(given):
-    raise ValueError(
-      f"--num={num} images were asked for, --samples has {len(given)}"
-    )
-
-
-def _check_plan(metrics, plan: sample.Plan, data, num: int) -> None:
-  """Refuses what the run cannot be asked."""
-  if "agreement" in metrics:
-    asked = stored.asked(plan)
-    if not asked:
-      raise ValueError(
-        "agreement needs a network that is told classes, or a --classifier"
-      )
-    if max(asked) >= data.pictures.num_classes:
-      raise ValueError(
-        f"agreement: samples are of class {max(asked)}, {data.name} has "
-        f"{data.pictures.num_classes} classes; compare with labelled data"
-      )
-  if "bpd" not in metrics:
-    return
-  if plan.upsamplers:
-    raise ValueError(
-      "bpd is that of one model: measure the run and its --upsampler apart"
-    )
-  if num > len(data.pictures):
-    raise ValueError(
-      f"--num={num} images were asked for, the data have {len(data.pictures)}"
-    )
-
-
-def how(subject: Subject, values: flags.FlagValues) -> dict[str, Any]:
-  """The first part of a row: how the samples are made."""
-  source, plan = subject.data.source, subject.plan
-  row = {
-    "data": None if source is None else len(source),
-    "fingerprint": subject.data.fingerprint,
-    "seed": values.seed,
-  }
-  if not set(subject.metrics) <= NO_SAMPLES:
-    row["samples"] = subject.num
-  if subject.given is not None:
-    return row | {
-      "pictures": values.samples,
-      "pictures_hash": subject.given.fingerprint,
-    }
-  if plan is None:
-    return row
-  return row | {
-    "step": plan.step,
-    "ema": plan.ema,
-    "sampler": plan.sampler,
-    "steps": len(plan.pairs),
-    "spacing": plan.spacing,
-    "eta": plan.eta,
-    "quantise": values.quantise,
-    "guidance": plan.guidance,
-    "classifier": None if plan.judge is None else plan.judge.name,
-    "upsamplers": [str(stage.workdir) for stage in plan.upsamplers],
-    "low_res_noise": values.low_res_noise,
-  }
-
-
-def measure(subject: Subject, samples: dj.data.Source | None, values) -> dict:
-  """All figures; ``samples`` is None where no metric looks at any."""
   row, plan, data = {}, subject.plan, subject.data
   for name in subject.metrics:
     if name == "frechet" and samples is not None:
@@ -288,14 +127,11 @@ def measure(subject: Subject, samples: dj.data.Source | None, values) -> dict:
     elif name == "bpd" and plan is not None:
       row |= measures.bits_per_dim(plan, data.pictures)
   if subject.network is not None:
-    theirs = scores.look_at_data(
-      subject.of_features, subject.network, data, values.batch
-    )
     row |= scores.measure(
       subject.of_features,
       subject.network,
       data,
-      theirs,
+      theirs(),
       samples,
       subject.num,
       seed=values.seed,
@@ -304,28 +140,94 @@ def measure(subject: Subject, samples: dj.data.Source | None, values) -> dict:
   return row
 
 
+def check_row(path: pathlib.Path | None, asked: Subject) -> None:
+  """Looks, before any work, whether the row can be kept.
+
+  Raises:
+    ValueError: If neither can the samples.
+  """
+  if path is None or os.access(path if path.exists() else path.parent, os.W_OK):
+    return
+  if asked.draws:
+    raise ValueError(
+      f"{path.parent} cannot be written, where samples are kept meanwhile: "
+      "make it writable, or copy the run"
+    )
+  cli.say_first(f"{path} cannot be written, so the figures are only printed")
+
+
+def keep(path: pathlib.Path | None, row: dict[str, Any]) -> None:
+  """Appends a row; one that cannot be written is printed, and never lost.
+
+  Raises:
+    SystemExit: Status 1, if it could not be written.
+  """
+  line = json.dumps(row)
+  if path is None or not os.access(path.parent, os.W_OK):
+    cli.say_first(line)
+    return
+  if jax.process_index() > 0:
+    return
+  try:
+    with path.open("a") as file:
+      file.write(line + "\n")
+  except OSError as error:
+    cli.say(line)
+    raise cli.fail(f"{error}: the row is printed instead", status=1) from error
+  cli.say(f"appended to {path}")
+
+
+def _samples(asked: Subject, values, generators):
+  """What is measured: drawn or given samples, or none."""
+  if asked.plan is not None and asked.draws:
+    return stored.drawn(
+      asked.plan, values.quantise, generators, keep=values.keep_samples
+    )
+  return contextlib.nullcontext(asked.given)
+
+
+def evaluate(values: flags.FlagValues) -> None:
+  """Measures all that the command line asks for."""
+  asked = subjects.read(values)
+  path = None
+  if values.workdir is not None:
+    path = pathlib.Path(values.workdir) / "evaluation.jsonl"
+  check_row(path, asked)
+
+  @functools.cache
+  def theirs() -> features.Seen:
+    assert asked.network is not None
+    return scores.look_at_data(
+      asked.of_features, asked.network, asked.data, values.batch
+    )
+
+  generators, plans = [], [asked.plan]
+  if asked.plan is not None and asked.draws:
+    generators = stored.generators(asked.plan)
+  if asked.plan is not None and asked.sweeps:
+    plans = sweep.plans(asked.plan, asked.steps, asked.averages)
+  rows = []
+  for plan in plans:
+    one = dataclasses.replace(asked, plan=plan)
+    made = subjects.how(one, values)
+    row = sweep.find(path, made) if path and asked.sweeps else None
+    if row is None:
+      with _samples(one, values, generators) as samples:
+        row = made | measure(one, samples, theirs, values)
+        keep(path, row)
+    rows.append(row)
+  if asked.sweeps:
+    sweep.say_table(rows, asked.metrics)
+
+
 def main(argv: list[str]) -> None:
   """The command."""
   devices.start()
   values = define_flags()
   cli.parse(argv, values)
   with cli.user_errors():
-    asked = subject(values)
-    samples = asked.given
-    if asked.plan is not None and not set(asked.metrics) <= NO_SAMPLES:
-      samples = stored.draw(asked.plan, values.quantise)
-    row = how(asked, values) | measure(asked, samples, values)
-  line = json.dumps(row)
-  if values.workdir is None:
-    cli.say_first(line)
-  elif jax.process_index() == 0:
-    path = pathlib.Path(values.workdir) / "evaluation.jsonl"
-    with path.open("a") as file:
-      file.write(line + "\n")
-    cli.say(f"appended to {path}")
-    if isinstance(samples, stored.Stored) and not values.keep_samples:
-      samples.remove()
+    evaluate(values)
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -13,7 +13,6 @@ that the other code would load and run wrongly are refused.
 
 import math
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,16 +117,18 @@ def export(values: flags.FlagValues) -> None:
   out, workdir = pathlib.Path(values.out), pathlib.Path(values.workdir)
   if out.is_file() or (out.is_dir() and any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; choose another")
+  cli.check_out(out)
   config, data = runs.load(workdir)
   shape = tuple(data["image_shape"])
   net = assemble.network(config, shape, data["num_classes"])
   ema = sample.average(config, values.ema)
   state = sample.restore(workdir, config, net, shape)
   params = jax.device_get(state.params if ema == "raw" else state.ema[ema])
-  write(out, config, net, params, shape)
+  with cli.system_errors():
+    write(out, config, net, params, shape)
   which = "raw parameters" if ema == "raw" else f"average {ema}"
   cli.say(f"the {which} of step {int(state.step)} are written to {out}")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -19,7 +19,6 @@ after experiments.train with configs/digits.py and configs/digits.py:classes.
 """
 
 import pathlib
-import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -216,6 +215,7 @@ def main(argv: list[str]) -> None:
   cli.parse(argv, values)
   with cli.user_errors():
     workdir = pathlib.Path(values.workdir) if values.workdir else None
+    cli.check_out(pathlib.Path(values.out))
     for name in wanted(values.only, workdir):
       path = pathlib.Path(values.out) / f"{name}.png"
       if name in FORMULAS:
@@ -228,4 +228,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

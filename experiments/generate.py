@@ -85,6 +85,7 @@ class Generator:
     split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = eta
     self.low_res = low_res
+    above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
 
     conditions = assemble.conditions(config, schedule, image_shape)
@@ -103,7 +104,7 @@ class Generator:
       predict = dj.clipped(predict, schedule)
       if judge is not None:
         step, predict = _judged(
-          step, predict, schedule, sampler, judge.net, judged, y, scale
+          step, predict, schedule, sampler, judge.net, judged, y, scale, above
         )
       x, kept = dj.sample(
         step,
@@ -122,14 +123,14 @@ class Generator:
       solver = dj.samplers.as_solver(assemble.sampler(sampler))
       return solver.init(x, jnp.int32(pairs[0, 0]))
 
-    def told(key, images, y, low_res):
+    def conditioned(key, images, y, low_res):
       cond = conditions.given(y, low_res)
       if not conditions.noise:
         return cond
       return dj.conditions.noised(cond, schedule, key, low_res_noise, images)
 
     self._walk = jax.jit(walk)
-    self._told = jax.jit(told)
+    self._condition = jax.jit(conditioned)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
       lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape),
@@ -146,7 +147,7 @@ class Generator:
     low_res = None
     if self.low_res is not None:
       low_res = self.low_res[images % len(self.low_res)]
-    cond = self._told(key, images, y, low_res)
+    cond = self._condition(key, images, y, low_res)
     history = self._remember(x)
     yield x
     for piece in self._pieces:
@@ -187,7 +188,7 @@ class Generator:
     return np.concatenate(finished)[:num]
 
 
-def _judged(step, predict, schedule, name, net, params, y, scale):
+def _judged(step, predict, schedule, name, net, params, y, scale, above):
   """The step and the prediction that a classifier guides.
 
   Ancestral sampling has its mean moved; all else is given a guided score,
@@ -198,7 +199,7 @@ def _judged(step, predict, schedule, name, net, params, y, scale):
   )
   if name == "ancestral":
     step = functools.partial(
-      dj.guidance.classifier_step, gradient=gradient, scale=scale
+      dj.guidance.classifier_step, gradient=gradient, scale=scale, above=above
     )
     return step, predict
   return step, dj.guidance.classifier(predict, schedule, gradient, scale)

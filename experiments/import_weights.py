@@ -15,7 +15,6 @@ the run like any other; to measure or train, name the data:
 
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ import diffusion_jax as dj
 from diffusion_jax.models import Classifier, presets
 from diffusion_jax.models.unet import Encoder
 from diffusion_jax.pretrained import diffusers_config, files
-from experiments import assemble, cli, devices, runs
+from experiments import assemble, cli, continuing, devices, runs
 from experiments.cli import Config
 from experiments.configs import common
 
@@ -134,8 +133,10 @@ def _check_preset(source: Source, config: Config, preset: str) -> None:
   """Refuses a preset that a folder's own settings contradict."""
   if source.unet is None:
     return
-  theirs = runs.flat({"model": _model(source.unet), **(source.process or {})})
-  ours = runs.flat(config.to_dict())
+  theirs = continuing.flat(
+    {"model": _model(source.unet), **(source.process or {})}
+  )
+  ours = continuing.flat(config.to_dict())
   for key, value in theirs.items():
     # Rates of dropout are for training; schedules are compared as tables.
     if key == "model.dropout" or key.startswith("schedule."):
@@ -159,7 +160,7 @@ def check_said(source: Source, preset, argv: Sequence[str]) -> None:
   """Asks by name for what neither source nor preset nor command line says."""
   if preset is not None or source.unet is None:
     return
-  known = runs.flat(source.process or {})
+  known = continuing.flat(source.process or {})
   given = {arg.lstrip("-").split("=")[0] for arg in argv}
   doubtful = [
     key for key in PROCESS if key not in known and f"config.{key}" not in given
@@ -262,7 +263,7 @@ def describe(config: Config, shape, name: str) -> dict[str, Any]:
     "image_shape": list(shape),
     "num_classes": classes,
     "class_names": [str(k) for k in range(classes)],
-    "fingerprint": None,  # see runs.start
+    "fingerprint": None,  # see continuing.check
   }
 
 
@@ -276,13 +277,16 @@ def write(
     checkpoints.save(state)
   text = json.dumps(origin, indent=2) + "\n"
   (workdir / "imported.json").write_text(text)
-  runs.describe_run(workdir, json.loads(config.to_json_best_effort()), data)
+  runs.describe_run(workdir, runs.config_json(config), data)
 
 
 def check_empty(workdir: pathlib.Path) -> None:
   """Refuses a directory that holds something."""
-  if workdir.exists() and (workdir.is_file() or any(workdir.iterdir())):
-    raise ValueError(f"{workdir} is not empty; choose another --workdir")
+  runs.check_place(workdir)
+  if runs.is_run(workdir):
+    raise ValueError(
+      f"{workdir} is not empty, it holds a run; choose another --workdir"
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -342,19 +346,13 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   write(workdir, config, data, params, origin)
   count = sum(x.size for x in jax.tree.leaves(params))
   cli.say(f"{count:,} parameters of {values.source} are written to {workdir}")
+  then = {"workdir": workdir}
   if config.low_res.size:
-    cli.say(
-      "next: python -m experiments.sample --workdir=A_RUN "
-      f"--upsampler={workdir}"
-    )
+    then = {"workdir": "A_RUN", "upsampler": workdir}
   elif config.get("kind") == "classifier":
-    cli.say(
-      "next: python -m experiments.sample --workdir=A_RUN "
-      f"--classifier={workdir}"
-    )
-  else:
-    cli.say(f"next: python -m experiments.sample --workdir={workdir}")
+    then = {"workdir": "A_RUN", "classifier": workdir}
+  cli.say(f"next: {cli.command('sample', **then)}")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -1,4 +1,8 @@
-"""Stopping between two steps: SIGTERM of a preemption, SIGINT of Ctrl-C."""
+"""Stopping between two steps.
+
+SIGTERM comes of a preemption, SIGINT of Ctrl-C, SIGHUP of a terminal that is
+closed.
+"""
 
 import contextlib
 import signal
@@ -7,9 +11,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# What a preempted job and a shell's Ctrl-C are expected to leave.
-STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
+# And the exit status that each is expected to leave.
+STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 0}
 
 
 class Interrupted(Exception):
@@ -30,8 +33,12 @@ class Interruption:
 
   def __enter__(self):
     if jax.process_count() == 1:
-      for number in SIGNALS:
-        self._before[number] = signal.signal(number, self._note)
+      for number in STATUS:
+        before = signal.getsignal(number)
+        # nohup has SIGHUP ignored, and means it.
+        if number != signal.SIGHUP or before != signal.SIG_IGN:
+          signal.signal(number, self._note)
+          self._before[number] = before
     return self
 
   def __exit__(self, *_):

@@ -13,15 +13,16 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 import diffusion_jax as dj
-from experiments import cli, devices, dry_run, runs
+from experiments import assemble, cli, continuing, devices, dry_run, runs
 from experiments.cli import Config
 from experiments.interruption import Interruption
 from experiments.reporting import Log
@@ -79,29 +80,48 @@ def main(
     prepare: Builds the run of a configuration in a directory.
   """
   devices.start()
-  config, workdir, dry = command_line(argv, default)
-  with cli.user_errors():
-    run = prepare(config, workdir)
-    if not dry:
-      runs.start(workdir, config, runs.describe(run.source))
-  if dry:
-    dry_run.report(run)
-  else:
-    train(run)
+  asked = command_line(argv, default)
+  config, workdir = asked.config, asked.workdir
+  with contextlib.ExitStack() as held:
+    with cli.user_errors():
+      run = prepare(config, workdir)
+      if asked.dry_run:
+        return dry_run.report(run)
+      # Nothing is written where another process trains, nor before all that
+      # may refuse has looked.
+      held.enter_context(runs.opened(workdir))
+      changes = continuing.check(
+        workdir,
+        config,
+        runs.describe(run.source, config),
+        new_data=asked.new_data,
+      )
+    train(run, changes)
 
 
-def command_line(
-  argv: list[str], default: str
-) -> tuple[Config, pathlib.Path, bool]:
+class Command(NamedTuple):
   """What a training command names.
+
+  Attributes:
+    config: The configuration, that of the directory itself where only a
+      directory is named.
+    workdir: The directory.
+    dry_run: Whether to stop after saying what the run needs.
+    new_data: Whether to go on with other data than before.
+  """
+
+  config: Config
+  workdir: pathlib.Path
+  dry_run: bool
+  new_data: bool
+
+
+def command_line(argv: list[str], default: str) -> Command:
+  """Reads a command line.
 
   Args:
     argv: The command line.
     default: The configuration file where none is named.
-
-  Returns:
-    The configuration, that of the directory itself where only a directory is
-    named; the directory; whether to stop after saying what the run needs.
   """
   values = flags.FlagValues()
   known = cli.peek(argv, "config", "workdir")
@@ -117,22 +137,34 @@ def command_line(
     "where the run is written; by default runs/NAME, NAME that of the config",
     flag_values=values,
   )
-  flags.DEFINE_bool(
-    "dry_run",
-    False,
-    "print parameters, FLOPs and memory of a step, and stop",
-    flag_values=values,
-  )
+  for name, text in {
+    "dry_run": "print parameters, FLOPs and memory of a step, and stop",
+    "new_data": "go on with other data than before, from the newest checkpoint",
+  }.items():
+    flags.DEFINE_bool(name, False, text, flag_values=values)
   cli.parse(argv, values)
   name = cli.config_name(argv, default)
   workdir = pathlib.Path(values.workdir or f"runs/{name}")
-  return values.config, workdir, values.dry_run
+  return Command(values.config, workdir, values.dry_run, values.new_data)
 
 
-def mesh(config: Config) -> jax.sharding.Mesh:
-  """The devices, which the batch of ``config`` must fit."""
+def mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
+  """The devices, which the batch of ``config`` must fit.
+
+  Raises:
+    ValueError: If it does not; says what a run can do whose batch is given.
+  """
   found = dj.parallel.data_mesh()
-  dj.parallel.check_batch(config.batch_size, found, config.micro_batches)
+  size, parts = config.batch_size, config.micro_batches
+  if continuing.has_learnt(workdir) and size % (found.size * parts):
+    fitting = [n for n in range(1, found.size) if size % (n * parts) == 0]
+    raise ValueError(
+      f"batch_size={size} of the run in {workdir} in micro_batches={parts} "
+      f"cannot be split over {found.size} devices, and is part of what it "
+      f"learns: go on with {' or '.join(map(str, fitting))} devices "
+      "(CUDA_VISIBLE_DEVICES=0 uses one)"
+    )
+  dj.parallel.check_batch(size, found, parts)
   return found
 
 
@@ -210,8 +242,12 @@ def settle(
   )
 
 
-def train(run: Run) -> None:
+def train(run: Run, changes: continuing.Changes) -> None:
   """Trains from the last checkpoint, or the start, to the last step.
+
+  Args:
+    run: Whose directory is open.
+    changes: See ``continuing.check``.
 
   Raises:
     SystemExit: Status 1 after one line where the run cannot go on, 2 where it
@@ -219,8 +255,6 @@ def train(run: Run) -> None:
   """
   config, workdir = run.config, run.workdir
   with contextlib.ExitStack() as held:
-    with cli.user_errors():
-      held.enter_context(runs.locked(workdir))
     held.enter_context(cli.system_errors())
     checkpoints = held.enter_context(
       dj.checkpoint.Checkpoints(
@@ -229,6 +263,9 @@ def train(run: Run) -> None:
     )
     state = _restore(run, checkpoints)
     start = 0 if state is None else int(state.step)
+    if jax.process_index() == 0:
+      describe(run, start, changes)
+    multihost_utils.sync_global_devices("run directory written")
     log = held.enter_context(
       Log(
         workdir,
@@ -238,7 +275,7 @@ def train(run: Run) -> None:
         quiet=jax.process_index() > 0,
       )
     )
-    _announce(run, start, log)
+    _announce(run, start, changes, log)
     _train(run, state, start, checkpoints, log)
 
 
@@ -246,8 +283,18 @@ def _restore(run: Run, checkpoints: dj.checkpoint.Checkpoints):
   """The state of the last good checkpoint; None where there is none."""
   if checkpoints.latest_step() is None:
     return None
-  with cli.user_errors():
+  try:
     return checkpoints.restore(run.abstract_state, tell=cli.say_first)
+  except ValueError as error:
+    raise cli.fail(error) from error
+
+
+def describe(run: Run, start: int, changes: continuing.Changes) -> None:
+  """Writes what the run is from here on, and what has changed."""
+  config = runs.config_json(run.config)
+  runs.describe_run(run.workdir, config, runs.describe(run.source, run.config))
+  if start and changes:
+    continuing.note(run.workdir, start, changes)
 
 
 def _train(run, state, start, checkpoints, log) -> None:
@@ -257,8 +304,11 @@ def _train(run, state, start, checkpoints, log) -> None:
     state = _ready(run, state, start, key_init)
     state, step = _loop(run, state, start, keys, checkpoints, log, stop)
     if stop.signal is None:
-      with stop.at_once():
-        run.finish(state, keys[-1], log)
+      try:
+        with stop.at_once():
+          run.finish(state, keys[-1], log)
+      except dj.data.Unreadable as error:
+        raise cli.fail(f"the run is complete, but {error}", status=1) from error
   if stop.signal is not None:
     saved = "is complete" if step >= run.config.num_steps else "is saved"
     log.say(
@@ -268,7 +318,9 @@ def _train(run, state, start, checkpoints, log) -> None:
     raise SystemExit(stop.status)
 
 
-def _announce(run: Run, start: int, log: Log) -> None:
+def _announce(
+  run: Run, start: int, changes: continuing.Changes, log: Log
+) -> None:
   """The first lines: where everything goes, and what is about to happen."""
   config = run.config
   count = sum(
@@ -280,10 +332,15 @@ def _announce(run: Run, start: int, log: Log) -> None:
     f"{run.source.name}: {len(run.source)} images of {size}; {count:,} "
     f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
+  if changes:
+    begins = "from here on" if start else "no checkpoint yet, begun anew"
+    log.say(f"{begins}: {continuing.describe(changes)}")
   if start >= config.num_steps:
+    decays = config.optim.decay_steps is not None
+    also = " with as many --config.optim.decay_steps" if decays else ""
     log.say(
-      f"the run is complete after {start} steps; a larger --config.num_steps "
-      "goes on"
+      f"the run is complete after {start} steps; a larger --config.num_steps"
+      f"{also} goes on"
     )
     return
   begin = f"continues after step {start} of" if start else "has"
@@ -324,40 +381,61 @@ def _loop(run, state, start, keys, checkpoints, log, stop):
   config, (key_train, key_preview) = run.config, keys
   window = []  # metrics since the last look, still on the device
   batches = dj.data.iterate(run.batches, start=start)
-  for step, block in blocks(config, start, batches):
-    stacked = jax.tree.map(lambda *x: np.stack(x), *block)
-    placed = dj.parallel.put(stacked, dj.parallel.split_block(run.mesh))
-    state, metrics = run.train_block(state, placed, key_train)
-    window.append(metrics)
-    stopped = stop.reached(step)
-    now = due(config, step)
-    if not now and not stopped:
-      jax.block_until_ready(window[-AHEAD:][0].loss)
-      continue
-    # The one place where the host waits for the device. Nothing is shown or
-    # saved before its steps are known to be good.
+  step = start
+  try:
+    for step, block in blocks(config, start, batches):
+      stacked = jax.tree.map(lambda *x: np.stack(x), *block)
+      placed = dj.parallel.put(stacked, dj.parallel.split_block(run.mesh))
+      state, metrics = run.train_block(state, placed, key_train)
+      window.append(metrics)
+      stopped = stop.reached(step)
+      now = due(config, step)
+      if not now and not stopped:
+        jax.block_until_ready(window[-AHEAD:][0].loss)
+        continue
+      # The one place where the host waits for the device. Nothing is shown or
+      # saved before its steps are known to be good.
+      window = jax.device_get(window)
+      _check_finite(window, step, run.workdir, checkpoints)
+      if "log" in now:
+        last = dj.parallel.put(block[-1], dj.parallel.split(run.mesh))
+        figures = run.measure(state, last, key_preview)
+        log.metrics(step, {**summary(window), **figures})
+        window = []
+      if "checkpoint" in now or stopped:
+        checkpoints.save(state)
+      if "preview" in now and not stopped:
+        with stop.at_once():
+          run.preview(state, key_preview, step, log)
+        log.pause()
+        if stop.signal is not None:
+          checkpoints.save(state)
+          stopped = True
+      if stopped:
+        break
+    else:
+      step = max(start, config.num_steps)
+  except dj.data.Unreadable as error:
     window = jax.device_get(window)
     _check_finite(window, step, run.workdir, checkpoints)
-    if "log" in now:
-      last = dj.parallel.put(block[-1], dj.parallel.split(run.mesh))
-      figures = run.measure(state, last, key_preview)
-      log.metrics(step, {**summary(window), **figures})
-      window = []
-    if "checkpoint" in now or stopped:
-      checkpoints.save(state)
-    if "preview" in now and not stopped:
-      with stop.at_once():
-        run.preview(state, key_preview, step, log)
-      log.pause()
-      if stop.signal is not None:
-        checkpoints.save(state)
-        stopped = True
-    if stopped:
-      break
-  else:
-    step = max(start, config.num_steps)
+    raise _stopped_by_data(state, step, checkpoints, error) from error
   checkpoints.wait()
   return state, step
+
+
+def _stopped_by_data(state, step, checkpoints, error) -> SystemExit:
+  """Saves what has been learnt before the data could not be read."""
+  # A save takes all processes, and the others have not been stopped.
+  saved = step > 0 and jax.process_count() == 1
+  if saved:
+    checkpoints.save(state)
+    checkpoints.wait()
+  advice = f"; the run is saved after step {step}" if saved else ""
+  return cli.fail(
+    f"{error}, or {assemble.REMEDIES[error.option]}{advice}; then the same "
+    "command goes on, with --new_data if pictures were changed or left out",
+    status=1,
+  )
 
 
 def due(config: Config, step: int) -> set[str]:
@@ -373,6 +451,9 @@ def blocks(
 
   Yields:
     The last step of the block, and its batches.
+
+  Raises:
+    Unreadable: If a batch cannot be read; names its step.
   """
   step = start
   while step < config.num_steps:
@@ -380,8 +461,8 @@ def blocks(
     try:
       block = [next(batches) for _ in range(size)]
     except (ValueError, OSError) as error:
-      raise cli.fail(
-        f"the data of step {step + 1} cannot be read: {error}", status=1
+      raise dj.data.Unreadable(
+        f"the data of step {step + 1} cannot be read: {error}", "skip_broken"
       ) from error
     step += size
     yield step, block
@@ -416,6 +497,8 @@ def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
 
 def _check_finite(window, step, workdir, checkpoints) -> None:
   """Stops the run at the first step that is not finite."""
+  if not window:
+    return
   metrics = jax.tree.map(lambda *x: np.concatenate(x), *window)
   watched = np.stack([metrics.loss, metrics.grad_norm, metrics.param_norm])
   wrong = np.flatnonzero(~np.isfinite(watched).all(axis=0))

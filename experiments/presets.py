@@ -6,7 +6,6 @@ configs/improved.py and configs/guided.py train them,
 experiments.import_weights reads their weights.
 """
 
-import sys
 from collections.abc import Iterator
 
 from absl import flags
@@ -50,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

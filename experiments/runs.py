@@ -1,7 +1,8 @@
 """A run directory: everything about one training run, described by itself.
 
 config.json      the configuration, as it was run
-data.json        what it was trained on: name, shape, classes, fingerprint
+data.json        what it was trained on: path, shape, classes, fingerprint
+changes.jsonl    what of the two changed on the way, and after which step
 versions.json    the packages it was run with
 metrics.jsonl    one line per logged step;  tensorboard/ the same
 previews.jsonl   one line per preview and average: colours, saturation, ...
@@ -18,8 +19,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,12 +29,10 @@ from jax.experimental import multihost_utils
 from experiments.cli import Config
 from experiments.configs import common
 
-# Keys that may change between one part of a run and the next: they steer how
-# long it goes on, what it shows and where it is computed, not what is learnt.
-MAY_CHANGE = (
-  "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
-  "steps_per_dispatch", "model.remat",
-)  # fmt: skip
+# What an empty directory may hold: a volume's own folder, a file manager's
+# file, and, beside the lock, what a killed start has written.
+_NOTHING = {"lost+found", "Thumbs.db"}
+_STARTED = {"lock", "data.json", "versions.json"}
 
 SECTIONS = (
   "data", "schedule", "model", "optim", "ema", "target", "variance", "preview",
@@ -72,10 +69,11 @@ def versions() -> dict[str, str]:
   return found
 
 
-def describe(source) -> dict[str, Any]:
-  """What later commands need to know of the data."""
+def describe(source, config: Config) -> dict[str, Any]:
+  """What later commands need to know of the data of a configuration."""
   return {
     "name": source.name,
+    "path": _path(config.data.name),
     "examples": len(source),
     "image_shape": list(source.image_shape),
     "num_classes": source.num_classes,
@@ -84,69 +82,88 @@ def describe(source) -> dict[str, Any]:
   }
 
 
-def start(workdir: pathlib.Path, config: Config, data: dict) -> None:
-  """Opens a run directory: a new one, or an old one of the same run.
+def _path(name: str) -> str | None:
+  """Where data lie, from wherever a command is run; None where no path does."""
+  path = pathlib.Path(os.path.expanduser(name))
+  named = name == "digits" or not name or not path.exists()
+  return None if named else str(path.absolute())
 
-  Of several processes, which see one directory, the first writes it.
+
+def config_json(config: Config) -> dict[str, Any]:
+  """A configuration as config.json has it."""
+  return json.loads(config.to_json_best_effort())
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path) -> Iterator[None]:
+  """Makes a run directory, or opens an old one, and keeps others out of it.
 
   Raises:
-    ValueError: If the directory holds something else, or a run whose
-      configuration or data differ; the message names the differences.
+    ValueError: If it holds something else, or another process trains in it.
   """
-  new = json.loads(config.to_json_best_effort())
-  if is_run(workdir):
-    # With the usual values of keys that are newer than the run.
-    old = json.loads(changeable(workdir).to_json_best_effort())
-    old_data = read_json(workdir, "data")
-    if old_data["fingerprint"] is None:
-      # Imported weights, which have seen no data here: what is learnt from
-      # now on is free, what the weights are for is not.
-      old, new_part = _network(old), _network(new)
-      old_data, data_part = _images(old_data), _images(data)
-    else:
-      new_part, data_part = new, data
-    _check_same("configuration", workdir, old, new_part)
-    _check_same("data", workdir, old_data, data_part)
-  elif workdir.exists() and any(workdir.iterdir()):
+  check_place(workdir)
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+  multihost_utils.sync_global_devices("run directory made")
+  with locked(workdir):
+    yield
+
+
+def check_place(workdir: pathlib.Path) -> None:
+  """Refuses what can be no run directory, or holds something else.
+
+  An empty volume, a link to a directory and what a killed start left are as
+  good as nothing.
+
+  Raises:
+    ValueError: Saying what is there.
+  """
+  check_name(workdir)
+  if odd := sorted(set("*?[") & set(str(workdir.absolute()))):
+    raise ValueError(
+      f"--workdir={workdir}: Orbax takes {' '.join(odd)} in a path for a "
+      "pattern and would lose its checkpoints; choose another"
+    )
+  if workdir.is_symlink() and not workdir.exists():
+    raise ValueError(f"{workdir} is a link to nothing: make what it names")
+  for place in (workdir, *workdir.parents):
+    if place.exists() and not place.is_dir():
+      raise ValueError(f"{place} is a file; choose another --workdir")
+  if is_run(workdir) or not workdir.is_dir():
+    return
+  names = {path.name for path in workdir.iterdir()} - _NOTHING
+  names = {name for name in names if not name.startswith(".")}
+  if names - (_STARTED if "lock" in names else set()):
     raise ValueError(
       f"{workdir} is not empty and not a run directory; choose another "
       "--workdir"
     )
-  multihost_utils.sync_global_devices("run directory looked at")
-  if jax.process_index() == 0:
-    describe_run(workdir, new, data)
-  multihost_utils.sync_global_devices("run directory written")
+
+
+def check_name(workdir: pathlib.Path) -> None:
+  """Refuses a name that tensorstore cannot open.
+
+  Raises:
+    ValueError: If it is no UTF-8.
+  """
+  try:
+    str(workdir).encode()
+  except UnicodeEncodeError:
+    raise ValueError(
+      f"--workdir={str(workdir)!r} is not UTF-8: rename it, or choose another"
+    ) from None
 
 
 def describe_run(workdir: pathlib.Path, config: dict, data: dict) -> None:
-  """Writes the files that say what a run is.
+  """Writes the three .json files of a run directory.
 
-  A new directory appears whole, and a file is replaced by a whole one: a
-  process killed at any moment leaves a run, or nothing.
+  The last is what makes it a run: a process killed at any moment leaves a run,
+  or what the next start takes for nothing.
   """
-  files = {
-    f"{name}.json": json.dumps(content, indent=2) + "\n"
-    for name, content in (
-      ("data", data), ("versions", versions()), ("config", config),
-    )
-  }  # fmt: skip
-  if workdir.is_dir() and any(workdir.iterdir()):
-    for name, text in files.items():  # The last is what makes it a run.
-      replace(workdir / name, text)
-    return
-  workdir.parent.mkdir(parents=True, exist_ok=True)
-  new = pathlib.Path(
-    tempfile.mkdtemp(prefix=f".{workdir.name}-", dir=workdir.parent)
-  )
-  try:
-    for name, text in files.items():
-      (new / name).write_text(text)
-    new.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner alone
-    new.rename(workdir)
-  except OSError:
-    shutil.rmtree(new, ignore_errors=True)
-    if not is_run(workdir):  # of two that start at once the second is late
-      raise
+  for name, content in (
+    ("data", data), ("versions", versions()), ("config", config),
+  ):  # fmt: skip
+    replace(workdir / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
 
 def replace(path: pathlib.Path, text: str) -> None:
@@ -154,12 +171,6 @@ def replace(path: pathlib.Path, text: str) -> None:
   new = path.with_name(f".{path.name}.new")
   new.write_text(text)
   new.replace(path)
-
-
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 @contextlib.contextmanager
@@ -189,24 +200,13 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
-def _network(config: dict) -> dict:
-  """What imported weights are for: these networks and this process."""
-  part = {k: config[k] for k in ("model", "schedule", "target", "variance")}
-  free = ("dropout", "dtype", "remat")
-  part["model"] = {k: v for k, v in part["model"].items() if k not in free}
-  return part
-
-
-def _images(data: dict) -> dict:
-  return {"image_shape": data["image_shape"]}
-
-
 def load(workdir: pathlib.Path) -> tuple[Config, dict]:
   """Reads the configuration and the data description of a run.
 
   Raises:
     ValueError: If this is not a run directory; names the nearest that is.
   """
+  check_name(workdir)
   if not workdir.is_dir():
     raise ValueError(f"no run directory {workdir}{_nearest(workdir)}")
   if not (workdir / "config.json").is_file():
@@ -234,7 +234,7 @@ def changeable(workdir: pathlib.Path) -> Config:
   Raises:
     ValueError: If its keys are not those of a training command.
   """
-  config = read_json(workdir, "config")
+  config, data = read_json(workdir, "config"), read_json(workdir, "data")
   make = (
     common.make_classifier
     if config.get("kind") == "classifier"
@@ -246,6 +246,11 @@ def changeable(workdir: pathlib.Path) -> Config:
   if missing:
     raise ValueError(f"{workdir / 'config.json'} has no {missing[0]}")
   try:
+    # Where the data were, unless they have come along to another machine.
+    places = [p for p in (data.get("path"), config["data"]["name"]) if p]
+    there = [p for p in places if os.path.exists(os.path.expanduser(p))]
+    if data.get("path"):
+      config["data"]["name"] = (there or places)[0]
     return make(**config)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
@@ -276,34 +281,3 @@ def _nearest(workdir: pathlib.Path) -> str:
   runs = [str(p.parent) for p in workdir.parent.glob("*/config.json")]
   near = difflib.get_close_matches(str(workdir), runs, n=3, cutoff=0.3)
   return f"; there is {', '.join(near)}" if near else ""
-
-
-def _check_same(kind: str, workdir: pathlib.Path, old: dict, new: dict):
-  """Names every key in which the two differ."""
-  old, new = flat(old), flat(new)
-  differing = [
-    f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key)
-    and not {key, key.split(".")[0]} & set(MAY_CHANGE)
-  ]
-  if differing:
-    raise ValueError(
-      f"{workdir} holds a run with another {kind}: {'; '.join(differing)}. "
-      "Change it back, or choose another --workdir"
-    )
-
-
-def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-  """Nested keys joined by dots.
-
-  >>> flat({"optim": {"lr": 0.1}, "seed": 0})
-  {'optim.lr': 0.1, 'seed': 0}
-  """
-  result = {}
-  for key, value in values.items():
-    if isinstance(value, dict):
-      result |= flat(value, f"{prefix}{key}.")
-    else:
-      result[prefix + key] = value
-  return result

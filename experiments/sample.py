@@ -10,6 +10,7 @@ python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 import dataclasses
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,12 +47,30 @@ class Plan:
   num: int
   seed: int
   batch: int
+  stage: int = 0
   upsamplers: tuple["Plan", ...] = ()
+
+  @property
+  def key(self) -> jax.Array:
+    """The root of this stage's noise, see ``stage_key``."""
+    return stage_key(self.seed, self.stage)
 
   @property
   def last(self) -> "Plan":
     """The stage of a cascade that makes the final images."""
     return (self, *self.upsamplers)[-1]
+
+
+def stage_key(seed: int, stage: int) -> jax.Array:
+  """The root of the noise of a cascade's stage, counted from 0.
+
+  Noise is keyed by image and step, which all stages share: each needs a root
+  of its own. That of the first is the one it has when it draws alone.
+  """
+  root = jax.random.key(seed)
+  if stage == 0:
+    return root
+  return jax.random.fold_in(jax.random.fold_in(root, assemble.STAGES), stage)
 
 
 def define_flags(
@@ -104,7 +123,8 @@ def define_flags(
   define(
     flags.DEFINE_list,
     "classes",
-    "names or numbers of the classes to draw in turn; by default all",
+    "names of the classes to draw in turn; or their numbers, from 0 on, where "
+    "no name is a number; by default all",
   )
   define(
     flags.DEFINE_list,
@@ -126,7 +146,9 @@ def define_flags(
     0,
     lower_bound=0,
   )
-  define(whole, "seed", "of all noise", 0)
+  define(
+    whole, "seed", "of all noise", 0, lower_bound=0, upper_bound=cli.MOST_SEED
+  )
   define(text, "ema", "rate of the average, or raw; by default the slowest")
   define(whole, "batch", "images at a time", 64, lower_bound=1)
   flags.DEFINE_enum(
@@ -232,13 +254,13 @@ def _upsampler(values, workdir: pathlib.Path, below: Plan) -> Plan:
     raise ValueError(
       f"--upsampler={workdir} is told classes; {below.workdir} draws none"
     )
-  return stage
+  return dataclasses.replace(stage, stage=below.stage + 1)
 
 
 def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
   """The small pictures that --low_res names, or those of the run's data."""
   if values.low_res is None:
-    source = assemble.source(plan.config)
+    source = assemble.source(plan.config, elsewhere="--low_res")
     return assemble.low_res(plan.config, source, values.num or len(source))
   source = dj.data.load(values.low_res, size=shape[:2], channels=shape[2])
   count = min(len(source), values.num or len(source))
@@ -279,11 +301,27 @@ def _classes(values, config, judge, names: Sequence[str]) -> tuple[int, ...]:
       "--classes: this run's network knows no classes; a --classifier could "
       "guide it"
     )
-  known = {str(number): number for number in range(count)}
-  known |= {name: number for number, name in enumerate(names)}
+  known = class_numbers(names, count)
   return tuple(
     known[assemble.named("--classes", name, known)] for name in values.classes
   )
+
+
+def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
+  """What --classes may say, and the class that it means.
+
+  A number counts from 0, unless classes are named by numbers themselves: of
+  folders 3, 7 and 10, sorted as text, no. 1 is "3", which nobody would mean.
+
+  >>> class_numbers(["cat", "dog"], 2)
+  {'0': 0, '1': 1, 'cat': 0, 'dog': 1}
+  >>> class_numbers(["10", "3", "7"], 3)
+  {'10': 0, '3': 1, '7': 2}
+  """
+  known = {name: number for number, name in enumerate(names)}
+  if any(name.isdecimal() for name in names):
+    return known
+  return {str(number): number for number in range(count)} | known
 
 
 def _judge(workdir: pathlib.Path, config, data) -> Judge:
@@ -345,8 +383,10 @@ def average(config: cli.Config, wanted: str | None) -> str:
   return assemble.named("--ema", ema, ("raw", *rates))
 
 
-def restore(workdir, config, net, shape) -> dj.state.TrainState:
-  """Reads the newest good checkpoint, a copy onto every device."""
+def restore(
+  workdir, config, net, shape, step: int | None = None
+) -> dj.state.TrainState:
+  """Reads a checkpoint, by default the newest good one, onto every device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")
   tx = assemble.optimizer(config)
@@ -360,7 +400,8 @@ def restore(workdir, config, net, shape) -> dj.state.TrainState:
   with dj.checkpoint.Checkpoints(
     workdir / "checkpoints", read_only=True
   ) as checkpoints:
-    return checkpoints.restore(like, tell=cli.say_first)
+    tell = cli.say_first if step is None else None
+    return checkpoints.restore(like, step, tell=tell)
 
 
 def draw(plan: Plan) -> np.ndarray:
@@ -396,7 +437,8 @@ def announce(plan: Plan) -> None:
   size = " x ".join(map(str, plan.image_shape[:2]))
   cli.say_first(
     f"{plan.num} images of {size} from step {plan.step}, {plan.sampler} with "
-    f"{len(plan.pairs)} steps each"
+    f"{len(plan.pairs)} steps each, "
+    + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")
     + ("" if plan.guidance is None else f", guidance {plan.guidance:g}")
   )
 
@@ -409,7 +451,7 @@ def _draw_stage(plan: Plan) -> np.ndarray:
   ) as bar:
     return generator(plan)(
       plan.params,
-      jax.random.key(plan.seed),
+      plan.key,
       plan.num,
       progress=lambda done: bar.update(int(100 * done) - bar.n),
     )
@@ -440,6 +482,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
       f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
       "suffix (a folder of pictures)"
     )
+  cli.check_out(out)
   if out.suffix:
     return
   if channels not in (1, 3):
@@ -467,9 +510,25 @@ def main(argv: list[str]) -> None:
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
     check_out(out, planned.last.image_shape[-1])
-  save(out, draw(planned), values.quantise)
+  samples = draw(planned)
+  try:
+    save(out, samples, values.quantise)
+  except FloatingPointError as error:
+    raise cli.fail(error, status=1) from error
+  except OSError as error:
+    raise _rescued(samples, values.quantise, error) from error
   cli.say(f"written to {out}")
 
 
+def _rescued(samples: np.ndarray, quantise: str, error: OSError) -> SystemExit:
+  """Saves samples elsewhere, where they cannot be written as asked."""
+  try:
+    out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
+    save(out, samples, quantise)
+  except OSError:
+    return cli.fail(error, status=1)
+  return cli.fail(f"{error}; the samples are in {out} instead", status=1)
+
+
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -33,8 +33,17 @@ FEW = 10_000  # samples, for a Frechet distance
 PR_REFERENCE = 10_000  # pictures, as of the published precision and recall
 NEIGHBOURS, SPLITS = 3, 10
 HALVES = 5  # splits of the data
-# Fewest samples of each.
-LEAST = {"fid": 2, "sfid": 2, "is": SPLITS, "kid": 20, "pr": 4, "fid_inf": 4}
+# Fewest samples, and fewest pictures of the data, for each.
+LEAST = {
+  "fid": 2,
+  "sfid": 2,
+  "is": SPLITS,
+  "kid": 20,
+  "pr": NEIGHBOURS + 1,
+  "fid_inf": 4,
+  "agreement": 2,
+  "halves": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +125,7 @@ def _check_metric(
   num: int,
 ) -> None:
   """As ``check``, of one metric."""
-  seen = looks_at(metric, network)
-  least = LEAST.get(metric, 1)
+  seen, least = looks_at(metric, network), LEAST[metric]
   if num < least and metric not in OF_DATA:
     raise ValueError(f"{metric} of {num} samples: pass --num={least} or more")
   needs_pictures = metric in BY_PICTURES or (
@@ -131,8 +139,11 @@ def _check_metric(
       "--features=inception"
     )
   source = data.pictures
-  if metric == "halves" and len(source) < 4:
-    raise ValueError(f"halves of {len(source)} pictures: need 4 or more")
+  if len(source) < least:
+    raise ValueError(
+      f"{metric} needs {least} pictures of the data or more, {data.name} has "
+      f"{len(source)}"
+    )
   if network.main == "pixels":
     measures.check_shapes(
       shape, source.image_shape, covariance=metric in (*FRECHET, "halves")

@@ -54,6 +54,7 @@ def start(workdir: pathlib.Path, steps: int) -> subprocess.Popen:
     [
       sys.executable, "-m", "experiments.train", *SMALL,
       f"--workdir={workdir}", f"--config.num_steps={steps}",
+      f"--config.optim.decay_steps={steps}",
     ],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
@@ -268,4 +269,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

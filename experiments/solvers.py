@@ -190,6 +190,8 @@ def main(argv: list[str]) -> None:
 def compare(values: flags.FlagValues) -> None:
   """Prints the table and draws it."""
   assemble.named("--schedule", values.schedule, SCHEDULES)
+  path = pathlib.Path(values.out)
+  cli.check_out(path)
   schedule = getattr(dj.schedules, values.schedule)(1000)
   title = (
     f"{values.seeds} mixtures of {values.components} Gaussians in "
@@ -217,10 +219,9 @@ def compare(values: flags.FlagValues) -> None:
     table["diffusers' best"] = [error for error, _ in best]
     for calls, (error, name) in zip(CALLS, best, strict=True):
       cli.say(f"diffusers' best at {calls} calls: {error:.2e}, {name}")
-  path = pathlib.Path(values.out)
   plot(path, title, table)
   cli.say(f"plot written to {path}")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -6,13 +6,16 @@ the rest; as image k is a function of the seed and of k, nobody can tell.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 import tqdm
@@ -64,36 +67,101 @@ class Stored(sources.Source):
   def remove(self) -> None:
     """Deletes the files."""
     shutil.rmtree(self.folder)
-    if not any(self.folder.parent.iterdir()):
+    with contextlib.suppress(OSError):  # Others' samples are beside it.
       self.folder.parent.rmdir()
 
 
-def draw(plan: sample.Plan, quantise: str) -> Stored:
-  """Draws what is planned and not there yet, under a progress bar.
+def stages(plan: sample.Plan) -> list[sample.Plan]:
+  """All stages of a cascade, each to draw whole batches of one size."""
+  unit = jax.device_count()  # a batch fills all devices
+  batch = -(-plan.batch // unit) * unit
+  return [
+    dataclasses.replace(stage, num=plan.num, batch=batch)
+    for stage in (plan, *plan.upsamplers)
+  ]
+
+
+def generators(plan: sample.Plan) -> list[Generator]:
+  """What draws the stages, for any parameters of their networks."""
+  return [sample.generator(stage) for stage in stages(plan)]
+
+
+@contextlib.contextmanager
+def drawn(
+  plan: sample.Plan,
+  quantise: str,
+  generators: Sequence[Generator],
+  *,
+  keep: bool = False,
+) -> Iterator[Stored]:
+  """Samples on disk, to be measured; what is not there yet is drawn.
+
+  They are deleted at the end, unless something goes wrong: then the same
+  command goes on.
+
+  Args:
+    plan: What to draw.
+    quantise: The rule that makes bytes of them.
+    generators: See the function of that name.
+    keep: Whether to leave them there.
+
+  Yields:
+    The samples.
+
+  Raises:
+    ValueError: If another process is at work on the same ones.
+  """
+  draws = list(zip(stages(plan), generators, strict=True))
+  stored = _open(draws[0][0], quantise)
+  with _alone(stored.folder):
+    _draw(stored, draws, quantise)
+    yield stored
+    if jax.process_index() == 0 and not keep:
+      stored.remove()
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from deleting what this one measures.
+
+  The system lets go of the lock when the process ends, however it ends. Of
+  the processes of one command, the first holds it.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
+  lock = filelock.FileLock(folder / "lock")
+  try:
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise ValueError(
+      f"another process is measuring the same samples, in {folder}: wait for "
+      "it, or pass another --seed"
+    ) from None
+  try:
+    yield
+  finally:
+    lock.release()
+
+
+def _draw(
+  stored: Stored, draws: list[tuple[sample.Plan, Generator]], quantise: str
+) -> None:
+  """Draws what is not there yet, under a progress bar.
 
   Of several processes, which see one directory, the first writes.
   """
-  unit = jax.device_count()  # a batch fills all devices
-  batch = -(-plan.batch // unit) * unit
-  plan, *others = (
-    dataclasses.replace(stage, num=plan.num, batch=batch)
-    for stage in (plan, *plan.upsamplers)
-  )
-  plan = dataclasses.replace(plan, upsamplers=tuple(others))
-  stored = _open(plan, quantise)
-  draws = []
-  for stage in (plan, *others):
+  for stage, _ in draws:
     sample.announce(stage)
-    draws.append((stage, sample.generator(stage)))
-  starts = range(0, plan.num, batch)
+  starts = range(0, stored.length, stored.batch)
   missing = [first for first in starts if not stored.path(first).is_file()]
   # No process writes before all have looked.
   multihost_utils.sync_global_devices("stored samples looked at")
-  there = min((len(starts) - len(missing)) * batch, plan.num)
+  there = min((len(starts) - len(missing)) * stored.batch, stored.length)
   if there:
     cli.say_first(f"{there} of them are there already, in {stored.folder}")
   with tqdm.tqdm(
-    total=plan.num,
+    total=stored.length,
     initial=there,
     unit="image",
     disable=not sys.stderr.isatty() or jax.process_index() > 0,
@@ -103,14 +171,13 @@ def draw(plan: sample.Plan, quantise: str) -> Stored:
       images = dj.images.to_uint8(_batch(draws, first), quantise)
       if jax.process_index() == 0:
         _write(stored.path(first), images)
-      bar.update(min(batch, plan.num - bar.n))
+      bar.update(min(stored.batch, stored.length - bar.n))
   multihost_utils.sync_global_devices("stored samples written")
-  return stored
 
 
 def _open(plan: sample.Plan, quantise: str) -> Stored:
   """The folder of these samples, which says what they are."""
-  text = json.dumps(describe(plan, quantise), indent=2, sort_keys=True) + "\n"
+  text = _text(plan, quantise)
   fingerprint = sources.fingerprint(text)
   folder = plan.workdir / "evaluation" / fingerprint
   if jax.process_index() == 0:
@@ -143,7 +210,7 @@ def _batch(
   for stage, generator in draws:
     if images is not None:
       generator.low_res = images
-    walk = generator.walk(stage.params, jax.random.key(stage.seed), first)
+    walk = generator.walk(stage.params, stage.key, first)
     images = dj.parallel.fetch(collections.deque(walk, maxlen=1)[0])
   assert images is not None
   return images
@@ -155,6 +222,15 @@ def _write(path: pathlib.Path, images: np.ndarray) -> None:
   with partial.open("wb") as file:
     np.save(file, images)
   partial.replace(path)
+
+
+def identity(plan: sample.Plan, quantise: str) -> str:
+  """A digest of all that determines the bytes of sample k."""
+  return sources.fingerprint(_text(stages(plan)[0], quantise))
+
+
+def _text(plan: sample.Plan, quantise: str) -> str:
+  return json.dumps(describe(plan, quantise), indent=2, sort_keys=True) + "\n"
 
 
 def describe(plan: sample.Plan, quantise: str) -> dict[str, Any]:
@@ -173,7 +249,9 @@ def _describe(plan: sample.Plan) -> dict[str, Any]:
   config = json.loads(plan.config.to_json_best_effort())
   parts = ("model", "schedule", "target", "variance", "low_res")
   judge = None if plan.judge is None else fingerprint(plan.judge.params)
-  return {
+  # Only where it is not 0: what a single stage is called stays the same.
+  stage = {"stage": plan.stage} if plan.stage else {}
+  return stage | {
     "network": {name: config.get(name) for name in parts},
     "image_shape": plan.image_shape,
     "params": fingerprint(plan.params),

@@ -12,13 +12,12 @@ run's own configuration. A run of imported weights is fine-tuned:
 
 import functools
 import pathlib
-import sys
 from collections.abc import Callable
 
 import jax
 
 import diffusion_jax as dj
-from experiments import assemble, loop
+from experiments import assemble, cli, loop
 from experiments.cli import Config
 from experiments.generate import Generator
 from experiments.monitor import Monitor
@@ -34,12 +33,12 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     ValueError: For anything a user may have got wrong.
   """
   assemble.check_draws(config)
-  devices = loop.mesh(config)
+  devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
   loss_at = assemble.loss_at(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
-  source = assemble.source(config)
+  source = assemble.training_source(config)
   assemble.count_classes(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
@@ -151,7 +150,7 @@ def _finish(workdir: pathlib.Path, generator, state, key, log: Log) -> None:
 
 def _say_next(workdir: pathlib.Path, state, key, log: Log) -> None:
   """The command that shows what has been learnt."""
-  log.say(f"next: python -m experiments.sample --workdir={workdir}")
+  log.say(f"next: {cli.command('sample', workdir=workdir)}")
 
 
 def main(argv: list[str]) -> None:
@@ -160,4 +159,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

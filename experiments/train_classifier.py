@@ -11,14 +11,13 @@ t, the cleanest first: of a batch just learnt from, and of those held out.
 
 import functools
 import pathlib
-import sys
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, loop
+from experiments import assemble, cli, loop
 from experiments.cli import Config
 from experiments.reporting import Log, plot_loss
 
@@ -32,11 +31,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   Raises:
     ValueError: For anything a user may have got wrong.
   """
-  devices = loop.mesh(config)
+  devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
-  source, held = assemble.source(config), None
+  source, held = assemble.training_source(config), None
   assemble.count_classes(config, source)
   if config.get("held_out"):
     source, held = dj.data.hold_out(source, config.held_out)
@@ -120,6 +119,7 @@ def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
   if held is None:
     return {}
   totals = []
+  key = jax.random.fold_in(key, assemble.HELD_OUT)  # steps fold it, too
   for start in range(0, min(len(held), MEASURED), batch_size):
     stop = min(start + batch_size, len(held), MEASURED)
     part = held.gather(np.arange(start, stop))
@@ -138,10 +138,10 @@ def _finish(workdir: pathlib.Path, measured, state, key, log: Log) -> None:
   if figures:
     parts = ", ".join(f"{value:.1%}" for value in figures.values())
     log.say(f"held-out pictures classified rightly, by quarter of t: {parts}")
-  log.say(
-    "next: python -m experiments.sample --workdir=A_DIFFUSION_RUN "
-    f"--classifier={workdir} --guidance=1"
+  then = cli.command(
+    "sample", workdir="A_DIFFUSION_RUN", classifier=workdir, guidance=1
   )
+  log.say(f"next: {then}")
 
 
 def main(argv: list[str]) -> None:
@@ -150,4 +150,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -74,7 +74,7 @@ def flat(params) -> np.ndarray:
 def measure(flags: list[str]) -> dict[str, np.ndarray]:
   """Trains some steps, draws some images; what came of it."""
   argv = ["train", "--config=configs/digits.py:smoke", *flags]
-  config, _, _ = loop.command_line(argv, train.DEFAULT_CONFIG)
+  config = loop.command_line(argv, train.DEFAULT_CONFIG).config
   folder = pathlib.Path(tempfile.mkdtemp())
   run = train.prepare(config, folder)
   key_init, key = jax.random.split(jax.random.key(0))

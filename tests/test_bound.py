@@ -111,6 +111,27 @@ def test_erf_is_the_exact_mass_and_tanh_close_to_it():
   assert np.asarray(exact).min() >= math.log(bound.MIN_MASS) - 1e-9
 
 
+@pytest.mark.parametrize("cdf", bound.CDFS)
+def test_a_decoders_tails_are_right_on_both_sides(cdf):
+  # float32 against float64, up to where the floor of 1e-12 begins.
+  std = 0.02
+  k = np.array([-1, 1])[:, None] * np.arange(0, 20)
+  x0 = np.concatenate([k / 127.5, [[-1.0], [1.0]] * np.ones((2, 2))], axis=1)
+  mean = np.concatenate([0 * k, np.sign(x0[:, -2:]) * [0.9, 0.94]], axis=1)
+  value = functools.partial(bound.discretised_log_prob, cdf=cdf)
+  with jax.enable_x64(True):
+    exact = value(jnp.asarray(x0), jnp.asarray(mean), math.log(std))
+  single = value(
+    jnp.asarray(x0, jnp.float32), jnp.asarray(mean, jnp.float32), math.log(std)
+  )
+  np.testing.assert_allclose(single, exact, rtol=1e-5)
+  np.testing.assert_array_equal(single[0], single[1])
+  if cdf == "erf":
+    edges = np.array([12.5, 13.5]) / 127.5 / std  # about 5 std away
+    want = -np.diff(scipy.stats.norm.sf(edges))[0]
+    np.testing.assert_allclose(single[:, 13], math.log(want), rtol=1e-5)
+
+
 @pytest.mark.parametrize("raw", [-1e4, -200.0, 0.0, 200.0, 1e4])
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
 @pytest.mark.parametrize("kind", ["vlb", "hybrid"])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import chex
 import jax
@@ -113,6 +114,22 @@ def checkpoint(workdir):
   shape = tuple(data["image_shape"])
   net = assemble.network(config, shape, data["num_classes"])
   return sample.restore(workdir, config, net, shape)
+
+
+def test_held_out_pictures_get_noise_of_their_own():
+  # Step 4 and the part that begins with picture 4 would be the same draw.
+  seen = []
+
+  def right(params, image, label, key):
+    seen.append(jax.random.key_data(key).tolist())
+    return np.zeros(4), np.ones(4)
+
+  held = dj.data.hold_out(dj.data.load("digits"), 5)[1]
+  key, state = jax.random.key(0), types.SimpleNamespace(params=None, step=4)
+  train_classifier.measure_held_out(right, held, 4, state, key)
+  steps = [jax.random.fold_in(key, step) for step in range(500)]
+  assert len(seen) > 50
+  assert not any(jax.random.key_data(k).tolist() in seen for k in steps)
 
 
 def test_a_classifiers_run_logs_accuracies_and_resumes(

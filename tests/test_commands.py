@@ -119,15 +119,16 @@ def test_a_complete_run_says_so(trained, capsys):
   command(train, *TINY, f"--workdir={trained}", "--config.num_steps=8")
   out = capsys.readouterr().out
   assert "complete after 8 steps" in out
-  assert out.splitlines()[0] == f"everything is written to {trained}"
+  assert f"everything is written to {trained}" in out.splitlines()
   assert out.splitlines()[-1].endswith(
     f"experiments.sample --workdir={trained}"
   )
 
 
-def test_samples_as_grid_array_and_folder(trained, tmp_path):
+def test_samples_as_grid_array_and_folder(trained, tmp_path, capsys):
   command(sample, f"--workdir={trained}", "--num=5", "--seed=3")
   assert (trained / "samples" / "sample_3.png").exists()
+  assert "steps each, average 0.995\n" in capsys.readouterr().out
 
   array = tmp_path / "a.npz"
   command(
@@ -154,6 +155,24 @@ def test_samples_as_grid_array_and_folder(trained, tmp_path):
 
   command(sample, f"--workdir={trained}", "--num=5", f"--out={tmp_path}/b.npz")
   assert (np.load(tmp_path / "b.npz")["images"] != images).any()
+
+
+def test_samples_that_cannot_be_written_are_kept_elsewhere(
+  trained, tmp_path, capsys, monkeypatch
+):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(sample.dj.images, "save_png", full)
+  monkeypatch.setattr(sample.tempfile, "tempdir", str(tmp_path))
+  with pytest.raises(SystemExit) as stop:
+    command(sample, f"--workdir={trained}", "--num=2")
+  assert stop.value.code == 1
+  assert (
+    "No space left on device; the samples are in" in capsys.readouterr().err
+  )
+  (kept,) = tmp_path.glob("samples-*/samples.npz")
+  chex.assert_shape(np.load(kept)["images"], (2, 8, 8, 1))
 
 
 def test_evaluate_reports_and_stores_its_figure(trained, capsys):
@@ -365,7 +384,7 @@ BAD_TRAINING = {
   ),
   "too many sampling steps": (
     ["--config.sampling.steps=1001"],
-    "num=1001 sampling steps must be in 1..T=1000",
+    "error: 1001 sampling steps must be in 1..T=1000",
   ),
   "size": (
     ["--config.model.multipliers=(1, 1, 1, 1, 1)"],
@@ -385,7 +404,12 @@ BAD_TRAINING = {
   ),
   "no steps": (["--config.num_steps=0"], "num_steps=0 must be at least 1"),
   "no interval": (["--config.every.log=0"], "every.log=0 must be at least 1"),
-  "seed": (["--config.seed=-1"], "seed is -1: must be at least 0"),
+  "seed": (["--config.seed=-1"], "seed=-1 must be in 0..4294967295"),
+  "large seed": (["--config.seed=4294967296"], "must be in 0..4294967295"),
+  "beyond the decay": (
+    ["--config.num_steps=21"],
+    "num_steps=21 goes beyond optim.decay_steps=20, .*decay_steps=21 as well",
+  ),
   "ema": (["--config.ema.rates=(1.5,)"], "EMA rate 1.5 must be in"),
   "broken picture": (
     ["--config.data.name={broken_picture}"],
@@ -457,6 +481,7 @@ BAD_SAMPLING = {
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
+  "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),
   "no images": (["--workdir={run}", "--num=0"], "--num=0: 0 is not a pos"),
   "format": (["--workdir={run}", "--out=a.jpg"], "must end in .png"),
   "full folder": (["--workdir={run}", "--out={run}/samples"], "there already"),
@@ -466,6 +491,9 @@ BAD_SAMPLING = {
     ["--workdir={run}", "--sampler=unipc", "--eta=1"],
     "has no eta; ddim",
   ),
+  "nan": (["--workdir={run}", "--guidance=nan"], "nan must be a finite number"),
+  "inf": (["--workdir={run}", "--guidance=-inf"], "inf must be a finite num"),
+  "nan eta": (["--workdir={run}", "--eta=nan"], "--eta=nan must be a finite"),
   "spacing": (["--workdir={run}", "--spacing=odd"], "'odd' is not one of even"),
   "stride": (["--workdir={run}", "--spacing=ddim400"], "nearest is ddim334"),
   "torn config": (["--workdir={torn}"], "config.json is not valid JSON"),
@@ -485,6 +513,19 @@ def test_bad_sampling_input_is_one_line_and_status_2(
   with pytest.raises(SystemExit) as stop:
     command(sample, *flags)
   assert_one_error(stop, capsys, message)
+
+
+@pytest.mark.parametrize(
+  "errors", [sample.cli.user_errors, sample.cli.system_errors]
+)
+def test_pictures_of_nan_are_one_line_and_status_1(errors, tmp_path, capsys):
+  out = tmp_path / "a.png"
+  with pytest.raises(SystemExit) as stop, errors():
+    sample.save(out, np.full((1, 8, 8, 1), np.nan))
+  assert stop.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "64 of the 64 values of pictures are NaN" in line
+  assert not out.exists()
 
 
 def test_presets_are_listed_with_their_parameters(capsys, monkeypatch):

@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.data import files, pictures
 
 # --------------------------------------------------------------- batches
 
@@ -453,6 +455,22 @@ def test_folder_and_zip_are_the_same(tmp_path):
   assert other.fingerprint != folder.fingerprint
 
 
+def test_a_zip_may_be_read_in_threads(tmp_path):
+  # As zip programs write it: a time of each member in an extra field, which
+  # Python 3.12 and 3.13 may skip from where another thread reads.
+  rng = np.random.default_rng(0)
+  contents = [rng.bytes(800) for _ in range(4000)]
+  path = tmp_path / "many.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    for k, content in enumerate(contents):
+      member = zipfile.ZipInfo(f"{k:04}.png")
+      member.extra = b"UT\x05\x00\x01\x00\x00\x00\x00"
+      archive.writestr(member, content)
+  found, _ = files.find(path)
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    assert list(pool.map(lambda file: file.open().read(), found)) == contents
+
+
 def test_zip_of_the_folder_itself(tmp_path):
   wrapped = {f"pets/{name}": content for name, content in CLASSES.items()}
   assert_classes(data.load(write_zip(tmp_path / "pets.zip", wrapped)))
@@ -479,6 +497,22 @@ def test_unlabelled_folder(tmp_path):
   assert source.class_names == ()
   assert source[0]["label"] == 0
   assert source.name == tmp_path.name
+
+
+def test_what_a_run_in_the_folder_has_drawn_is_no_data(tmp_path):
+  path = write(tmp_path, dict(CLASSES))
+  before = data.load(path)
+  run = path / "runs" / "first"
+  (run / "samples").mkdir(parents=True)
+  for name in ("config.json", "data.json", "versions.json"):
+    (run / name).write_text("{}")
+  picture = next(p for p in path.rglob("*") if p.is_file() and p.suffix)
+  (run / "samples" / f"a{picture.suffix}").write_bytes(picture.read_bytes())
+  with pytest.warns(UserWarning, match="are left out: runs/first$"):
+    after = data.load(path)
+  assert after.fingerprint == before.fingerprint
+  # Named itself, the folder of samples is one like any other.
+  assert len(data.load(run / "samples")) == 1
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
@@ -508,6 +542,20 @@ def test_broken_pictures_are_left_out_on_demand(
       one_line("dog/bad.png", lambda: next(data.iterate(batches)))
 
 
+def linked(folder, name, target):
+  (folder / name).symlink_to(target)
+  return folder
+
+
+def with_flag(path, offset, value):
+  """Sets a number in both headers of a .zip's only file."""
+  content = bytearray(path.read_bytes())
+  content[content.index(b"PK\x01\x02") + offset] = value
+  content[content.index(b"PK\x03\x04") + offset - 2] = value
+  path.write_bytes(content)
+  return path
+
+
 def damaged_zip(tmp_path):
   path = write_zip(tmp_path / "x.zip", {"a.png": encode(COLOUR)})
   content = bytearray(path.read_bytes())
@@ -521,7 +569,7 @@ BAD_PICTURES = {
   "no picture": (
     lambda p: write(p, {"a.png": b"text"}),
     {},
-    "a.png: not a picture.*skip_broken",
+    "a.png: not a picture.*repair or remove it$",
   ),
   "truncated": (lambda p: write(p, {"a.png": TRUNCATED}), {}, "a.png"),
   "all broken": (
@@ -537,7 +585,7 @@ BAD_PICTURES = {
   "sizes": (
     lambda p: write(p, {"a.png": encode(RAMP), "b.png": encode(RAMP.T)}),
     {},
-    "a.png is 3 x 4, b.png is 4 x 3.*set size",
+    "a.png is 3 x 4, b.png is 4 x 3.*make them one size$",
   ),
   "top and classes": (
     lambda p: write(p, {"a.png": encode(RAMP), "c/b.png": encode(RAMP)}),
@@ -549,7 +597,60 @@ BAD_PICTURES = {
     {},
     "x.zip: File is not a zip",
   ),
-  "empty zip": (lambda p: write_zip(p / "x.zip", {}), {}, "no pictures in .*x"),
+  "empty zip": (
+    lambda p: write_zip(p / "x.zip", {}),
+    {},
+    "no pictures in .*x.zip: it is empty$",
+  ),
+  "nested zip": (
+    lambda p: write_zip(p / "x.zip", {"a/pets.zip": b"", "b.txt": b""}),
+    {},
+    r"it holds .txt \(1\), .zip \(1\); unpack the archive that",
+  ),
+  "array in a folder": (
+    lambda p: write(p, {"x.npz": b"", "LICENSE": b""}),
+    {},
+    r"it holds .npz \(1\), no suffix \(1\); arrays are read of a .npz",
+  ),
+  "password": (
+    lambda p: with_flag(write_zip(p / "x.zip", {"a.png": encode(RAMP)}), 8, 1),
+    {},
+    "x.zip needs a password.*: unpack it and name the folder$",
+  ),
+  "deflate64": (
+    lambda p: with_flag(write_zip(p / "x.zip", {"a.png": encode(RAMP)}), 10, 9),
+    {},
+    "x.zip is packed in a way of its own.*: unpack it",
+  ),
+  "splits": (
+    lambda p: write(
+      p, {"set/train/cat/a.png": encode(RAMP), "set/Val/b.png": encode(RAMP)}
+    ),
+    {},
+    "the folders Val, train, which are parts.*: name one of .*/set/train$",
+  ),
+  "splits in a zip": (
+    lambda p: write_zip(
+      p / "x.zip", {"test/a.png": encode(RAMP), "train/b.png": encode(RAMP)}
+    ),
+    {},
+    "parts of a data set.*: unpack it and name one of them, such as train$",
+  ),
+  "dangling link": (
+    lambda p: linked(write(p, CLASSES), "dog/c.png", "nowhere"),
+    {},
+    r"cannot be read: dog/c.png \(No such file or directory\); repair or rem",
+  ),
+  "link to a folder that is away": (
+    lambda p: linked(write(p, CLASSES), "fox", "/nowhere/foxes"),
+    {"size": 3, "channels": 3, "max_bytes": 0},
+    r"cannot be read: fox \(No such file or directory\)",
+  ),
+  "link to itself": (
+    lambda p: linked(write(p, CLASSES), "self.png", "self.png"),
+    {},
+    r"cannot be read: self.png \(Too many levels of symbolic links\)",
+  ),
   "damaged zip": (damaged_zip, {}, "cannot read picture a.png"),
   "no zip": (lambda p: p / "x.zip", {}, "no file .*x.zip"),
   "other file": (
@@ -558,6 +659,14 @@ BAD_PICTURES = {
     "a.png is a file of a kind",
   ),
   "size": (lambda p: p, {"size": 0}, "size is 0"),
+  "size of a part": (
+    lambda p: p,
+    {"size": 32.5},
+    "size is 32.5: must be a pos",
+  ),
+  "sizes of parts": (lambda p: p, {"size": (8, 0.5)}, r"size is \(8, 0.5\)"),
+  "true size": (lambda p: p, {"size": True}, "size is True"),
+  "no name": (lambda p: "", {}, "name of the data is empty"),
   "sizes of three": (lambda p: p, {"size": (1, 2, 3)}, r"size is \(1, 2, 3\)"),
   "channels": (lambda p: p, {"channels": 2}, "channels is 2"),
   "split": (lambda p: p, {"split": "test"}, "split is 'test'"),
@@ -569,6 +678,129 @@ def test_bad_pictures(tmp_path, case):
   make, kwargs, match = BAD_PICTURES[case]
   path = make(tmp_path)
   one_line(match, lambda: data.load(path, **kwargs))
+
+
+@pytest.mark.parametrize(
+  ("name", "option"), [("no picture", "skip_broken"), ("sizes", "size")]
+)
+def test_an_error_names_the_option_apart(tmp_path, name, option):
+  make, kwargs, _ = BAD_PICTURES[name]
+  with pytest.raises(data.Unfit) as info:
+    data.load(make(tmp_path), **kwargs)
+  assert info.value.option == option
+  assert f"{option}=" not in str(info.value)
+
+
+def test_links_in_a_circle_are_walked_once(tmp_path):
+  folder = linked(write(tmp_path / "pets", CLASSES), "cat/up", "..")
+  linked(folder, "dog/too", "../cat")
+  linked(folder, "dog/notes.txt", "nowhere")
+  source = data.load(folder)
+  assert_classes(source)
+  assert source.left_out == (
+    ".txt (1), dead links (1), hidden (2), links to the same folder (2)"
+  )
+
+
+def test_links_lead_to_other_folders(tmp_path):
+  write(tmp_path / "elsewhere", {"a.png": encode(COLOUR)})
+  folder = linked(
+    write(tmp_path / "pets", {"cat/a.png": encode(COLOUR + 1)}),
+    "dog",
+    tmp_path / "elsewhere",
+  )
+  assert data.load(folder).class_names == ("cat", "dog")
+
+
+def test_what_cannot_be_listed_is_left_out_on_demand(tmp_path, monkeypatch):
+  folder = linked(write(tmp_path, CLASSES), "fox", "/nowhere/foxes")
+  list_folder = files.os.scandir
+
+  def scandir(path):
+    if path.name == "deep":  # the tests may run as root, who may all
+      raise PermissionError(13, "Permission denied")
+    return list_folder(path)
+
+  monkeypatch.setattr(files.os, "scandir", scandir)
+  match = r"cat/deep \(Permission denied\), fox \(No such|fox .*, cat/deep"
+  one_line(match, lambda: data.load(folder))
+  with pytest.warns(UserWarning, match=f"left out {match}"):
+    assert data.load(folder, skip_broken=True).class_names == ("dog",)
+
+
+def test_backslashes_of_windows_are_folders(tmp_path):
+  windows = {name.replace("/", "\\"): c for name, c in CLASSES.items()}
+  path = write_zip(tmp_path / "pets.zip", {"pets\\": b""})
+  with zipfile.ZipFile(path, "a") as archive:
+    for name, content in windows.items():
+      archive.writestr(f"pets\\{name}", content)
+  assert_classes(data.load(path))
+
+
+def test_the_last_of_two_files_of_one_name_counts(tmp_path):
+  path = write_zip(tmp_path / "x.zip", {"a.png": encode(COLOUR)})
+  with (
+    pytest.warns(UserWarning, match="Duplicate name"),
+    zipfile.ZipFile(path, "a") as archive,
+  ):
+    archive.writestr("a.png", encode(COLOUR + 1))
+  (only,) = data.load(path)
+  np.testing.assert_array_equal(only["image"], COLOUR + 1)
+
+
+@pytest.mark.parametrize(
+  ("suffix", "kind"),
+  [
+    (".jfif", "JPEG"), (".ppm", "PPM"), (".pgm", "PPM"), (".jp2", "JPEG2000"),
+    (".tga", "TGA"), (".avif", "AVIF"), (".pcx", "PCX"), (".dib", "DIB"),
+  ],
+)  # fmt: skip
+def test_what_pillow_reads_is_read(tmp_path, suffix, kind):
+  smooth = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+  image = load_one(tmp_path, encode(smooth, kind), f"A{suffix.upper()}")
+  np.testing.assert_allclose(image.astype(int), smooth, atol=3)
+
+
+def test_what_pillow_does_not_decode_is_no_picture():
+  known = pictures.extensions()
+  assert not {".pdf", ".eps", ".mpg", ".h5", ".wmf", ".txt", ""} & known
+  assert {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif"} <= known
+
+
+def test_grey_of_16_bits_in_a_pgm(tmp_path):
+  # 12 bits say so in this kind of file, and are scaled.
+  content = b"P5 2 1 4095\n" + np.array([0, 4095], ">u2").tobytes()
+  image = load_one(tmp_path, content, "a.pgm")
+  np.testing.assert_array_equal(image[..., 0], [[0, 255]])
+
+
+@pytest.mark.parametrize("max_bytes", [2**31, 0])
+@pytest.mark.parametrize("peak", [4095, 255, 0])
+def test_data_that_are_nearly_black_are_warned_of(tmp_path, peak, max_bytes):
+  wide = np.array([[0, peak // 2, peak]], np.uint16)
+  write(tmp_path, {f"{i}.png": encode(wide) for i in range(40)})
+  with pytest.warns(
+    UserWarning, match="no value exceeds .* 12-bit data in 16-bit"
+  ):
+    data.load(tmp_path, max_bytes=max_bytes)
+  # One picture that uses the range is enough where all are looked at.
+  write(tmp_path, {"7.png": encode(wide * 0 + 65535)})
+  data.load(tmp_path)
+
+
+def test_a_summary_says_what_was_found(tmp_path):
+  folder = write(tmp_path / "pets", {**CLASSES, "README": b"", "b.txt": b""})
+  for max_bytes in (2**31, 0):
+    source = data.load(folder, max_bytes=max_bytes)
+    assert data.summary(source) == (
+      "pets: 3 images of 3 x 4 x 3; 2 classes: cat (1), dog (2); left out:"
+      " .txt (2), hidden (2), no suffix (1)"
+    )
+  _, dogs = data.hold_out(source, 2)
+  assert data.summary(dogs).endswith("2 classes: cat (0), dog (1)")
+  many = {f"{i:03}/a.png": encode(COLOUR) for i in range(12)}
+  source = data.load(write(tmp_path / "many", many))
+  assert data.summary(source).endswith("008 (1), 009 (1) and 2 more")
 
 
 # ----------------------------------------------------------------- arrays
@@ -619,10 +851,37 @@ def test_npy(tmp_path):
   assert type(source[0]["image"]) is np.ndarray
   np.testing.assert_array_equal(source[1]["image"][..., 0], IMAGES[1, ..., 0])
   assert data.load(path, size=2).image_shape == (2, 2, 1)
-  np.save(path, np.concatenate([IMAGES, IMAGES], axis=-1))
-  assert data.load(path).image_shape == (3, 4, 6)
+  np.save(path, np.tile(IMAGES, (1, 2, 2, 2)))
+  assert data.load(path).image_shape == (6, 8, 6)
   assert data.load(path, size=(3, 2))[0]["image"].shape == (3, 2, 6)
   one_line("channels is 3.* have 6", lambda: data.load(path, channels=3))
+
+
+CHANNELS_FIRST = np.zeros((2, 3, 32, 32), np.uint8)
+
+
+def test_labels_that_count_from_one(tmp_path):
+  np.savez(tmp_path / "x.npz", images=IMAGES, labels=np.array([4, 1]))
+  with pytest.warns(UserWarning, match="labels from 1 to 4, so that class 0"):
+    source = data.load(tmp_path / "x.npz")
+  assert data.summary(source).endswith(
+    "5 classes: 0 (0), 1 (1), 2 (0), 3 (0), 4 (1)"
+  )
+
+
+def test_arrays_that_are_not_read_are_left_out(tmp_path):
+  np.savez(tmp_path / "x.npz", images=IMAGES, label=np.array([0, 1]))
+  assert data.summary(data.load(tmp_path / "x.npz")) == (
+    "x.npz: 2 images of 3 x 4 x 3; left out: label"
+  )
+
+
+def test_a_folder_named_digits(tmp_path, monkeypatch):
+  write(tmp_path / "digits", {"a.png": encode(COLOUR)})
+  monkeypatch.chdir(tmp_path)
+  with pytest.warns(UserWarning, match="folder of that name is './digits'"):
+    assert len(data.load("digits")) == 1797
+  assert len(data.load("./digits")) == 1
 
 
 LABELS = np.zeros(2, int)
@@ -630,6 +889,30 @@ BAD_ARRAYS = {
   "floats": ({"images": IMAGES / 127.5 - 1}, "float64.*uint8"),
   "two axes": ({"images": IMAGES[0, 0]}, r"\[4, 3\]"),
   "none": ({"images": IMAGES[:0]}, r"\[0, 3, 4, 3\]"),
+  "channels first": (
+    {"images": CHANNELS_FIRST},
+    r"\[2, 3, 32, 32\].*images.transpose\(0, 2, 3, 1\)",
+  ),
+  "grey first": (
+    {"images": CHANNELS_FIRST[:, :1, :16]},
+    r"\[2, 1, 16, 32\].*transpose\(0, 2, 3, 1\)",
+  ),
+  "six channels first": (
+    {"images": np.tile(CHANNELS_FIRST, (1, 2, 1, 1))},
+    r"\[2, 6, 32, 32\].*transpose\(0, 2, 3, 1\)",
+  ),
+  "small channels first": (
+    {"images": CHANNELS_FIRST[:, :, :4, :4]},
+    r"\[2, 3, 4, 4\].*transpose\(0, 2, 3, 1\)",
+  ),
+  "images last": (
+    {"images": CHANNELS_FIRST.transpose(2, 3, 1, 0).repeat(9, axis=-1)},
+    r"\[32, 32, 3, 18\].*transpose\(3, 0, 1, 2\)",
+  ),
+  "one picture": (
+    {"images": CHANNELS_FIRST[0].transpose(1, 2, 0)},
+    r"\[32, 32, 3\].*one \[H, W, C\].*images\[None\]",
+  ),
   "no images": ({"pictures": IMAGES}, "pictures.*name the images"),
   "objects": ({"images": np.array([{}, {}])}, "Python objects"),
   "few labels": ({"images": IMAGES, "labels": LABELS[:1]}, r"integers \[2\]"),

@@ -74,12 +74,12 @@ def test_interpolation_runs_from_one_picture_to_the_next():
   # Gaussian data: their noise is known, and so is what lies between.
   config = common.make(schedule={"name": "cosine"})
   schedule = assemble.schedule(config)
-  exact = NARROW.denoiser(schedule)
+  exact = dj.clipped(NARROW.predictor(schedule), schedule)
   x0 = NARROW.sample(jax.random.key(0), (4, 8, 8, 1))
   asked = edit.Request(jax.random.key(1), "right")
   errors, rows = [], x0
   for num in (100, 200):
-    model = edit.Model(config, schedule, exact, dj.timesteps.spaced(1000, num))
+    model = edit.Model(schedule, exact, dj.timesteps.spaced(1000, num))
     (x,) = edit.interpolate(model, x0, asked)
     rows = x.reshape(2, 4, 8, 8, 1)
     gaps = [rows[0, 0] - x0[0], rows[0, -1] - x0[1], rows[1, 0] - x0[2]]

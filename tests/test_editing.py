@@ -93,6 +93,15 @@ def test_slerp_keeps_noise_noise():
   assert float(straight.std()) < 0.8
 
 
+def test_slerp_between_a_noise_and_itself_stays_there():
+  a = jax.random.normal(jax.random.key(0), (8, 8, 3))
+  weights = jnp.linspace(0, 1, 5)
+  for b in (a, 1.0001 * a):
+    path = editing.slerp(a, b, weights)
+    np.testing.assert_allclose(path, jnp.stack([a] * 5), rtol=2e-4)
+  np.testing.assert_array_equal(editing.slerp(0 * a, 0 * a, weights), 0)
+
+
 def test_impossible_edits_are_refused():
   x = jnp.zeros((1, 2, 2, 1))
   key = jax.random.key(0)

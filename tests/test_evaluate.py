@@ -20,6 +20,7 @@ from experiments import (
   sample,
   scores,
   stored,
+  subject,
   train,
 )
 
@@ -215,9 +216,65 @@ def test_reference_batches_bring_statistics_and_pictures(
     assert_one_error(stop, capsys, "features but no pictures")
 
 
+def test_two_evaluations_of_the_same_samples_do_not_meet(run, capsys):
+  workdir, flags, _, _ = run
+  values = evaluate.define_flags()
+  values(["", *flags])
+  plan = sample.plan(values)
+  generators = stored.generators(plan)
+  with stored.drawn(plan, "round", generators) as first:
+    with pytest.raises(SystemExit) as stop:
+      command(evaluate, *flags, "--metrics=kid")
+    assert_one_error(stop, capsys, "another process is measuring the same")
+    # Other samples are no concern of the first, nor is the folder of all.
+    command(evaluate, *flags, "--metrics=kid", "--seed=1")
+    assert len(first.gather(np.arange(50))["image"]) == 50
+  assert not (workdir / "evaluation").exists()
+
+
+def test_a_run_that_cannot_be_written_is_measured_or_refused_at_once(
+  run, monkeypatch, capsys
+):
+  workdir, flags, _, _ = run
+  before = rows(workdir)
+  monkeypatch.setattr(evaluate.os, "access", lambda *_: False)
+  with pytest.raises(SystemExit) as stop:
+    command(evaluate, *flags, "--metrics=kid")
+  assert_one_error(stop, capsys, "cannot be written, where samples are kept")
+  command(evaluate, f"--workdir={workdir}", "--metrics=halves")
+  out = capsys.readouterr().out
+  assert "so the figures are only printed" in out
+  assert json.loads(out.splitlines()[-1])["halves"] > 0
+  assert rows(workdir) == before
+
+
+def test_a_row_that_cannot_be_written_is_printed(tmp_path, capsys):
+  (tmp_path / "evaluation.jsonl").mkdir()
+  with pytest.raises(SystemExit) as stop:
+    evaluate.keep(tmp_path / "evaluation.jsonl", {"fid": 1})
+  assert stop.value.code == 1
+  said = capsys.readouterr()
+  assert said.out == '{"fid": 1}\n'
+  assert "the row is printed instead" in said.err
+
+
+def test_data_that_have_changed_since_training_are_refused(
+  run, monkeypatch, capsys
+):
+  workdir, flags, _, _ = run
+  monkeypatch.setattr(
+    subject.assemble,
+    "source",
+    lambda _, elsewhere: dj.data.load("digits", size=16),
+  )
+  with pytest.raises(SystemExit) as stop:
+    command(evaluate, *flags)
+  assert_one_error(stop, capsys, "digits has changed since .* was trained")
+
+
 BAD_INPUT = {
   "metric": (["--metrics=fed"], "'fed' is not one of frechet"),
-  "no reference": (["--samples={a}"], "compared with a --reference"),
+  "no reference": (["--samples={a}"], "name a --reference, or a --workdir"),
   "too many": (
     ["--samples={a}", "--reference={a}", "--num=9"],
     "--num=9 images were asked for, --samples has 8",
@@ -236,6 +293,10 @@ BAD_INPUT = {
   "too few": (
     ["--samples={a}", "--reference={a}", "--metrics=kid"],
     "kid of 8 samples: pass --num=20 or more",
+  ),
+  "too few data": (
+    ["--samples=digits", "--reference={a}", "--num=20", "--metrics=kid"],
+    "kid needs 20 pictures of the data or more, a.npz has 8",
   ),
   "logits": (
     ["--samples={a}", "--reference={a}", "--metrics=is"],
@@ -259,13 +320,15 @@ BAD_INPUT = {
     ["--samples={a}", "--reference={stats}"], "name pictures as --reference",
   ),
   "no metrics": (
-    ["--samples={a}", "--reference={a}", "--metrics="], "--metrics= is empty",
+    ["--samples={a}", "--reference={a}", "--metrics="],
+    "--metrics has an empty value",
   ),
   "no samples named": (
-    ["--samples=", "--reference={a}"], "--samples= is empty",
+    ["--samples=", "--reference={a}"], "--samples has an empty value",
   ),
   "no reference named": (
-    ["--samples={a}", "--reference="], "--reference= is empty",
+    ["--samples={a}", "--reference="],
+    "--reference has an empty value",
   ),
   "one sample": (
     ["--samples={a}", "--reference={a}", "--num=1"],
@@ -281,7 +344,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
   flags, message = BAD_INPUT[name]
-  np.savez(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 3), np.uint8))
+  np.savez(tmp_path / "a.npz", images=np.full((8, 4, 4, 3), 200, np.uint8))
   np.savez(tmp_path / "bad.npz", other=np.zeros(3))
   np.savez(tmp_path / "stats.npz", mu=np.zeros(48), sigma=np.eye(48))
   names = {name: tmp_path / f"{name}.npz" for name in ("a", "bad", "stats")}

@@ -1,6 +1,8 @@
 """Feature networks: one's own, and EfficientNet-Lite0."""
 
 import json
+import pathlib
+import re
 import sys
 
 import numpy as np
@@ -100,6 +102,17 @@ def test_a_network_of_ones_own_is_named_and_looks_once(
     assert sys.modules["own_networks"].OfNumPy.seen == 2 + 60 + 60
 
 
+def test_the_documented_network_works(tmp_path):
+  page = pathlib.Path(__file__).parents[1] / "docs" / "evaluation.md"
+  (code,) = re.findall(
+    r"```python\n(# projections.py.*?)```", page.read_text(), re.S
+  )
+  (tmp_path / "projections.py").write_text(code)
+  network = features.named(f"{tmp_path}/projections.py:network", None)
+  features.probe(network, [(32, 32, 3)])
+  assert re.search(r":network [0-9a-f]{16}$", network.name)
+
+
 def test_agreement_is_with_the_classes_of_the_samples():
   # Three clusters far apart; a third of the samples is of the wrong class.
   rng = np.random.default_rng(0)
@@ -171,7 +184,7 @@ BAD_FEATURES = {
 def test_features_that_do_not_work_are_one_line(
   spec, networks, tmp_path, capsys
 ):
-  np.savez(tmp_path / "a.npz", images=np.zeros((8, 4, 4, 3), np.uint8))
+  np.savez(tmp_path / "a.npz", images=np.full((8, 4, 4, 3), 200, np.uint8))
   flags = (f"--samples={tmp_path}/a.npz", f"--reference={tmp_path}/a.npz")
   with pytest.raises(SystemExit) as stop:
     command(evaluate, *flags, "--metrics=fid", f"--features={spec}")

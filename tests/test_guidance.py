@@ -228,6 +228,18 @@ def test_one_guided_step_is_the_published_codes(name, form):
   )
 
 
+def test_the_last_move_of_a_walk_is_pushed_by_its_own_variance():
+  schedule = schedules.cosine(1000)
+  x = jnp.full((1, 1, 1, 1), 0.5)
+  last = lambda scale: guidance.classifier_step(
+    PEAKS.predictor(schedule), schedule, x, 40, 0, x, scale=scale, above=80,
+    gradient=lambda x, t: jnp.ones_like(x),
+  )[0]  # fmt: skip
+  push = float((last(1.0) - last(0.0)).squeeze())
+  want = process.posterior_var(schedule, 80, 40)
+  np.testing.assert_allclose(push, want, rtol=1e-4)
+
+
 def test_hidden_labels_are_as_many_as_asked_and_nothing_else_changes():
   y = jnp.arange(20_000) % 7
   hidden = conditions.drop_labels(jax.random.key(0), y, 0.15, no_class=7)

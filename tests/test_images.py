@@ -21,6 +21,15 @@ def test_rules_of_quantisation_differ_by_half_a_level():
     images.to_uint8(x, "ceil")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("draw", [images.to_uint8, images.grid])
+def test_what_is_not_finite_is_no_picture(draw, value):
+  x = np.zeros((2, 8, 8, 1))
+  x[1, 2, 3] = value
+  with pytest.raises(FloatingPointError, match="1 of the 128 values"):
+    draw(x)
+
+
 @pytest.mark.parametrize(
   ("shape", "factor", "tile"),
   [((3, 8, 8, 1), 8, 64), ((3, 100, 80, 3), 1, None), ((3, 32, 48, 3), 2, 64)],

@@ -457,7 +457,10 @@ def test_what_a_source_does_not_say_is_taken_from_the_command(model, tmp_path):
     ([], "--source is missing"),
     (["--source=x"], "--workdir is missing"),
     (["--source=no.pt", "--workdir={tmp}/run"], "no.pt is no file or folder"),
-    (["--source=x", "--workdir={tmp}"], "is not empty; choose another"),
+    (
+      ["--source=x", "--workdir={tmp}"],
+      "is not empty.*; choose another --workdir",
+    ),
     (["--source={tmp}/a.pt", "--workdir={tmp}/run"], "--preset=NAME, one of d"),
   ],
 )

@@ -12,6 +12,7 @@ from diffusion_jax import (
   prediction,
   process,
   schedules,
+  spacing,
   timesteps,
 )
 
@@ -112,6 +113,40 @@ def test_fewer_moves_are_another_model_with_its_own_bound():
     for num in (10, 50, 400)
   ]  # fmt: skip
   assert totals[0] > totals[1] > totals[2]
+
+
+def respaced(schedule, pairs):
+  """The published respacing: a schedule whose steps are the walk's moves."""
+  betas = process.beta(schedule, pairs[:, 0], pairs[:, 1])[::-1]
+  return schedules.from_betas(betas), jnp.append(0, pairs[::-1, 0])
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize(
+  ("spec", "num"), [("100", None), ("ddim50", None), ("trailing", 25)]
+)
+def test_the_bound_of_a_walk_is_that_of_the_schedule_of_its_moves(
+  variance, spec, num
+):
+  with jax.enable_x64(True):
+    schedule = schedules.linear(1000)
+    pairs = spacing.named(schedule, spec, num)
+    short, original = respaced(schedule, pairs)
+    x0 = quantised(jax.random.key(0), n=4)
+    eps = jax.random.normal(jax.random.key(1), (1001, *x0.shape))
+    exact = GAUSSIAN.predictor(schedule)
+    door = lambda schedule, steps: prediction.predictor(
+      lambda x, t: exact(x, steps[t]).output, schedule, variance=variance
+    )
+    got = likelihood.variational_bound_with(
+      prediction.clipped(door(schedule, jnp.arange(1001)), schedule),
+      schedule, x0, lambda t: eps[t], pairs=pairs,
+    )  # fmt: skip
+    want = likelihood.variational_bound_with(
+      prediction.clipped(door(short, original), short), short, x0,
+      lambda t: eps[original[t]],
+    )  # fmt: skip
+  np.testing.assert_allclose(got.vb, want.vb, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])

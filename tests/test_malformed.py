@@ -26,7 +26,8 @@ OVERRIDES = [
   "fsdp=perhaps", "flip=perhaps",
   "data.name=", "data.name=/nowhere/at/all", "data.name=digits.zip",
   "data.split=test", "data.size=(0,)", "data.size=(-8,)",
-  "data.size=(1,2,3)", "data.size=eight", "data.channels=2",
+  "data.size=(1,2,3)", "data.size=eight", "data.size=(32.5,)",
+  "data.size=(8.0,8.0)", "data.size=(True,)", "data.channels=2",
   "data.channels=-1", "data.nmae=digits",
   "schedule.name=", "schedule.T=-5", "schedule.T=1.5", "schedule.T=ten",
   "schedule.offset=x", "schedule.beta=0.1",
@@ -34,11 +35,14 @@ OVERRIDES = [
   "loss.name=", "loss.name=mse", "loss.weight=big", "loss.gamma=5",
   "label_dropout=-0.1", "label_dropout=1.5", "label_dropout=0.1",
   "low_res.size=(3,)", "low_res.size=(0,)", "low_res.size=(16,)",
+  "low_res.size=(8,)", "low_res.size=(4.0,)", "low_res.size=(4,4,4)",
   "timesteps=random",
   "model.channels=0", "model.channels=-8", "model.channels=8.5",
   "model.channels=1", "model.multipliers=()", "model.multipliers=(0,)",
   "model.multipliers=(1,1,1,1,1)", "model.multipliers=(-1,)",
-  "model.multipliers=wide", "model.num_blocks=0", "model.num_blocks=-1",
+  "model.multipliers=wide", "model.attention_levels=(0.5,)",
+  "ema.rates=(None,)",
+  "model.num_blocks=0", "model.num_blocks=-1",
   "model.attention_levels=(3,)", "model.attention_levels=(-1,)",
   "model.heads=0", "model.heads=-1", "model.heads=3",
   "model.head_channels=3", "model.head_channels=0",
@@ -152,7 +156,7 @@ def test_broken_arrays_are_one_line(name, tmp_path, capsys):
 def described(tmp_path_factory):
   """A run directory that has begun, with no checkpoint yet."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, "train", lambda run: None)
+    patch.setattr(loop, "train", lambda run, _: loop.describe(run, 0, {}))
     workdir = tmp_path_factory.mktemp("runs") / "run"
     command(train, *TINY, f"--workdir={workdir}")
   return workdir

@@ -81,18 +81,14 @@ def edited(kind):
     return dj.editing.vary(
       step, net, SCHEDULE, x0, jax.random.key(9), start=600, pairs=PAIRS
     )
-  if kind == "encode":
-    return solvers.encode(net, SCHEDULE, x0, PAIRS)
-  return dj.likelihood.variational_bound(
-    net, SCHEDULE, x0, jax.random.key(9), pairs=PAIRS
-  ).vb
+  return solvers.encode(net, SCHEDULE, x0, PAIRS)
 
 
 OTHERS = {
   **{f"guided {scale}": functools.partial(guided, scale) for scale in (0.5, 3)},
   **{
     kind: functools.partial(edited, kind)
-    for kind in ("inpaint", "vary", "encode", "bound")
+    for kind in ("inpaint", "vary", "encode")
   },
 }
 

@@ -168,7 +168,7 @@ def test_the_library_does_without_matplotlib_until_it_draws():
 
 def test_a_traced_way_can_be_drawn():
   _, way = dj.sample(
-    dj.ancestral_step, dj.mixtures.denoiser(LINEAR, dj.mixtures.swiss_roll(9)),
+    dj.ancestral_step, dj.mixtures.predictor(LINEAR, dj.mixtures.swiss_roll(9)),
     LINEAR, (5, 2), jax.random.key(0), keep=(99, 0),
   )  # fmt: skip
   figure = plots.paths(way.x, num=4)

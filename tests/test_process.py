@@ -303,3 +303,32 @@ def test_a_network_meets_scaled_inputs_and_its_own_clock():
   np.testing.assert_allclose(x, 1 / schedule.alpha[50], rtol=1e-6)
   np.testing.assert_array_equal(t, np.ones(3))
   assert cond == {"y": 1}
+
+
+@pytest.mark.parametrize("variance", prediction.VARIANCES)
+def test_one_step_alone_has_a_variance(variance):
+  # There is no move before it to borrow one from: it takes sigma_1^2.
+  schedule = schedules.cosine(1)
+  x = jnp.full((1, 2, 2, 1), 0.5)
+  learned = variance.startswith("learned")
+  output = jnp.concatenate([x, x], axis=-1) if learned else x
+  found = prediction.predictor(lambda x, t: output, schedule, variance=variance)
+  p = prediction.p_mean_variance(schedule, found(x, 1), x, 1, 0)
+  want = 0.5 if variance == "learned" else 2 * jnp.log(schedule.sigma[1])
+  np.testing.assert_allclose(
+    jnp.broadcast_to(p.log_var, x.shape), want, atol=1e-6
+  )
+  chex.assert_tree_all_finite(p)
+
+
+def test_the_last_move_borrows_the_variance_of_the_one_before():
+  schedule = schedules.cosine(100)
+  borrowed = process.posterior_log_var(schedule, 10, 0, above=30)
+  want = jnp.log(process.posterior_var(schedule, 30, 10))
+  np.testing.assert_allclose(borrowed, want, rtol=1e-6)
+  # Where nothing is said of the walk, it is an even one.
+  np.testing.assert_allclose(
+    process.posterior_log_var(schedule, 10, 0),
+    jnp.log(process.posterior_var(schedule, 20, 10)),
+    rtol=1e-6,
+  )

@@ -207,8 +207,9 @@ def empty_run(tmp_path, name="empty", **changes):
     }
   )
   workdir = tmp_path / name
-  data = runs.describe(dj.data.load("digits"))
-  runs.describe_run(workdir, json.loads(config.to_json_best_effort()), data)
+  workdir.mkdir()
+  data = runs.describe(dj.data.load("digits"), config)
+  runs.describe_run(workdir, runs.config_json(config), data)
   return workdir
 
 
@@ -231,9 +232,11 @@ def without_versions(run):
 
 
 def without_data(run):
-  config = runs.read_json(run, "config")
-  config["data"]["name"] = str(run / "<gone>")
+  config, data = (runs.read_json(run, name) for name in ("config", "data"))
+  config["data"]["name"] = "<gone>"
+  data["path"] = str(run / "<gone>")
   (run / "config.json").write_text(json.dumps(config))
+  (run / "data.json").write_text(json.dumps(data))
 
 
 def torn(run):
@@ -290,13 +293,21 @@ def test_other_data_than_those_of_the_run_are_named(trained, tmp_path):
   assert warning not in shown(trained, "--nonetwork").text
 
 
+def test_a_flag_of_zero_is_a_flag(trained):
+  values = report.define_flags(report.flags.FlagValues())
+  values(["", f"--workdir={trained}", "--eta=0"])
+  record = report.read(trained)
+  plan = report.plan_or_why_not(values, record)
+  assert (plan.sampler, plan.eta) == ("ddim", 0)
+
+
 def test_data_that_are_gone_are_named(trained, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(trained, run)
   without_data(run)
   (run / "samples" / "denoising.gif").unlink()  # as before the end of training
   page = shown(run)
-  assert "The data cannot be read here: no data set or path" in page.text
+  assert f"The data cannot be read here: no data at {run}" in page.text
   assert "Drawn from step 8." in page.text  # the animation needs no data
   assert page.all("source")
 

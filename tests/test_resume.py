@@ -1,6 +1,9 @@
 """Nothing is lost: signals, kills, damage, and two at once."""
 
+import errno
 import json
+import os
+import re
 import shutil
 import signal
 import tarfile
@@ -16,7 +19,16 @@ import reference
 from test_commands import TINY, assert_one_error, command, params_of
 
 import diffusion_jax as dj
-from experiments import devices, loop, runs, soak, train
+from experiments import (
+  assemble,
+  continuing,
+  devices,
+  interruption,
+  loop,
+  runs,
+  soak,
+  train,
+)
 from experiments.configs import digits
 
 
@@ -64,6 +76,61 @@ def test_a_signal_stops_after_the_step_and_the_run_goes_on(
   command(train, *flags)
   assert "continues after step 3 of 8" in capsys.readouterr().out
   chex.assert_trees_all_equal(params_of(tmp_path / "run"), params_of(whole))
+
+
+def test_what_was_learnt_before_data_broke_is_saved_and_goes_on(
+  whole, tmp_path, capsys, monkeypatch
+):
+  iterate = dj.data.iterate
+
+  def broken(batches, start):
+    for step, batch in enumerate(iterate(batches, start=start), start + 1):
+      if step == 4:
+        raise dj.data.Unreadable("cannot read picture a.png: repair it")
+      yield batch
+
+  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
+  with monkeypatch.context() as patch:
+    patch.setattr(dj.data, "iterate", broken)
+    with pytest.raises(SystemExit) as stop:
+      command(train, *flags)
+  assert stop.value.code == 1
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert "the data of step 4 cannot be read: cannot read picture a" in error
+  assert "repair it; the run is saved after step 3; then the same" in error
+  assert steps_of(tmp_path / "run") == {3}
+  command(train, *flags)
+  chex.assert_trees_all_equal(params_of(tmp_path / "run"), params_of(whole))
+
+
+def test_where_data_lie_is_known_from_anywhere(begun, tmp_path, monkeypatch):
+  data, run = tmp_path / "data", begun(path=str(tmp_path / "data"))
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["name"] = "data"
+  runs.replace(run / "config.json", json.dumps(config))
+  monkeypatch.chdir(run)
+  with pytest.raises(ValueError, match=f"no data at {data}: .*--images=PATH"):
+    assemble.source(runs.load(run)[0], elsewhere="--images")
+  data.mkdir()
+  assert runs.load(run)[0].data.name == str(data)
+  data.rmdir()
+  (run / "data").mkdir()  # has come along with the run
+  assert runs.load(run)[0].data.name == "data"
+
+
+def test_a_closed_terminal_is_a_signal_too_unless_nohup_ignores_it():
+  before = signal.getsignal(signal.SIGHUP)
+  try:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with interruption.Interruption() as stop:
+      signal.raise_signal(signal.SIGHUP)
+    assert stop.signal is signal.SIGHUP and stop.status == 0
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruption.Interruption() as stop:
+      signal.raise_signal(signal.SIGHUP)
+    assert stop.signal is None
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_cuts_a_preview_short(tmp_path, capsys, monkeypatch):
@@ -170,16 +237,66 @@ def test_a_damaged_checkpoint_asked_for_by_its_step_is_an_error(
     assert int(checkpoints.restore(state, step=1).step) == 1
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(saved, tmp_path):
+def names_in(folder):
+  return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_where_all_are_damaged_nothing_changes(saved, tmp_path):
   folder, state = saved
   copy = shutil.copytree(folder, tmp_path / "c")
   for step in (1, 2):
     flip(largest(copy / str(step)))
+  before = names_in(copy)
+  for _ in range(2):  # the second time is refused as the first was
+    with (
+      pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
+      dj.checkpoint.Checkpoints(copy) as checkpoints,
+    ):
+      checkpoints.restore(state, tell=str)
+    assert names_in(copy) == before
+
+
+def test_files_that_were_never_written_are_no_damage(saved, tmp_path):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  for place in (copy, copy / "2", copy / "2/default", copy / "2/default/d"):
+    for name in (".DS_Store", "Thumbs.db", ".nfs0001"):
+      (place / name).write_text("not ours")
+    (place / "@eaDir").mkdir()
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    assert int(checkpoints.restore(state).step) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_system_does_not_let_be_read_is_not_damaged(
+  number, saved, tmp_path, monkeypatch
+):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  before, told = names_in(copy), []
+
+  def refused(path):
+    raise OSError(number, os.strerror(number), str(path))
+
+  with dj.checkpoint.Checkpoints(copy) as checkpoints:
+    with monkeypatch.context() as patch:
+      patch.setattr(dj.checkpoint, "_checksum", refused)
+      with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        checkpoints.restore(state, tell=told.append)
+    assert names_in(copy) == before and not told
+    assert int(checkpoints.restore(state).step) == 2
+
+
+@pytest.mark.parametrize("text", ["[]", "{", ""])
+def test_checksums_that_are_none_are_damage(text, saved, tmp_path):
+  folder, state = saved
+  copy = shutil.copytree(folder, tmp_path / "c")
+  (copy / "2" / "default" / "checksums.json").write_text(text)
   with (
-    pytest.raises(ValueError, match="every checkpoint in .* is damaged"),
-    dj.checkpoint.Checkpoints(copy) as checkpoints,
+    dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints,
+    pytest.raises(dj.checkpoint.Damaged, match="checksums.json"),
   ):
-    checkpoints.restore(state, tell=str)
+    checkpoints.restore(state)
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(
@@ -216,20 +333,190 @@ def test_what_a_killed_save_left_is_cleared_by_the_next_writer_only(
 # ---------------------------------------------------------- run directory
 
 
-def test_a_kill_while_a_run_is_described_leaves_nothing(tmp_path, monkeypatch):
-  flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
-  monkeypatch.setattr(loop, "train", lambda run: None)
+def test_a_kill_while_a_run_is_described_leaves_what_may_be_taken(
+  tmp_path, monkeypatch
+):
+  run, replace = tmp_path / "run", runs.replace
 
-  def killed(*_):
-    raise KeyboardInterrupt
+  def killed(path, text):
+    if path.name == "config.json":
+      raise KeyboardInterrupt
+    replace(path, text)
 
-  with monkeypatch.context() as patch:
-    patch.setattr(runs.pathlib.Path, "rename", killed)
+  with runs.opened(run), monkeypatch.context() as patch:
+    patch.setattr(runs, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-      command(train, *flags)
-  assert not (tmp_path / "run").exists()
-  command(train, *flags)
-  assert runs.is_run(tmp_path / "run")
+      runs.describe_run(run, {}, {})
+  assert not runs.is_run(run)
+  with runs.opened(run):
+    runs.describe_run(run, {}, {})
+  assert runs.is_run(run)
+
+
+def test_a_mounted_or_linked_or_hidden_nothing_can_be_a_run(
+  tmp_path, monkeypatch
+):
+  volume = tmp_path / "volume"
+  (volume / "lost+found").mkdir(parents=True)
+  (volume / ".DS_Store").touch()
+  (tmp_path / "link").symlink_to(volume)
+
+  def refused(*_, **__):
+    raise PermissionError(errno.EACCES, "the parent cannot be written")
+
+  # As in a container: the directory is there, all that is above is not ours.
+  monkeypatch.setattr(runs.pathlib.Path, "rename", refused)
+  with runs.opened(tmp_path / "link"):
+    runs.describe_run(tmp_path / "link", {}, {})
+  assert runs.is_run(volume)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (lambda path: path.write_text(""), "is a file"),
+    (lambda path: path.symlink_to("nothing"), "is a link to nothing"),
+    (lambda path: path.mkdir() or (path / "data.json").touch(), "not empty"),
+    (lambda path: path.mkdir() or (path / "thesis.tex").touch(), "not empty"),
+  ],
+)
+def test_what_else_there_is_stays_as_it_is(make, message, tmp_path):
+  make(tmp_path / "run")
+  before = names_in(tmp_path)
+  with (
+    pytest.raises(ValueError, match=message),
+    runs.opened(tmp_path / "run"),
+  ):
+    pass
+  assert names_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    ("mine [1]", "Orbax takes \\[ in a path for a pattern"),
+    ("what?/run", "Orbax takes \\? in"),
+  ],
+)
+def test_a_name_that_loses_checkpoints_is_refused(name, message, tmp_path):
+  with pytest.raises(ValueError, match=message), runs.opened(tmp_path / name):
+    pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_other_names_keep_their_checkpoints(saved, tmp_path):
+  state = saved[1]
+  with dj.checkpoint.Checkpoints(tmp_path / "a b #:%é&=~$'") as checkpoints:
+    checkpoints.save(state.replace(step=jnp.int32(1)))
+    checkpoints.wait()
+    assert int(checkpoints.restore(state).step) == 1
+  # A run may be read where it could not be written.
+  moved = shutil.copytree(saved[0], tmp_path / "mine [1] *?")
+  with dj.checkpoint.Checkpoints(moved, read_only=True) as checkpoints:
+    assert int(checkpoints.restore(state).step) == 2
+
+
+# ---------------------------------------------------------------- going on
+
+
+DIGITS = {
+  "name": "digits", "path": None, "examples": 1797, "image_shape": [8, 8, 1],
+  "num_classes": 10, "class_names": list("0123456789"), "fingerprint": "a",
+}  # fmt: skip
+
+
+@pytest.fixture
+def begun(tmp_path):
+  """A directory, as a start of the smoke run leaves it, and its opener."""
+
+  def begin(name="run", step=None, imported=False, **data):
+    run = tmp_path / name
+    run.mkdir()
+    runs.describe_run(run, runs.config_json(config_of()), DIGITS | data)
+    if imported:
+      (run / "imported.json").write_text("{}")
+    if step is not None:
+      (run / "checkpoints" / str(step)).mkdir(parents=True)
+    return run
+
+  return begin
+
+
+def lr(config, value):
+  config.optim.lr = value
+  return config
+
+
+def test_what_has_learnt_nothing_yet_may_be_begun_otherwise(begun):
+  other = lr(config_of(seed=1), 0.5)
+  changes = continuing.check(begun(), other, DIGITS | {"fingerprint": "b"})
+  assert changes == {
+    "optim.lr": (0.002, 0.5), "seed": (0, 1), "fingerprint": ("a", "b"),
+  }  # fmt: skip
+  for name in ("10", "damaged-10"):
+    run = begun(name, name)
+    with pytest.raises(ValueError, match="optim.lr is 0.002 there and 0.5 he"):
+      continuing.check(run, other, DIGITS)
+
+
+def test_weights_that_were_imported_keep_their_network_until_they_learn(begun):
+  run = begun(step=0, imported=True)
+  data = DIGITS | {"fingerprint": "b", "num_classes": 3}
+  assert not continuing.check(run, lr(config_of(), 0.5), data)
+  with pytest.raises(ValueError, match="model.channels is 16 there and 8 here"):
+    continuing.check(run, config_of(model={"channels": 8}), data)
+  with pytest.raises(ValueError, match="image_shape is"):
+    continuing.check(run, config_of(), data | {"image_shape": [4, 4, 1]})
+
+
+def test_the_fingerprint_says_what_data_are_and_not_their_path(begun):
+  run = begun(step=10, path="/old/data")
+  moved = DIGITS | {"path": "/new/data", "name": "other"}
+  config = config_of(data={"name": "/new/data", "size": (8,)})
+  assert continuing.check(run, config, moved) == {
+    "path": ("/old/data", "/new/data")
+  }
+  with pytest.raises(ValueError, match="fingerprint is 'a' there.*--new_data"):
+    continuing.check(run, config, moved | {"fingerprint": "b"})
+
+
+def test_other_data_go_on_where_that_is_asked_for(begun):
+  run = begun(step=10)
+  fewer = DIGITS | {"examples": 1796, "fingerprint": "b"}
+  config = config_of(data={"name": "digits", "skip_broken": True})
+  changes = continuing.check(run, config, fewer, new_data=True)
+  assert changes == {"examples": (1797, 1796), "fingerprint": ("a", "b")}
+  continuing.note(run, 10, changes)
+  row = json.loads((run / "changes.jsonl").read_text())
+  assert row == {
+    "step": 10, "examples": [1797, 1796], "fingerprint": ["a", "b"],
+  }  # fmt: skip
+  with pytest.raises(ValueError, match="image_shape is"):
+    other = fewer | {"image_shape": [8, 8, 3]}
+    continuing.check(run, config, other, new_data=True)
+
+
+def test_the_end_of_the_decay_moves_with_that_of_the_run(begun):
+  config = config_of(num_steps=40)
+  with pytest.raises(ValueError, match="rate is 0: set .*decay_steps=40 as"):
+    assemble.check(config, assemble.schedule(config))
+  config.optim.decay_steps = 40
+  assemble.check(config, assemble.schedule(config))
+  changes = continuing.check(begun(step=20), config, DIGITS)
+  assert changes == {"optim.decay_steps": (20, 40)}
+
+
+def test_a_run_on_devices_that_its_batch_does_not_fit_hears_what_would(begun):
+  run, config = begun(step=10), config_of(batch_size=9, micro_batches=2)
+  with pytest.raises(ValueError, match="the nearest are 8 and 10"):
+    loop.mesh(config, run.with_name("new"))
+  config.batch_size, config.micro_batches = 8, 1
+  devices = jax.devices() * 3
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ValueError, match="go on with 1 or 2 devices"):
+      loop.mesh(config, run)
 
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def test_uniform_draws_every_step_equally_often():
 
 @pytest.mark.parametrize("num", [0, -1, 1001])
 def test_impossible_numbers_of_steps_are_refused(num):
-  with pytest.raises(ValueError, match=rf"num={num} .* 1..T=1000"):
+  with pytest.raises(ValueError, match=rf"{num} .* 1..T=1000"):
     timesteps.spaced(1000, num)
 
 

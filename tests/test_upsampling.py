@@ -1,5 +1,8 @@
 """Upsampling: small pictures in, large ones out, alone and in a cascade."""
 
+import dataclasses
+
+import absl.flags
 import chex
 import jax
 import jax.numpy as jnp
@@ -116,11 +119,25 @@ def test_a_cascade_enlarges_what_its_first_stage_draws(cascade, tmp_path):
   assert np.abs(cut.astype(int) - whole).max() <= 1
   noisy = draw(out, *flags, "--low_res_noise=50")
   assert (noisy != whole).any()
-  # By hand: the small ones, saved as bytes, enlarged on their own.
-  small = tmp_path / "small.npz"
-  draw(small, f"--workdir={base}")
-  again = draw(out, f"--workdir={upsampler}", f"--low_res={small}")
-  assert np.abs(again.astype(int) - whole).mean() < 2
+  # By hand, each stage with its own noise.
+  values = sample.define_flags(absl.flags.FlagValues(), num=5)
+  values(["sample", *flags])
+  plan = sample.plan(values)
+  small = sample.generator(plan)(plan.params, sample.stage_key(0, 0), 5)
+  stage = dataclasses.replace(plan.upsamplers[0], low_res=small)
+  large = sample.generator(stage)(stage.params, sample.stage_key(0, 1), 5)
+  np.testing.assert_array_equal(dj.images.to_uint8(large), whole)
+
+
+def test_stages_of_a_cascade_share_no_noise():
+  noise = [
+    dj.samplers.noise(key, 7, jnp.arange(64), (8, 8, 3)).ravel()
+    for key in (jax.random.key(3), *(sample.stage_key(3, k) for k in range(3)))
+  ]
+  # A run that draws alone keeps its pictures.
+  np.testing.assert_array_equal(noise[0], noise[1])
+  together = np.corrcoef(noise[1:]) - np.eye(3)
+  assert np.abs(together).max() < 5 / np.sqrt(noise[0].size)
 
 
 def test_an_upsampler_alone_enlarges_its_data(cascade, tmp_path):

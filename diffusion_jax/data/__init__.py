@@ -14,5 +14,8 @@ from diffusion_jax.data.sources import (
   ArraySource as ArraySource,
   LazySource as LazySource,
   Source as Source,
+  Unfit as Unfit,
+  Unreadable as Unreadable,
   hold_out as hold_out,
+  summary as summary,
 )

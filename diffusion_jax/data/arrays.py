@@ -1,5 +1,6 @@
 """Sources from arrays: digits, .npz and .npy files."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ _LABEL_KEYS = ("labels", "y", "arr_1")
 
 
 def digits(
-  size: tuple[int, int] | None, channels: int | None
+  size: tuple[int, int] | None, channels: int | None, random_crop: bool
 ) -> sources.Source:
   """The 1,797 digits of scikit-learn, 8 x 8; 0..16 there, 0..255 here."""
   from sklearn import datasets
@@ -20,17 +21,19 @@ def digits(
   values, labels = datasets.load_digits(return_X_y=True)
   images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   names = tuple(str(digit) for digit in range(10))
-  return sources.in_memory(
-    "digits", _refit(images, size, channels), labels, names
-  )
+  return _source("digits", images, labels, names, size, channels, random_crop)
 
 
 def load(
-  path: Path, size: tuple[int, int] | None, channels: int | None
+  path: Path,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
 ) -> sources.Source:
   """A source from a .npz or .npy file."""
-  images, labels = _read_arrays(path)
+  images, labels, others = _read_arrays(path)
   if images.ndim == 3:
+    _check_rank(path, images.shape)
     images = images[..., None]
   if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
     raise ValueError(
@@ -38,6 +41,7 @@ def load(
       " uint8 [N, H, W, C] or [N, H, W], 0 to 255; save floats in [-1, 1] as"
       " np.rint(127.5 * x + 127.5).astype(np.uint8)"
     )
+  _check_axes(path, images.shape)
   names: tuple[str, ...] = ()
   if labels is None:
     labels = np.zeros(len(images), np.int32)
@@ -53,25 +57,86 @@ def load(
     )
   else:
     names = tuple(str(label) for label in range(int(labels.max()) + 1))
-  return sources.in_memory(
-    path.name, _refit(images, size, channels), labels, names
+    if labels.min() > 0:
+      warnings.warn(
+        f"{path.name} has labels from {labels.min()} to {labels.max()}, so"
+        " that class 0 has no pictures: count from 0",
+        stacklevel=4,
+      )
+  return _source(
+    path.name, images, labels, names, size, channels, random_crop, others
   )
 
 
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-  """Images and labels of a file, unchecked."""
+def _source(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  names: tuple[str, ...],
+  size: tuple[int, int] | None,
+  channels: int | None,
+  random_crop: bool,
+  left_out: str = "",
+) -> sources.Source:
+  """The pictures as they are asked for."""
+  source = sources.in_memory(
+    name, _refit(images, size, channels), labels, names, left_out
+  )
+  if not random_crop:
+    return source
+
+  def read(index: int, words: np.ndarray) -> tuple[np.ndarray, int]:
+    image = pictures.refit(images[index], size, channels, words)
+    return image, int(labels[index])
+
+  return sources.random_crops(source, read)
+
+
+def _check_rank(path: Path, shape: tuple[int, ...]) -> None:
+  """Refuses one picture in colour, which looks like many narrow grey ones."""
+  if shape[2] in (3, 4) and min(shape[:2]) > 4:
+    raise ValueError(
+      f"{path} has images {list(shape)}, which look like one [H, W, C]: must"
+      " be [N, H, W, C], save images[None]"
+    )
+
+
+def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
+  """Refuses images whose channels are not last, as PyTorch and MATLAB have it.
+
+  Few have more than four channels. Where one of the other axes is that short,
+  it will be the channels; so will the first, if it is the shortest and the
+  others are equal, as the sides of a square picture.
+  """
+  n, a, b, c = shape
+  if a <= 4 < c or a < b == c:
+    kind, order = "[N, C, H, W]", (0, 2, 3, 1)
+  elif b <= 4 < c:
+    kind, order = "[H, W, C, N]", (3, 0, 1, 2)
+  else:
+    return
+  raise ValueError(
+    f"{path} has images {[n, a, b, c]}, which look like {kind}: the channels"
+    f" must come last, save images.transpose{order}"
+  )
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
+  """Images and labels of a file, unchecked; the names of its other arrays."""
   if not path.is_file():
     raise ValueError(f"no file {path}: {sources.ACCEPTED}")
   try:
     # Pickles can run any code, so they are never loaded.
     if path.suffix.lower() == ".npy":
-      return np.load(path, mmap_mode="r", allow_pickle=False), None
+      return np.load(path, mmap_mode="r", allow_pickle=False), None, ""
     with np.load(path, allow_pickle=False) as arrays:
       keys = list(arrays)
       image = next((key for key in _IMAGE_KEYS if key in keys), None)
       label = next((key for key in _LABEL_KEYS if key in keys), None)
       if image is not None:
-        return arrays[image], None if label is None else arrays[label]
+        others = ", ".join(key for key in keys if key not in (image, label))
+        labels = None if label is None else arrays[label]
+        return arrays[image], labels, others
   except pictures.BROKEN as error:
     raise ValueError(
       f"cannot read {path}: it is damaged, or not written by np.save or"

@@ -1,13 +1,34 @@
 """Picture files: where they are in a folder or .zip, and their classes."""
 
+import collections
 import io
 import os
+import re
+import threading
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from diffusion_jax.data import pictures, sources
+
+# Parts of a data set, which are no classes.
+_SPLITS = frozenset(
+  {"train", "training", "val", "valid", "validation", "test", "testing"}
+)
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z"})
+# What Python's zipfile unpacks.
+_METHODS = frozenset(
+  {
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+  }
+)
+# The files by which a run directory describes itself.
+RUN = {"config.json", "data.json", "versions.json"}
 
 
 class File(NamedTuple):
@@ -19,45 +40,168 @@ class File(NamedTuple):
   label: int = 0
 
 
-def find(path: Path) -> list[File]:
-  """The picture files of a folder or .zip, in the order of their paths."""
-  files = _in_folder(path) if path.is_dir() else _in_zip(path)
-  files = [file for file in files if _is_picture(file.path)]
-  if not files:
+class Found(NamedTuple):
+  """What is in a folder or .zip.
+
+  Attributes:
+    files: The pictures, in the order of their paths.
+    left_out: How much else there is, by kind, such as ".txt".
+    unreadable: What the system does not let us see, with its reason.
+  """
+
+  files: list[File]
+  left_out: collections.Counter[str]
+  unreadable: list[str]
+
+
+def find(path: Path, *, skip_broken: bool = False) -> tuple[list[File], str]:
+  """The picture files of a folder or .zip, in the order of their paths.
+
+  Args:
+    path: Of the folder or .zip.
+    skip_broken: Whether to warn of what cannot be seen instead of refusing it.
+
+  Returns:
+    The files, and what was left out, for people.
+
+  Raises:
+    ValueError: If there are none, or none that can be read.
+  """
+  found = _in_folder(path) if path.is_dir() else _in_zip(path)
+  if found.unreadable:
+    some = sources.some(found.unreadable)
+    if not skip_broken:
+      raise sources.Unfit(
+        f"{path} has what cannot be read: {some}; repair or remove it",
+        "skip_broken",
+      )
+    warnings.warn(f"{path}: left out {some}", stacklevel=5)
+  left_out = ", ".join(
+    f"{kind} ({count:,})" for kind, count in sorted(found.left_out.items())
+  )
+  if not found.files:
     raise ValueError(
-      f"no pictures in {path}: need files that end in one of"
-      f" {' '.join(sorted(pictures.EXTENSIONS))}; a TFDS data set of that name"
-      f" is 'tfds:{path.name}'"
+      f"no pictures in {path}: {_why_none(path, found.left_out, left_out)}"
     )
-  return sorted(files, key=lambda file: file.path.parts)
+  return sorted(found.files, key=lambda file: file.path.parts), left_out
 
 
-def _is_picture(path: PurePosixPath) -> bool:
-  hidden = any(part[0] == "." or part == "__MACOSX" for part in path.parts)
-  return path.suffix.lower() in pictures.EXTENSIONS and not hidden
+def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
+  """What is there instead of pictures, and what to do."""
+  if not kinds:
+    where = f"; a TFDS data set of that name is 'tfds:{path.name}'"
+    return f"it is empty{where if path.is_dir() else ''}"
+  if _ARCHIVES.intersection(kinds):
+    return f"it holds {listed}; unpack the archive that is in it"
+  if {".npz", ".npy"}.intersection(kinds):
+    return f"it holds {listed}; arrays are read of a .npz or .npy by its name"
+  return (
+    f"it holds {listed}; pictures are .png, .jpg and what else Pillow reads"
+  )
 
 
-def _in_folder(folder: Path) -> list[File]:
-  files = []
-  for root, _, names in os.walk(folder, followlinks=True):
-    for name in names:
-      path = Path(root, name)
+def _sort(files: Iterable[File], found: Found) -> None:
+  """Adds pictures to what was found, and counts all others."""
+  for file in files:
+    if any(p[0] == "." or p == "__MACOSX" for p in file.path.parts):
+      found.left_out["hidden"] += 1
+    elif file.path.suffix.lower() in pictures.extensions():
+      found.files.append(file)
+    else:
+      suffix = file.path.suffix.lower()
+      found.left_out[suffix or "no suffix"] += 1
+
+
+def _in_folder(folder: Path) -> Found:
+  """What lies below a folder, through links; each folder is read once.
+
+  What is linked comes last, so that a folder is known by its own path where
+  it has one here, and a link to a folder above it leads nowhere new.
+  """
+  found = Found([], collections.Counter(), [])
+  here, linked, seen, runs = [folder], [], set(), []
+  while here or linked:
+    current = here.pop() if here else linked.pop(0)
+    try:
+      status = current.stat()
+      entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+    except OSError as error:
+      found.unreadable.append(_reason(folder, current, error))
+      continue
+    if (status.st_dev, status.st_ino) in seen:
+      found.left_out["links to the same folder"] += 1
+      continue
+    seen.add((status.st_dev, status.st_ino))
+    if current != folder and {entry.name for entry in entries} >= RUN:
+      found.left_out["runs"] += 1
+      runs.append(current.relative_to(folder).as_posix())
+      continue
+    if not entries and current != folder:
+      found.left_out["empty folders"] += 1
+    files = []
+    for entry in entries:
+      if not _is_folder(entry):
+        files.append(entry)
+      elif entry.name[0] == ".":
+        found.left_out["hidden"] += 1
+      else:
+        (linked if entry.is_symlink() else here).append(Path(entry.path))
+    _sort(_regular(folder, files, found), found)
+  if runs:
+    warnings.warn(
+      f"{folder} also holds runs, whose pictures are left out: "
+      + ", ".join(sorted(runs)),
+      stacklevel=6,
+    )
+  return found
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself, or into what we may not enter
+    return False
+
+
+def _regular(
+  folder: Path, entries: Iterable[os.DirEntry], found: Found
+) -> Iterator[File]:
+  """The files among the entries of a folder; the others are no files."""
+  for entry in entries:
+    path = Path(entry.path)
+    if entry.name[0] == ".":
+      found.left_out["hidden"] += 1
+      continue
+    try:
+      status = entry.stat()
+    except OSError as error:  # a link that leads nowhere
+      # To a picture, or perhaps to a folder of them.
+      if path.suffix.lower() in {"", *pictures.extensions()}:
+        found.unreadable.append(_reason(folder, path, error))
+      else:
+        found.left_out["dead links"] += 1
+      continue
+    if entry.is_file():
       inside = PurePosixPath(path.relative_to(folder).as_posix())
-      if _is_picture(inside) and path.is_file():
-        opener = _opener(path)
-        files.append(File(inside, opener, path.stat().st_size))
-  return files
+      yield File(inside, _opener(path), status.st_size)
+    else:
+      found.left_out["special files"] += 1
+
+
+def _reason(folder: Path, path: Path, error: OSError) -> str:
+  name = path.relative_to(folder).as_posix()
+  return f"{name} ({error.strerror or error})"
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:
   return lambda: path.open("rb")
 
 
-def _in_zip(path: Path) -> list[File]:
+def _in_zip(path: Path) -> Found:
   if not path.is_file():
     raise ValueError(f"no file {path}: {sources.ACCEPTED}")
   try:
-    # Stays open as long as the source; reading from threads is safe.
+    # Stays open as long as the source.
     archive = zipfile.ZipFile(path)
   except pictures.BROKEN as error:
     raise ValueError(
@@ -65,16 +209,50 @@ def _in_zip(path: Path) -> list[File]:
       " .zip, make or download it again"
     ) from error
 
-  def opener(info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    # Whole: Pillow asks for a few bytes at a time, and each would pass
-    # through the archive's lock.
-    return lambda: io.BytesIO(archive.read(info))
+  # One reader at a time: since 3.12 Python skips the extra field that zip
+  # programs add to a member by a seek from where the archive's file stands,
+  # which may be where another thread has left it.
+  lock = threading.Lock()
 
-  return [
-    File(PurePosixPath(info.filename), opener(info), info.file_size)
-    for info in archive.infolist()
-    if not info.is_dir()
-  ]
+  def opener(info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    def read() -> IO[bytes]:
+      with lock:
+        return io.BytesIO(archive.read(info))
+
+    return read
+
+  # Of files that were added under one name, the last counts.
+  members = {_inside(info.filename): info for info in archive.infolist()}
+  members = {
+    PurePosixPath(*inside): info
+    for inside, info in members.items()
+    if info.filename[-1:] not in ("/", "\\")
+  }
+  found = Found([], collections.Counter(), [])
+  _sort(
+    (File(to, opener(info), info.file_size) for to, info in members.items()),
+    found,
+  )
+  infos = [members[file.path] for file in found.files]
+  locked = any(info.flag_bits & 1 for info in infos)
+  unknown = any(info.compress_type not in _METHODS for info in infos)
+  if locked or unknown or not infos:
+    archive.close()
+  if locked or unknown:
+    why = "needs a password" if locked else "is packed in a way of its own"
+    raise ValueError(
+      f"{path} {why}, which is not supported: unpack it and name the folder"
+    )
+  return found
+
+
+def _inside(name: str) -> tuple[str, ...]:
+  r"""The path of a file in a .zip; Windows has made some with backslashes.
+
+  >>> _inside(r"./pets\cat/a.png")
+  ('pets', 'cat', 'a.png')
+  """
+  return tuple(p for p in re.split(r"[/\\]", name) if p not in ("", ".", ".."))
 
 
 def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
@@ -82,6 +260,10 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
 
   A single folder that holds only folders is no class but a wrapper, as in a
   .zip that was made of a folder and not of what is in it.
+
+  Raises:
+    ValueError: If only some files have a folder, or the folders are parts of
+      a data set.
   """
   level = 0
   while (
@@ -100,7 +282,21 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
     )
+  _check_no_splits(path, names, Path(*files[-1].path.parts[:depth]))
   number = {name: index for index, name in enumerate(names)}
   if names:
     files = [f._replace(label=number[f.path.parts[level]]) for f in files]
   return files, tuple(names)
+
+
+def _check_no_splits(path: Path, names: Sequence[str], last: Path) -> None:
+  """Refuses training and test pictures as classes; ``last`` is one of them."""
+  if len(names) < 2 or not {name.lower() for name in names} <= _SPLITS:
+    return
+  name_one = f"name one of them, such as {path / last}"
+  if not path.is_dir():
+    name_one = f"unpack it and name one of them, such as {last}"
+  raise ValueError(
+    f"{path} has the folders {', '.join(names)}, which are parts of a data set"
+    f" and no classes: {name_one}"
+  )

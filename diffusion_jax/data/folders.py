@@ -18,6 +18,7 @@ def load(
   size: tuple[int, int] | None,
   channels: int | None,
   skip_broken: bool,
+  random_crop: bool,
   max_bytes: int,
 ) -> sources.Source:
   """See ``sources.load``.
@@ -26,8 +27,9 @@ def load(
   and channels are given, nothing is read now, so that a large folder opens at
   once; but skip_broken still has to decode every picture once.
   """
-  files, names = label(path, find(path))
-  listed = files
+  listed, left_out = find(path, skip_broken=skip_broken)
+  listed, names = label(path, listed)
+  files = listed
   if size is not None and channels is not None:
     shape = (*size, channels)
   else:
@@ -55,11 +57,27 @@ def load(
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
   if images is not None:
-    return sources.in_memory(path.name, images, labels, names)
+    source = sources.in_memory(path.name, images, labels, names, left_out)
+  else:
+    source = _lazy(path, files, names, left_out, size, shape, max_bytes)
+  if not random_crop:
+    return source
+  return sources.random_crops(
+    source,
+    lambda i, words: (_read(files[i], size, shape, words), files[i].label),
+  )
+
+
+def _lazy(
+  path, files, names, left_out, size, shape, max_bytes
+) -> sources.LazySource:
+  """The pictures, decoded when they are first asked for."""
   return sources.LazySource(
     name=path.name,
     image_shape=shape,
     class_names=names,
+    labels=np.array([file.label for file in files], np.int32),
+    left_out=left_out,
     # Not of the contents: that would read everything.
     fingerprint=sources.fingerprint(
       shape, *((file.path, file.num_bytes) for file in files)
@@ -76,22 +94,28 @@ def _header(file: File) -> tuple[tuple[int, int], int]:
 
 
 def _image(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   with file.open() as opened:
     picture = pictures.decode(opened)
-  image = pictures.to_array(picture, size, shape[2])
+  image = pictures.to_array(picture, size, shape[2], words)
   if image.shape != shape:
     raise ValueError(f"it has become {image.shape}, was {shape}")
   return image
 
 
 def _read(
-  file: File, size: tuple[int, int] | None, shape: tuple[int, int, int]
+  file: File,
+  size: tuple[int, int] | None,
+  shape: tuple[int, int, int],
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   """``_image`` with an error that names the file."""
   try:
-    return _image(file, size, shape)
+    return _image(file, size, shape, words)
   except pictures.BROKEN as error:
     raise _unreadable(file, error) from error
 
@@ -145,31 +169,32 @@ def _one_shape(
   first = headers[0][0]
   for file, (other, _) in zip(files, headers, strict=True):
     if other != first:
-      raise ValueError(
+      raise sources.Unfit(
         f"pictures differ in size: {files[0].path} is {first[0]} x {first[1]},"
-        f" {file.path} is {other[0]} x {other[1]} (height x width); set size"
+        f" {file.path} is {other[0]} x {other[1]} (height x width); make them"
+        " one size",
+        "size",
       )
   return (*first, channels)
 
 
-def _unreadable(file: File, error: BaseException) -> ValueError:
+def _unreadable(file: File, error: BaseException) -> sources.Unreadable:
   # Pillow names a file by the memory address of its handle.
   unknown = "UnidentifiedImageError" in type(error).__name__
   reason = (
     "not a picture of a known kind" if unknown else sources.one_line(error)
   )
-  return ValueError(
-    f"cannot read picture {file.path}: {reason}; repair or remove it, or set"
-    " skip_broken=True"
+  return sources.Unreadable(
+    f"cannot read picture {file.path}: {reason}; repair or remove it",
+    "skip_broken",
   )
 
 
 def _warn(path: Path, listed: list[File], files: list[File]) -> None:
   good = {file.path for file in files}
   broken = [str(file.path) for file in listed if file.path not in good]
-  more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
   warnings.warn(
     f"left out {len(broken)} of {len(listed)} pictures in {path} that cannot"
-    f" be read: {', '.join(broken[:5])}{more}",
-    stacklevel=4,
+    f" be read: {sources.some(broken)}",
+    stacklevel=5,
   )

@@ -1,16 +1,17 @@
 """Pictures: from the bytes of a file to uint8 [H, W, C]."""
 
+import functools
+import math
 import struct
 import zipfile
 import zlib
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-EXTENSIONS = frozenset(
-  {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-)
+# These would start a program, or hold a film.
+_NO_PICTURES = frozenset({"EPS", "MPEG"})
 
 # What Pillow (and zipfile under it) raise for damaged or unsupported files.
 BROKEN = (
@@ -27,8 +28,33 @@ BROKEN = (
   Image.DecompressionBombError,
 )
 
-_GREY = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B"})
+# A random crop shows at least this share of a picture's shorter side.
+LEAST_SHARE = 0.8
+RANDOM_WORDS = 3  # that a random crop takes: for the scale, the row, the column
+
+_GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B"})
 _EXIF_ORIENTATION = 0x0112
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+  """How files are named that Pillow can decode, as it is installed here."""
+  known = Image.registered_extensions()
+
+  def decodes(kind: str) -> bool:
+    if kind == "MPO":  # a JPEG with others behind it
+      return True
+    opener = Image.OPEN.get(kind, (None,))[0]
+    # A stub knows a file when it sees one, and no more.
+    return opener is not None and not (
+      isinstance(opener, type) and issubclass(opener, ImageFile.StubImageFile)
+    )
+
+  return frozenset(
+    name
+    for name, kind in known.items()
+    if kind not in _NO_PICTURES and decodes(kind)
+  )
 
 
 def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
@@ -55,14 +81,18 @@ def decode(file: IO[bytes]) -> Image.Image:
   """
   with Image.open(file) as opened:
     picture = ImageOps.exif_transpose(opened)
-  if picture.mode in ("I", "F"):
+    kind = opened.format
+  wide = picture.mode.startswith("I;16") or (
+    picture.mode == "I" and kind == "PPM"  # 16 bits, scaled to 0..65535
+  )
+  if picture.mode in ("I", "F") and not wide:
     raise ValueError(f"its pixels are 32-bit (mode {picture.mode})")
   mode = "L" if picture.mode in _GREY else "RGB"
-  if picture.mode.startswith("I;16"):
-    wide = np.asarray(picture).astype(np.float64)
+  if wide:
+    values = np.asarray(picture).astype(np.float64)
     # 65535 = 255 * 257, so this takes white to white; Pillow's own
     # conversion clips at 255.
-    return Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
@@ -85,6 +115,43 @@ def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     A picture of that size; the same pixels if it had it already.
   """
   height, width = size
+  picture = _cover(picture, size)
+  left = (picture.width - width) // 2
+  top = (picture.height - height) // 2
+  return picture.crop((left, top, left + width, top + height))
+
+
+def random_crop(
+  picture: Image.Image, size: tuple[int, int], words: np.ndarray
+) -> Image.Image:
+  """Shrinks (or enlarges) a picture and cuts a piece from anywhere in it.
+
+  The shorter side becomes 1 to 1 / 0.8 times that of ``size``, then the piece
+  is cut: for a square size this is what Guided Diffusion's classifiers were
+  trained on (``random_crop_arr`` in its code).
+
+  Args:
+    picture: Any mode that Pillow can resize.
+    size: (height, width) wanted.
+    words: Three random 64-bit numbers.
+
+  Returns:
+    A picture of that size.
+  """
+  height, width = size
+  scale, row, column = (int(word) for word in words)
+  short = min(size)
+  side = short + scale % (math.ceil(short / LEAST_SHARE) - short + 1)
+  large = (round(height * side / short), round(width * side / short))
+  picture = _cover(picture, large)
+  top = row % (picture.height - height + 1)
+  left = column % (picture.width - width + 1)
+  return picture.crop((left, top, left + width, top + height))
+
+
+def _cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+  """The picture at the least size that covers ``size``, see ``crop``."""
+  height, width = size
   while picture.width >= 2 * width and picture.height >= 2 * height:
     half = (picture.width // 2, picture.height // 2)
     picture = picture.resize(half, Image.Resampling.BOX)
@@ -93,14 +160,14 @@ def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     max(width, round(picture.width * scale)),
     max(height, round(picture.height * scale)),
   )
-  picture = picture.resize(cover, Image.Resampling.BICUBIC)
-  left = (picture.width - width) // 2
-  top = (picture.height - height) // 2
-  return picture.crop((left, top, left + width, top + height))
+  return picture.resize(cover, Image.Resampling.BICUBIC)
 
 
 def to_array(
-  picture: Image.Image, size: tuple[int, int] | None, channels: int | None
+  picture: Image.Image,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   """A decoded picture as uint8 [H, W, C].
 
@@ -108,17 +175,29 @@ def to_array(
     picture: Mode "L" or "RGB", as from ``decode``.
     size: (H, W) to ``crop`` to, or None to leave it.
     channels: 1, 3, or None to leave them.
+    words: Where given, for a ``random_crop``.
   """
   if channels is not None:
     picture = picture.convert("L" if channels == 1 else "RGB")
   if size is not None:
-    picture = crop(picture, size)
+    picture = _cut(picture, size, words)
   array = np.asarray(picture)
   return array[..., None] if array.ndim == 2 else array
 
 
+def _cut(
+  picture: Image.Image, size: tuple[int, int], words: np.ndarray | None
+) -> Image.Image:
+  if words is None:
+    return crop(picture, size)
+  return random_crop(picture, size, words)
+
+
 def refit(
-  image: np.ndarray, size: tuple[int, int] | None, channels: int | None
+  image: np.ndarray,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  words: np.ndarray | None = None,
 ) -> np.ndarray:
   """``to_array`` for an image that is an array already, uint8 [H, W, C].
 
@@ -129,15 +208,16 @@ def refit(
   have = image.shape[-1]
   if have in (1, 3):
     picture = Image.fromarray(image[..., 0] if have == 1 else image)
-    return to_array(picture, size, channels)
+    return to_array(picture, size, channels, words)
   if channels not in (None, have):
     raise ValueError(
       f"channels is {channels}, but the images have {have}: only 1 and 3 can"
-      " be converted to each other, leave channels=None"
+      " be converted to each other"
     )
   if size is None:
     return image
   bands = [
-    crop(Image.fromarray(band), size) for band in np.moveaxis(image, -1, 0)
+    _cut(Image.fromarray(band), size, words)
+    for band in np.moveaxis(image, -1, 0)
   ]
   return np.stack([np.asarray(band) for band in bands], axis=-1)

@@ -33,7 +33,7 @@ def batches(
   Args:
     source: Where the examples come from.
     batch_size: Examples per step, over all processes.
-    seed: Of the permutations and the flips; at least 0.
+    seed: Of the permutations, the flips and the crops; at least 0.
     flip: Whether to mirror each example left to right with probability 1/2,
       drawn anew each epoch.
     process_index: Which part of each batch this process reads, 0 to
@@ -66,12 +66,12 @@ def batches(
   if seed < 0:
     raise ValueError(f"seed is {seed}: must be at least 0")
   part = batch_size // process_count
-  epoch = _Epochs(len(source), seed)
+  epoch = _Epochs(len(source), seed, source.random_words)
 
   def batch(step: int) -> dict[str, np.ndarray]:
     start = step * batch_size + process_index * part
-    indices, mirrored = epoch.take(start, part)
-    examples = source.gather(indices)
+    indices, mirrored, words = epoch.take(start, part)
+    examples = source.visit(indices, words)
     images = examples["image"]
     if flip:
       images[mirrored] = images[mirrored, :, ::-1]
@@ -107,35 +107,42 @@ def iterate(
 
 
 class _Epochs:
-  """The endless row of examples: a permutation and coin flips per epoch."""
+  """The endless row of examples: a permutation and coin flips per epoch.
 
-  def __init__(self, length: int, seed: int):
+  And ``words`` random numbers for each example, where its source takes any.
+  """
+
+  def __init__(self, length: int, seed: int, words: int):
     self._length = length
     self._seed = seed
+    self._words = words
     # Two, because batches read ahead can lie on both sides of a boundary. The
     # lock keeps threads from drawing the same large epoch at once.
     self._epoch = functools.lru_cache(maxsize=2)(self._draw)
     self._lock = threading.Lock()
 
-  def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order [N] and whether to mirror [N] of an epoch."""
+  def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order [N], whether to mirror [N] and words [N, words] of an epoch."""
     # NumPy promises that the raw bits of Philox stay as they are in later
     # versions, but not what Generator.permutation makes of them; and an old
     # run must be resumable with a new NumPy.
     bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
     order = np.argsort(bits.random_raw(self._length), kind="stable")
-    return order, (bits.random_raw(self._length) & 1).astype(bool)
+    mirrored = (bits.random_raw(self._length) & 1).astype(bool)
+    words = bits.random_raw(self._length * self._words)
+    return order, mirrored, words.reshape(self._length, self._words)
 
-  def take(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [count] and coin flips [count] from position ``start`` on."""
+  def take(
+    self, start: int, count: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices, coin flips and words of ``count`` from ``start`` on."""
     pieces = []
     while count > 0:
       epoch, first = divmod(start, self._length)
       with self._lock:
-        order, mirrored = self._epoch(epoch)
-      piece = slice(first, first + count)
-      pieces.append((order[piece], mirrored[piece]))
+        drawn = self._epoch(epoch)
+      pieces.append([part[first : first + count] for part in drawn])
       taken = len(pieces[-1][0])
       start, count = start + taken, count - taken
-    indices, mirrored = zip(*pieces, strict=True)
-    return np.concatenate(indices), np.concatenate(mirrored)
+    indices, mirrored, words = map(np.concatenate, zip(*pieces, strict=True))
+    return indices, mirrored, words

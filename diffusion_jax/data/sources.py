@@ -7,10 +7,12 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import SupportsIndex
 
 import numpy as np
+
+from diffusion_jax.data.pictures import RANDOM_WORDS
 
 MAX_BYTES = 2**31
 
@@ -18,6 +20,25 @@ ACCEPTED = (
   "give 'digits', a folder or .zip of pictures, a .npz or .npy of uint8"
   " images, or a TFDS name such as 'cifar10'"
 )
+
+
+class Unfit(ValueError):
+  """Pictures that cannot be used as they are, but with an option of ``load``.
+
+  The message does not name the option: a program may not have it.
+
+  Args:
+    message: What is wrong.
+    option: "size", "skip_broken" or "data_dir".
+  """
+
+  def __init__(self, message: str, option: str):
+    super().__init__(message)
+    self.option = option
+
+
+class Unreadable(Unfit):
+  """A picture cannot be read, perhaps long after its source was opened."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,12 +57,16 @@ class Source:
     class_names: One name per label; empty if unlabelled.
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
+    labels: int32 [N]; None where they are only known with the pictures.
+    left_out: What lies beside the pictures, for people, like ".txt (3)".
   """
 
   name: str
   image_shape: tuple[int, int, int]
   class_names: tuple[str, ...] = ()
   fingerprint: str = ""
+  labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
+  left_out: str = ""
 
   @property
   def num_classes(self) -> int:
@@ -62,6 +87,27 @@ class Source:
       {"image": uint8 [B, H, W, C], "label": int32 [B]}.
     """
     raise NotImplementedError
+
+  @property
+  def random_words(self) -> int:
+    """How many random numbers ``visit`` takes for each example."""
+    return 0
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """``gather`` for training, where an example may differ each time.
+
+    Args:
+      indices: As of ``gather``.
+      words: Random 64-bit numbers [B, random_words]; all that it depends on
+        beside the indices.
+
+    Returns:
+      As ``gather``, whose examples are those to measure on.
+    """
+    del words
+    return self.gather(indices)
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
     """Example ``index``; negative counts from the end, as in a list."""
@@ -155,6 +201,47 @@ class LazySource(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RandomCrops(Source):
+  """A source whose examples are cut anew each time training visits them.
+
+  Attributes:
+    whole: The source, with the examples to measure on.
+    read: (Index, words) -> (image, label); called from several threads at
+      once.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+  read: Callable[[int, np.ndarray], tuple[np.ndarray, int]] = dataclasses.field(
+    repr=False
+  )
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.whole)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    return self.whole.gather(indices)
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return RANDOM_WORDS
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    read = self._pool.map(self.read, indices.tolist(), words)
+    images, labels = zip(*read, strict=True)
+    return {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Part(Source):
   """Some examples of a source.
 
@@ -173,6 +260,33 @@ class Part(Source):
   def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """See ``Source.gather``."""
     return self.whole.gather(self.chosen[indices])
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return self.whole.random_words
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    return self.whole.visit(self.chosen[indices], words)
+
+
+def random_crops(
+  whole: Source, read: Callable[[int, np.ndarray], tuple[np.ndarray, int]]
+) -> RandomCrops:
+  """``RandomCrops`` of a source, with its name and fingerprint."""
+  return RandomCrops(
+    name=whole.name,
+    image_shape=whole.image_shape,
+    class_names=whole.class_names,
+    fingerprint=whole.fingerprint,
+    labels=whole.labels,
+    left_out=whole.left_out,
+    whole=whole,
+    read=read,
+  )
 
 
 def hold_out(source: Source, every: int) -> tuple[Source, Source]:
@@ -203,6 +317,7 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
       image_shape=source.image_shape,
       class_names=source.class_names,
       fingerprint=fingerprint(source.fingerprint, chosen),
+      labels=None if source.labels is None else source.labels[chosen],
       whole=source,
       chosen=chosen,
     )
@@ -229,6 +344,7 @@ def in_memory(
   images: np.ndarray,
   labels: np.ndarray,
   class_names: tuple[str, ...],
+  left_out: str = "",
 ) -> ArraySource:
   """An ``ArraySource`` with its fingerprint."""
   labels = labels.astype(np.int32)
@@ -239,7 +355,38 @@ def in_memory(
     fingerprint=fingerprint(images, labels, *class_names),
     images=images,
     labels=labels,
+    left_out=left_out,
   )
+
+
+def summary(source: Source) -> str:
+  """What a source holds, in one line: pictures, classes, what was left out.
+
+  >>> from diffusion_jax import data
+  >>> data.summary(data.load("digits"))[:63]
+  'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
+  """
+  shape = " x ".join(map(str, source.image_shape))
+  word = "image" if len(source) == 1 else "images"
+  text = f"{source.name}: {len(source):,} {word} of {shape}"
+  names: list[str] = list(source.class_names)
+  if names:
+    if source.labels is not None:
+      counts = [np.sum(source.labels == k) for k in range(len(names))]
+      names = [f"{a} ({n:,})" for a, n in zip(names, counts, strict=True)]
+    word = "class" if len(names) == 1 else "classes"
+    text += f"; {len(names):,} {word}: {some(names, 10)}"
+  return text + (f"; left out: {source.left_out}" if source.left_out else "")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+  """Names in a row, and how many more there are.
+
+  >>> some(["a", "b", "c"], 2)
+  'a, b and 1 more'
+  """
+  more = f" and {len(names) - most:,} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ def load(
   split: str,
   size: tuple[int, int] | None,
   channels: int | None,
+  random_crop: bool,
   data_dir: str | os.PathLike[str] | None,
   max_bytes: int,
 ) -> sources.Source:
@@ -43,11 +44,11 @@ def load(
       )
   formats = {kind.value for kind in builder.info.available_file_formats()}
   if "array_record" not in formats:
-    raise ValueError(
+    raise sources.Unfit(
       f"{name} in {builder.data_path} is prepared as {' '.join(formats)},"
       " which has no random access: move that folder away and run the same"
-      " command again, which prepares it from what is downloaded; or give"
-      " another data_dir"
+      " command again, which prepares it from what is downloaded",
+      "data_dir",
     )
 
   image_key, label_key = _keys(name, builder.info.features)
@@ -61,15 +62,17 @@ def load(
   shape = _shape(name, builder.info.features[image_key], size, channels)
   full_name = builder.info.full_name
   names = builder.info.features[label_key].names if label_key else ()
-  return sources.LazySource(
+  read = functools.partial(_read, data, image_key, label_key, size, shape)
+  source = sources.LazySource(
     name=f"{full_name} {split}",
     image_shape=shape,
     class_names=tuple(names),
     fingerprint=sources.fingerprint(full_name, split, len(data), shape),
-    read=functools.partial(_read, data, image_key, label_key, size, shape),
+    read=read,
     length=len(data),
     max_bytes=max_bytes,
   )
+  return sources.random_crops(source, read) if random_crop else source
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -167,8 +170,8 @@ def _shape(
   if size is not None:
     height, width = size
   if height is None or width is None:
-    raise ValueError(
-      f"{name} has pictures of many sizes: set size, such as size=64"
+    raise sources.Unfit(
+      f"{name} has pictures of many sizes, which must become one", "size"
     )
   return height, width, channels or (1 if stored == 1 else 3)
 
@@ -180,11 +183,12 @@ def _read(
   size: tuple[int, int] | None,
   shape: tuple[int, int, int],
   index: int,
+  words: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
   """Image and label of an example."""
   example = data[index]
   # Decoded here and not by TFDS, which takes OpenCV where that is installed:
   # JPEG pixels would then depend on the machine.
   picture = pictures.decode(io.BytesIO(example[image_key]))
-  image = pictures.to_array(picture, size, shape[2])
+  image = pictures.to_array(picture, size, shape[2], words)
   return image, int(example[label_key]) if label_key else 0

@@ -93,6 +93,9 @@ def group_norm(
   over x. Pixels are summed channel by channel before the channels of a group
   are: the wide sums then run along the axis that lies together in memory.
 
+  The variance is E[d^2] - E[d]^2 with d = x - one number of the group. Of x
+  itself the two would be the same number where the mean is large.
+
   Args:
     x: Activations.
     scale: Of each channel.
@@ -106,17 +109,22 @@ def group_norm(
   batch, height, width, channels = x.shape
   each = (groups, channels // groups)
   count = height * width * each[1]
+  wide = (batch, 1, 1, channels)
 
   def mean_of_group(x):
     return x.sum(axis=(1, 2)).reshape(batch, *each).sum(axis=-1) / count
 
   x = x.astype(jnp.float32)
-  mean = mean_of_group(x)
-  var = jnp.maximum(mean_of_group(jnp.square(x)) - jnp.square(mean), 0)
+  # In the middle, away from padding. Whichever it is, the result is the same,
+  # and so is the gradient without it.
+  row, column = height // 2, width // 2
+  one = x[:, row : row + 1, column : column + 1, :: each[1]]
+  d = x - jnp.repeat(jax.lax.stop_gradient(one), each[1], axis=-1)
+  mean = mean_of_group(d)
+  var = jnp.maximum(mean_of_group(jnp.square(d)) - jnp.square(mean), 0)
   a = jax.lax.rsqrt(var + epsilon)[:, :, None] * scale.reshape(1, *each)
   b = bias.reshape(1, *each) - mean[:, :, None] * a
-  wide = (batch, 1, 1, channels)
-  return x * a.reshape(wide) + b.reshape(wide)
+  return d * a.reshape(wide) + b.reshape(wide)
 
 
 class GroupNorm(nn.Module):

@@ -5,7 +5,7 @@ trace in the shapes of the weights: heads, order of q, k and v, embedding,
 normalisation, padding, scale of time, kind of variance.
 
 Sources: Ho et al. 2020, appendix B; Nichol and Dhariwal 2021, appendix A;
-Dhariwal and Nichol 2021, appendix I; and the code of each.
+Dhariwal and Nichol 2021, appendix I (tables 11 to 14); and the code of each.
 
 >>> PRESETS["ddpm-cifar10"].params
 35746307
@@ -181,7 +181,19 @@ def _adm(size, params, *, channels, num_blocks=2, **options) -> Preset:
   )
 
 
-def _adm_classifier(size, params, num_blocks, num_steps) -> Preset:
+def _adm_classifier(
+  size,
+  params,
+  *,
+  num_steps,
+  num_blocks=2,
+  batch_size=256,
+  lr=3e-4,
+  weight_decay=0.05,
+) -> Preset:
+  # Table 12; the linear decay and the flips are those of the published
+  # classifier_train.py, as are the random crops that data have (see
+  # ``data.load``).
   return Preset(
     net=Classifier(
       **{
@@ -197,12 +209,12 @@ def _adm_classifier(size, params, num_blocks, num_steps) -> Preset:
     schedule={"name": "cosine" if size == 64 else "linear", "T": 1000},
     loss="cross_entropy",
     training={
-      "batch_size": 256,
+      "batch_size": batch_size,
       "num_steps": num_steps,
-      "lr": 3e-4,
+      "lr": lr,
       "decay": "linear",
       "decay_steps": num_steps,
-      "weight_decay": 0.05,
+      "weight_decay": weight_decay,
       "flip": True,
     },
   )
@@ -295,8 +307,11 @@ PRESETS: dict[str, Preset] = {
     low_res=128,
     training={"lr": 1e-4, "batch_size": 256, "num_steps": 1_050_000},
   ),
-  "adm-classifier64": _adm_classifier(64, 65_438_568, 4, 500_000),
-  "adm-classifier128": _adm_classifier(128, 42_568_040, 2, 300_000),
-  "adm-classifier256": _adm_classifier(256, 54_096_360, 2, 500_000),
-  "adm-classifier512": _adm_classifier(512, 54_448_360, 2, 500_000),
+  "adm-classifier64": _adm_classifier(
+    64, 65_438_568, num_blocks=4, batch_size=1024, num_steps=300_000, lr=6e-4,
+    weight_decay=0.2,
+  ),
+  "adm-classifier128": _adm_classifier(128, 42_568_040, num_steps=300_000),
+  "adm-classifier256": _adm_classifier(256, 54_096_360, num_steps=500_000),
+  "adm-classifier512": _adm_classifier(512, 54_448_360, num_steps=500_000),
 }  # fmt: skip

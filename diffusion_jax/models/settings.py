@@ -30,7 +30,7 @@ def check_settings(net: Any) -> None:
     if getattr(net, name) is not None:
       _check_numbers(name, [getattr(net, name)], least=1)
   levels = len(net.multipliers)
-  wrong = [n for n in net.attention_levels if not 0 <= n < levels]
+  wrong = [n for n in net.attention_levels if n not in range(levels)]
   if wrong:
     raise ValueError(
       f"attention_levels has {wrong[0]}; the levels are 0..{levels - 1}"

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from diffusion_jax.plots.style import COLOURS, DASHES, blank, styled
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Table
 
 
 def _lines(axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], **options):
@@ -68,11 +68,11 @@ def curves(
 
 
 @styled
-def schedules(named: Mapping[str, Schedule]):
+def schedules(named: Mapping[str, Table]):
   """How much signal is left at every step: abar_t and the log-SNR.
 
   Args:
-    named: Schedules by name; they may differ in length.
+    named: Tables by name; they may differ in length.
 
   Returns:
     The figure, both panels over t / T.

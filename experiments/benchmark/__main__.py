@@ -226,4 +226,4 @@ def _random_pictures(
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

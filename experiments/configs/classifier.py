@@ -21,7 +21,7 @@ def get_config(variant: str = "digits"):
     size = published[variant]
     return common.published_classifier(
       f"adm-classifier{size}",
-      data={"name": "imagenet2012", "size": (size,)},
+      data={"name": "imagenet2012", "size": (size,), "random_crop": True},
       held_out=1000,
       every={"log": 100, "preview": 10_000, "checkpoint": 5_000},
     )

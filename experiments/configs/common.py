@@ -36,12 +36,14 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "split": "train",  # of a TFDS data set
         "size": (),  # (), (n,) or (height, width); () is as stored
         "channels": config_dict.placeholder(int),  # 1 or 3 to convert
+        # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
+        "random_crop": False,
         "skip_broken": False,  # leave out pictures that cannot be read
         "data_dir": config_dict.placeholder(str),  # of TFDS
       },
       # A function of diffusion_jax.schedules, and its arguments.
       "schedule": {"name": "linear", "T": 1000},
-      "target": "eps",  # what the network predicts: eps, x0, mean or v
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
       # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;
@@ -81,7 +83,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "warmup_steps": 5000,
         "decay_steps": config_dict.placeholder(int),  # to 0 at this step
         "decay": "cosine",  # or linear
-        "clip": 1.0,
+        "clip": config_dict.FieldReference(1.0),  # or None
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,

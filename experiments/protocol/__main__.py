@@ -15,7 +15,6 @@ the same command goes on after an interruption. docs/cifar.md has the result.
 """
 
 import concurrent.futures
-import contextlib
 import json
 import pathlib
 import signal
@@ -62,6 +61,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   define(whole, "curve", 10_000, "of each on the way; 0 is no curve")
   define(text, "guidance", "1.5", "scale of a second, guided set of samples")
   define(whole, "steps", 20, "network calls for a sample", lower_bound=1)
+  define(whole, "peer_steps", 50, "the same, of diffusers'", lower_bound=1)
   define(whole, "batch", 1000, "samples at a time", lower_bound=1)
   define(whole, "together", 3, "sets of samples in work at a time")
   define(whole, "peer_batch", 128, "images of a step of diffusers'")
@@ -202,7 +202,7 @@ class Protocol:
     metrics = "fid" if curve else METRICS
     if part is not None:
       drawn = self._peer(
-        do="sample", part=part, num=num, steps=self.values.steps,
+        do="sample", part=part, num=num, steps=self.values.peer_steps,
         batch=self.values.batch,
       )  # fmt: skip
       said = self._evaluate(
@@ -286,5 +286,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  with contextlib.suppress(BrokenPipeError):
-    main(sys.argv)
+  cli.run(main)

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 import diffusion_jax as dj
 from experiments import cli
@@ -55,7 +56,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def curves(folder: pathlib.Path) -> dict[str, tuple[list, list]]:
+def curves(folder: pathlib.Path) -> dict[str, tuple[ArrayLike, ArrayLike]]:
   """Minutes and distance of each checkpoint, by name."""
   found = {}
   ours, peer = (_read(folder / f"{name}.json") for name in ("train", "peer"))
@@ -68,9 +69,10 @@ def curves(folder: pathlib.Path) -> dict[str, tuple[list, list]]:
     by_step = {
       row["step"]: row["fid"] for row in rows if row["step"] in minutes
     }
+    steps = sorted(by_step)
     found["ours"] = (
-      [minutes[step] for step in sorted(by_step)],
-      [by_step[step] for step in sorted(by_step)],
+      np.array([minutes[step] for step in steps]),
+      np.array([by_step[step] for step in steps]),
     )
   parts = {
     int(path.stem.split()[-1]): _read(path)["fid"]
@@ -79,7 +81,7 @@ def curves(folder: pathlib.Path) -> dict[str, tuple[list, list]]:
   if parts:
     order = sorted(parts)
     minutes = np.array(peer["saved_seconds"])[[k - 1 for k in order]] / 60
-    found["diffusers"] = (list(minutes), [parts[k] for k in order])
+    found["diffusers"] = (minutes, np.array([parts[k] for k in order]))
   return found
 
 

@@ -59,7 +59,7 @@ def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
   )
   predict = torch.compile(net) if job["compile"] else net
   dtype = getattr(torch, job["dtype"])
-  step, saved = 0, []
+  step, saved, loss = 0, [], torch.zeros(())
   while (done := (time.time() - begin) / job["seconds"]) < 1:
     # The script's decay, by time where it counts steps.
     warm = min(1.0, (step + 1) / WARMUP)
@@ -108,7 +108,11 @@ def _save(job, net, average, part: int, begin: float) -> float:
 
 
 def sample(job: dict[str, Any], begin: float) -> dict[str, Any]:
-  """Draws from the average of one part, by UniPC; writes an .npz."""
+  """Draws from the average of one part, by DDIM; writes an .npz.
+
+  DDIM, as diffusers' clips what is predicted at each step. Without clipping
+  (UniPC) a network that has learnt for minutes draws noise.
+  """
   folder = pathlib.Path(job["out"], f"part{job['part']}")
   net = diffusers.UNet2DModel.from_pretrained(folder)
   net.to(DEVICE, memory_format=torch.channels_last).eval()
@@ -120,7 +124,7 @@ def sample(job: dict[str, Any], begin: float) -> dict[str, Any]:
   parts = []
   with torch.inference_mode():
     for _ in range(-(-job["num"] // job["batch"])):
-      scheduler = diffusers.UniPCMultistepScheduler(num_train_timesteps=1000)
+      scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000)
       scheduler.set_timesteps(job["steps"], device=DEVICE)
       x = torch.randn(shape, generator=generator, device=DEVICE)
       x = x.to(memory_format=torch.channels_last)

@@ -12,7 +12,6 @@ flags of experiments.sample say what is drawn.
 
 import datetime
 import pathlib
-import sys
 
 from absl import flags
 from PIL import Image
@@ -60,7 +59,8 @@ def plan_or_why_not(
       "There is no checkpoint yet: one comes every "
       f"{config.every.checkpoint:,} steps."
     )
-  if not any((values.sampler, values.steps, values.spacing, values.eta)):
+  named = (values.sampler, values.steps, values.spacing, values.eta)
+  if all(value is None for value in named):
     # As previews do it: in few steps.
     values.sampler = config.preview.sampler
     values.steps = config.preview.steps
@@ -71,7 +71,9 @@ def plan_or_why_not(
 def source_or_why_not(record: Record) -> dj.data.Source | str:
   """The data, or a sentence why they cannot be read."""
   try:
-    return assemble.source(record.config)
+    return assemble.source(
+      record.config, elsewhere="experiments.train --config.data.name"
+    )
   except (ValueError, OSError) as error:
     return f"The data cannot be read here: {error}."
 
@@ -194,20 +196,23 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(values.out or record.workdir / "report.html")
     if out.suffix != ".html":
       raise ValueError(f"--out={out} must end in .html")
+    cli.check_out(out)
     plan = None
     if record.config.get("kind") != "classifier":
       plan = plan_or_why_not(values, record)
-  text = page(
-    record,
-    *drawings(plan, record),
-    tables.evaluations(record),
-    tables.settings(record),
-  )
-  out.parent.mkdir(parents=True, exist_ok=True)
-  # Names of files may hold what is no Unicode.
-  out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+  with cli.user_errors():
+    text = page(
+      record,
+      *drawings(plan, record),
+      tables.evaluations(record),
+      tables.settings(record),
+    )
+  with cli.system_errors():
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Names of files may hold what is no Unicode.
+    out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
   cli.say(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":
-  main(sys.argv)
+  cli.run(main)

@@ -214,5 +214,5 @@ def _enlarged(x: np.ndarray) -> np.ndarray:
 def film(plan: sample.Plan, num: int = 32) -> list[np.ndarray]:
   """Frames of a few samples on their way from noise."""
   plan = dataclasses.replace(plan, num=num, batch=num)
-  walk = sample.generator(plan).walk(plan.params, jax.random.key(plan.seed), 0)
+  walk = sample.generator(plan).walk(plan.params, plan.key, 0)
   return [dj.images.grid(dj.parallel.fetch(x), columns=8) for x in walk]

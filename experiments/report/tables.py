@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import runs
+from experiments import cli, continuing
 from experiments.configs import common
 from experiments.report.markup import Child, Element, element, table
 from experiments.report.record import Record
@@ -20,9 +20,7 @@ def evaluations(record: Record) -> Element:
     return section(
       title,
       missing("There is none yet; this makes one:"),
-      element(
-        "pre", f"python -m experiments.evaluate --workdir={record.workdir}"
-      ),
+      element("pre", cli.command("evaluate", workdir=record.workdir)),
     )
   rows: list[list[Child]] = []
   for row in record.evaluations:
@@ -77,11 +75,11 @@ def words(value: Any) -> str:
 
 def settings(record: Record) -> Element:
   """The configuration, the data and the versions."""
-  config = runs.flat(record.config.to_dict())
+  config = continuing.flat(record.config.to_dict())
   make = common.make
   if record.config.get("kind") == "classifier":
     make = common.make_classifier
-  usual = runs.flat(make().to_dict())
+  usual = continuing.flat(make().to_dict())
   groups: dict[str, list[Element]] = {}
   for key, value in config.items():
     group, _, name = key.rpartition(".")
@@ -117,8 +115,9 @@ def settings(record: Record) -> Element:
     ),
     element(
       "pre",
-      f"python -m experiments.train --workdir={record.workdir}\n"
-      f"python -m experiments.sample --workdir={record.workdir}",
+      cli.command("train", workdir=record.workdir),
+      "\n",
+      cli.command("sample", workdir=record.workdir),
     ),
     None if record.versions else missing("No versions were recorded."),
     element("div", *blocks, class_="settings"),

@@ -1,0 +1,296 @@
+"""What all commands share: how a line is read, output that breaks, refusals."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+from absl import flags
+
+from experiments import cli, devices, runs, streams
+from experiments.train import DEFAULT_CONFIG
+
+
+def parsed(*given):
+  """The configuration that a command line means."""
+  values, argv = flags.FlagValues(), ["train", *given]
+  flags.DEFINE_string("workdir", None, "", flag_values=values)
+  flags.DEFINE_list("upsampler", None, "", flag_values=values)
+  cli.define_config(values, argv, DEFAULT_CONFIG)
+  return cli.parse(argv, values)
+
+
+def refused(capsys, *given) -> str:
+  with pytest.raises(SystemExit) as stop:
+    parsed(*given)
+  assert stop.value.code == 2
+  (line,) = capsys.readouterr().err.strip().splitlines()
+  return line
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    ["--config=configs/digits.py:smoke", "--config.seed=-3"],
+    ["--config", "configs/digits.py:smoke", "--config.seed", "-3"],
+    ["-config", "configs/digits.py:smoke", "-config.seed=-3"],
+    ["--config.seed", "5", "--config=configs/digits.py:smoke"]
+    + ["--config.seed", "-3"],
+  ],
+)
+def test_a_space_is_as_good_as_an_equals_sign(given):
+  config = parsed(*given).config
+  assert (config.num_steps, config.seed) == (20, -3)
+  name = cli.config_name(["train", *given], DEFAULT_CONFIG)
+  assert name == "digits-smoke"
+  assert cli.peek(["train", *given], "config")["config"] == (
+    "configs/digits.py:smoke"
+  )
+
+
+def test_switches_need_no_value():
+  assert parsed("--config.flip", "--config.seed=1").config.flip
+  assert parsed("--config.flip", "True").config.flip
+  assert not parsed("--config.flip", "--noconfig.flip").config.flip
+
+
+@pytest.mark.parametrize(
+  "key", ["optim.clip", "optim.decay_steps", "model.num_classes"]
+)
+def test_none_is_accepted_where_a_key_may_be_none(key):
+  section, name = key.split(".")
+  assert parsed(f"--config.{key}=3").config[section][name] == 3
+  assert parsed(f"--config.{key}=None").config[section][name] is None
+  last = parsed(f"--config.{key}=None", f"--config.{key}=3")
+  assert last.config[section][name] == 3
+  # A value that has been None keeps its type.
+  classifier = parsed("--config=configs/classifier.py", "--config.optim.clip=2")
+  assert classifier.config.optim.clip == 2.0
+
+
+def test_the_configuration_of_a_run_may_have_none(tmp_path):
+  config = parsed("--config.optim.clip=None").config
+  (tmp_path / "config.json").write_text(config.to_json_best_effort())
+  (tmp_path / "data.json").write_text("{}")
+  argv, values = (
+    ["train", "--config.optim.decay_steps=None"],
+    flags.FlagValues(),
+  )
+  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  optim = cli.parse(argv, values).config.optim
+  assert optim.clip is None and optim.decay_steps is None
+  argv, values = ["train", "--config.optim.clip=2"], flags.FlagValues()
+  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  assert cli.parse(argv, values).config.optim.clip == 2.0
+
+
+@pytest.mark.parametrize("key", ["seed", "data.name", "ema.rates", "flip"])
+def test_none_is_refused_where_a_key_must_have_a_value(key, capsys):
+  line = refused(capsys, f"--config.{key}=None")
+  assert f"--config.{key}=None: only" in line and "optim.clip" in line
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    ["--workdir="], ["--workdir", ""], ["--workdir= "], ["--upsampler="],
+    ["--upsampler=,b"], ["--upsampler=a,,b"],
+    ["--config="], ["--config", ""], ["--config.data.name="],
+    ["--config.data.name", ""], [""],
+  ],
+)  # fmt: skip
+def test_an_empty_value_is_refused(given, capsys):
+  assert "empty value" in refused(capsys, *given)
+
+
+def test_a_warning_is_one_line(monkeypatch):
+  monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+  parsed()
+  text = warnings.formatwarning("left out\n2 pictures", UserWarning, "x.py", 1)
+  assert text == "warning: left out 2 pictures\n"
+
+
+def test_the_home_directory_is_expanded(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  config = pathlib.Path(__file__).parents[1] / "experiments/configs/digits.py"
+  (tmp_path / "own.py").write_text(config.read_text())
+  values = parsed(
+    "--config", "~/own.py:smoke", "--workdir=~/runs/a",
+    "--upsampler=~/b,runs/~c,~/d", "--config.data.name=~/pictures",
+  )  # fmt: skip
+  assert values.config.num_steps == 20
+  assert values.workdir == f"{tmp_path}/runs/a"
+  assert values.upsampler == [f"{tmp_path}/b", "runs/~c", f"{tmp_path}/d"]
+  assert values.config.data.name == "~/pictures"  # as it goes into the run
+  known = cli.peek(["train", "--workdir=~/runs/a"], "workdir")
+  assert known["workdir"] == values.workdir
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def speak(code, **options):
+  """Runs a program that has imported nothing but ``streams``."""
+  return subprocess.run(
+    [sys.executable, "-c", f"from experiments import streams\n{code}"],
+    cwd=ROOT,
+    check=False,
+    **options,
+  )
+
+
+def test_work_goes_on_where_nobody_reads(tmp_path):
+  # A pipe whose reader has gone, as that of `| true`.
+  end, start = os.pipe()
+  os.close(end)
+  code = f"""
+import sys
+streams.steady()
+for number in range(3):
+  print(number, flush=number != 1)
+  print(number, file=sys.stderr)
+open({str(tmp_path / "done")!r}, "w").close()
+"""
+  done = speak(code, stdout=start, stderr=start)
+  os.close(start)
+  assert done.returncode == 0 and (tmp_path / "done").exists()
+
+
+def test_nothing_takes_the_place_of_a_closed_output(tmp_path):
+  code = f"""
+import os, sys
+streams.steady()
+file = open({str(tmp_path / "file")!r}, "w")
+print("a word"), print("a word", file=sys.stderr), os.write(1, b"a word")
+file.close()
+assert file.name and sys.stdout.isatty() is False
+"""
+  done = speak(code, preexec_fn=lambda: (os.close(1), os.close(2)))
+  assert done.returncode == 0
+  assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin1", "utf-8"])
+def test_every_name_can_be_said(encoding):
+  code = r"streams.steady(); print('caf\u00e9 \udcff \u96ea')"
+  env = {**os.environ, "PYTHONIOENCODING": encoding}
+  done = speak(code, env=env, capture_output=True)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.decode(encoding).startswith("caf")
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+  """Leaves the tests' own output alone."""
+  monkeypatch.setattr(streams, "steady", lambda: None)
+
+
+def ends(main, capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.run(main)
+  (line,) = capsys.readouterr().err.splitlines()
+  return stop.value.code, line
+
+
+def test_ctrl_c_is_one_line_and_130(outputs, capsys, monkeypatch):
+  def main(argv):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "_exit", sys.exit)
+  assert ends(main, capsys) == (130, "error: stopped by Ctrl-C")
+
+
+def test_devices_that_are_not_here_are_one_line(outputs, capsys, monkeypatch):
+  # JAX asserts, where it knows a platform and finds none of it.
+  code = compile(
+    "assert False", "/site-packages/jax/_src/xla_bridge.py", "exec"
+  )
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  status, line = ends(lambda argv: exec(code), capsys)
+  assert status == 1 and line.startswith("error: JAX_PLATFORMS='cuda' is not h")
+  with pytest.raises(AssertionError):  # a fault of ours stays one
+    cli.run(lambda argv: exec("assert False"))
+
+
+def test_a_user_without_a_home_keeps_no_programs(monkeypatch):
+  kept = []
+  monkeypatch.setattr(os.path, "expanduser", lambda name: name)
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(devices.jax.config, "update", lambda *x: kept.append(x))
+  values = {"jax_compilation_cache_dir": None}
+  monkeypatch.setattr(type(devices.jax.config), "values", values)
+  devices.keep_compiled()
+  assert not kept
+  monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+  devices.keep_compiled()
+  assert kept == [("jax_compilation_cache_dir", "/cache/diffusion_jax")]
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("file/a.png", "is a file; name another place"),
+    ("folder.png", "is a folder; name a file"),
+    ("locked/new/a.png", "locked cannot be written"),
+    ("locked/a.npz", "locked cannot be written"),
+    ("locked", "locked cannot be written"),
+  ],
+)
+def test_an_output_that_cannot_be_written(name, message, tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  (tmp_path / "folder.png").mkdir()
+  (tmp_path / "locked").mkdir()
+  access = os.access
+  monkeypatch.setattr(  # an administrator may write everywhere
+    os, "access", lambda path, how: path.name != "locked" and access(path, how)
+  )
+  with pytest.raises(ValueError, match=message):
+    cli.check_out(tmp_path / name)
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_output_that_can_be_written(tmp_path, monkeypatch):
+  (tmp_path / "there.png").touch()
+  monkeypatch.chdir(tmp_path)
+  for name in ("new/deep/a.png", "there.png", "a.npz", "folder"):
+    cli.check_out(tmp_path / name)
+    cli.check_out(pathlib.Path(name))
+
+
+def test_only_what_is_slow_is_said(capsys):
+  with cli.said_if_slow("reading"):
+    pass
+  assert not capsys.readouterr().out
+  with cli.said_if_slow("reading", seconds=0) as said:
+    del said
+    for timer in cli.threading.enumerate():
+      if isinstance(timer, cli.threading.Timer):
+        timer.join()
+  assert capsys.readouterr().out == "reading\n"
+
+
+CONFIG = "from experiments.configs import digits\ndef get_config(variant=''):\n"
+
+
+def test_a_path_may_have_colons(tmp_path):
+  path = tmp_path / "a:b" / "mine.py"
+  path.parent.mkdir()
+  path.write_text(f"{CONFIG}  return digits.get_config(variant)\n")
+  for named, steps in ((path, 1500), (f"{path}:smoke", 20)):
+    values = cli.flags.FlagValues()
+    argv = ["", f"--config={named}", "--config.batch_size=4"]
+    cli.define_config(values, argv, "configs/digits.py")
+    config = cli.parse(argv, values).config
+    assert (config.num_steps, config.batch_size) == (steps, 4)
+    assert cli.config_name(argv, "").startswith("mine")
+
+
+def test_a_configuration_that_is_a_dict_is_refused(tmp_path, capsys):
+  path = tmp_path / "mine.py"
+  path.write_text(f"{CONFIG}  return digits.get_config().to_dict()\n")
+  with pytest.raises(SystemExit) as stop:
+    cli.define_config(cli.flags.FlagValues(), ["", f"--config={path}"], "x")
+  assert stop.value.code == 2
+  assert "no configuration but a dict; begin" in capsys.readouterr().err

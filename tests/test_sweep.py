@@ -1,0 +1,82 @@
+"""Several checkpoints and averages of one run, measured alike."""
+
+import json
+
+import pytest
+from test_commands import TINY, assert_one_error, command
+
+from experiments import evaluate, stored, sweep, train
+
+SWEEP = (
+  "--num=20", "--steps=2", "--metrics=fid,kid", "--curve", "--ema=sweep",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run with two checkpoints and one average."""
+  workdir = tmp_path_factory.mktemp("sweep") / "run"
+  command(train, *TINY, f"--workdir={workdir}", "--config.num_steps=8")
+  return workdir
+
+
+def rows(workdir):
+  lines = (workdir / "evaluation.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
+  run, monkeypatch, capsys
+):
+  draw, drawn = stored._batch, []
+
+  def interrupted(draws, first):
+    drawn.append((draws[0][0].step, draws[0][0].ema))
+    if len(drawn) == 3:
+      raise KeyboardInterrupt
+    return draw(draws, first)
+
+  monkeypatch.setattr(stored, "_batch", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    command(evaluate, f"--workdir={run}", *SWEEP)
+  command(evaluate, f"--workdir={run}", *SWEEP)
+  want = [(step, ema) for step in (4, 8) for ema in ("raw", "0.995")]
+  assert drawn == [*want[:3], *want[2:]]  # each once, but for the interrupted
+  found = rows(run)
+  assert [(row["step"], row["ema"]) for row in found] == want
+  assert len({row["samples_hash"] for row in found}) == 4
+  said = capsys.readouterr().out.splitlines()
+  best = min(found, key=lambda row: row["fid"])
+  assert said[-1].startswith(
+    f"best: step {best['step']}, average {best['ema']}, fid {best['fid']:.4g}"
+  )
+  assert said[-6].split() == ["step", "average", "fid", "kid"]
+  # Again, there is nothing to draw.
+  command(evaluate, f"--workdir={run}", *SWEEP)
+  assert rows(run) == found and len(drawn) == 5
+  # The newest checkpoint alone.
+  command(evaluate, f"--workdir={run}", *SWEEP[:3], "--ema=raw")
+  assert rows(run)[-1] == found[2]
+
+
+def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):
+  made = [
+    {"step": 4, "ema": "raw", "fid": 3.0, "fid_std": 0.1, "agreement": 0.5},
+    {"step": 8, "ema": "0.9", "fid": 2.0, "fid_std": 0.1, "agreement": 0.4},
+  ]
+  sweep.say_table(made, ["fid", "agreement", "halves"])
+  assert capsys.readouterr().out.splitlines() == [
+    "step  average  fid       agreement",
+    "4     raw      3 +- 0.1  0.5",
+    "8     0.9      2 +- 0.1  0.4",
+    "best: step 8, average 0.9, fid 2 +- 0.1",
+  ]
+  sweep.say_table(made, ["agreement"])
+  assert "best: step 4, average raw, agreement 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--curve", "--ema=sweep"])
+def test_given_samples_have_no_checkpoints(flag, capsys):
+  with pytest.raises(SystemExit) as stop:
+    command(evaluate, "--samples=digits", "--reference=digits", flag)
+  assert_one_error(stop, capsys, "measure what a --workdir draws")
