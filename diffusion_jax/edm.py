@@ -21,7 +21,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch
 from diffusion_jax.samplers import Step

@@ -98,7 +98,7 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
       dj.ancestral_step,
       model.predict,
       model.schedule,
-      start=int(part * model.schedule.T),
+      start=part * model.schedule.T,
       pairs=model.pairs,
     )
     rows.append(jax.jit(varied)(x0, key))

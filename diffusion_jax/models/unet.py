@@ -74,8 +74,9 @@ class Encoder(nn.Module):
     out_channels: Of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is
       unconditional.
-    time_scale: The network is told (t - 1) * time_scale: published networks
-      count steps from 0, and some expect them rescaled by 1000 / T.
+    time_scale: The network is told (t - time_origin) * time_scale: published
+      networks count steps from 0, and some expect them rescaled by 1000 / T.
+    time_origin: 1 for steps, 0 for real times.
     embedding: Of time, see ``layers.sinusoid``.
     groups: Of every normalisation; None chooses, see ``layers.num_groups``.
     epsilon: Of every normalisation.
@@ -100,6 +101,7 @@ class Encoder(nn.Module):
   out_channels: int | None = None
   num_classes: int | None = None
   time_scale: float = 1.0
+  time_origin: float = 1.0
   embedding: str = "sin_cos"
   groups: int | None = None
   epsilon: float = 1e-6
@@ -125,7 +127,8 @@ class Encoder(nn.Module):
         f"{'no classes' if y is None else 'classes'}"
       )
     dim = 4 * self.channels
-    emb = sinusoid((t - 1) * self.time_scale, self.channels, self.embedding)
+    time = (t - self.time_origin) * self.time_scale
+    emb = sinusoid(time, self.channels, self.embedding)
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time1")(emb)
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time2")(
       nn.silu(emb)

@@ -222,6 +222,7 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
   for name, wrong, needs in (
     ("multipliers", net.width(0) != net.channels, "1 at the full size"),
     ("time_scale", net.time_scale != 1, "1"),
+    ("time_origin", net.time_origin != 1, "1"),
     ("groups", len(groups) > 1, "the same number everywhere"),
     ("dropout", not isinstance(net.dropout, int | float), "one number"),
   ):

@@ -41,20 +41,26 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "skip_broken": False,  # leave out pictures that cannot be read
         "data_dir": config_dict.placeholder(str),  # of TFDS
       },
-      # A function of diffusion_jax.schedules, and its arguments.
+      # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
+      # flow, trig of diffusion_jax.continuous, whose real time has no T.
       "schedule": {"name": "linear", "T": 1000},
-      "target": "eps",  # the network predicts: eps, x0, mean, v, flow
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow, edm
+      "sigma_data": 0.5,  # standard deviation of the data, for target edm
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
-      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;
-      # hybrid or vlb, which learn the variance.
+      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
+      # edm; hybrid or vlb, which learn the variance.
       "loss": {"name": "simple", "weight": "none"},
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
       # To enlarge pictures of this size, () is not to. The network learns of
       # pictures made small and noised to random steps 0..noise.
       "low_res": {"size": (), "noise": 0},
-      "timesteps": "uniform",  # or antithetic; importance, by past losses
+      # Or antithetic; importance, by past losses; in real time also log_normal
+      # (of sigma) and logit_normal (of t / T), with this mean and deviation.
+      "timesteps": "uniform",
+      "time_mean": config_dict.placeholder(float),
+      "time_std": config_dict.placeholder(float),
       # Arguments of diffusion_jax.UNet.
       "model": {
         "channels": 128,
@@ -70,6 +76,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         # To condition on; 0 is as many as the data have, None is not to.
         "num_classes": config_dict.placeholder(int),
         "time_scale": 1.0,
+        "time_origin": 1.0,
         "embedding": "sin_cos",
         "groups": config_dict.placeholder(int),
         "epsilon": 1e-6,
@@ -108,6 +115,14 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "steps": 1000,
         "spacing": config_dict.placeholder(str),  # by default the sampler's
         "guidance": config_dict.placeholder(float),  # scale; 1 is off
+        "clip": True,  # x0_hat to [-1, 1]
+        # Noise that edm_heun adds on its way, see diffusion_jax.edm.
+        "churn": {
+          "S_churn": 0.0,
+          "S_min": 0.0,
+          "S_max": config_dict.placeholder(float),
+          "S_noise": 1.0,
+        },
       },
     }
   )

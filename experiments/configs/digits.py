@@ -10,6 +10,7 @@ Variants, as in --config=configs/digits.py:smoke,
   learned  learns the variance with L_hybrid, for bits per dimension:
            experiments.evaluate --metrics=bpd. (The data have 17 grey levels
            of the 256 that the number counts.)
+  edm      EDM: F of unit variance, sigma log-normal, Heun's 18 steps
 """
 
 from experiments.configs import common
@@ -17,7 +18,7 @@ from experiments.configs import common
 
 def get_config(variant: str = ""):
   """The configuration; ``variant`` is "" or one of the above."""
-  common.check_variant(variant, ("smoke", "classes", "learned"))
+  common.check_variant(variant, ("smoke", "classes", "learned", "edm"))
   config = common.make(
     num_steps=1500,
     batch_size=128,
@@ -48,6 +49,8 @@ def get_config(variant: str = ""):
   if variant == "learned":
     config.variance = "learned_range"
     config.loss.name = "hybrid"
+  if variant == "edm":
+    edm(config)
   if variant == "smoke":
     config.update(
       {
@@ -62,3 +65,14 @@ def get_config(variant: str = ""):
       }
     )
   return config
+
+
+def edm(config) -> None:
+  """EDM's target, noise levels and sampler (Karras et al. 2022)."""
+  config.schedule.name = "ve"
+  config.target = "edm"
+  config.sigma_data = 0.75  # of the digits, 0.5 of natural pictures
+  config.timesteps = "log_normal"
+  config.model.time_origin = 0.0
+  config.sampling.update({"sampler": "edm_heun", "steps": 18, "clip": False})
+  config.preview.update({"sampler": "edm_heun", "steps": 10})
