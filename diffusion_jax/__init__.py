@@ -19,6 +19,7 @@ from diffusion_jax import (
   diagnostics as diagnostics,
   editing as editing,
   edm as edm,
+  flow as flow,
   guidance as guidance,
   images as images,
   importance as importance,

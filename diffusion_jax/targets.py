@@ -18,6 +18,9 @@ weight of an error, is one formula:
          2022, section 4)
   flow   eps - x_0, the velocity of a straight   -1   1
          path (Liu et al. 2022)
+  jit    (x_t - x_0) / max(sigma, 0.05), the    see ``jit``
+         velocity that JiT counts (Li and He
+         2025)
   edm    (D - c_skip x) / c_out (Karras et al.   see ``edm``
          2022, table 1)
   mean   E[x_{t-1} given x_t, x_0] (DDPM, eq. 7)  c_0 + c_t a, c_t s
@@ -130,6 +133,28 @@ mean = _of_sample(_step, is_mean=True)
 
 
 @functools.cache  # Targets are the same where their functions are.
+def jit(least: float = 0.05) -> Target:
+  """(x_t - x_0) / max(sigma, least): the velocity of a straight path.
+
+  A network that predicts x_0 learns by the error of this (JiT, Li and He 2025,
+  table 1), as the ``space`` of ``losses.weighted_mse``. Where sigma is below
+  ``least`` the velocity's own error would outweigh all others.
+
+  Args:
+    least: The smallest divisor.
+
+  Returns:
+    The target.
+  """
+
+  def c(schedule, t):
+    each = 1 / jnp.maximum(schedule.at(t).sigma, least)
+    return each, -each
+
+  return _of_sample(c)
+
+
+@functools.cache  # Targets are the same where their functions are.
 def edm(sigma_data: float = 0.5) -> Target:
   """EDM's F, of unit variance at every noise level (Karras et al. 2022).
 
@@ -165,5 +190,6 @@ def edm(sigma_data: float = 0.5) -> Target:
 
 
 TARGETS = {
-  "eps": eps, "x0": x0, "mean": mean, "v": v, "flow": flow, "edm": edm(),
+  "eps": eps, "x0": x0, "mean": mean, "v": v, "flow": flow, "jit": jit(),
+  "edm": edm(),
 }  # fmt: skip

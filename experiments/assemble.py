@@ -25,6 +25,8 @@ SAMPLERS: dict[str, Callable] = {
   "unipc": dj.solvers.unipc,
   "deis": dj.solvers.deis,
   "edm_heun": dj.edm.heun,
+  "flow_heun": dj.flow.heun_step,
+  "flow_sde": dj.flow.sde_step,
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
@@ -156,11 +158,22 @@ def loss_at(config: Config) -> dj.losses.LossAt:
   options = config.loss.to_dict()
   name = named("loss", options.pop("name"), LOSSES)
   weight = named("loss weight", options.pop("weight"), WEIGHTS)
+  space = options.pop("space", None)
+  if space is not None and (name != "simple" or weight != "none"):
+    raise ValueError(
+      f"loss.space={space!r} is of loss.name=simple and loss.weight=none, not "
+      f"of {name!r} and {weight!r}"
+    )
   if name == "simple":
     if config.variance.startswith("learned"):
       raise ValueError(
         f"variance={config.variance!r} is learned, which the simple loss does "
         "not do; use loss.name=hybrid or vlb, or a fixed variance"
+      )
+    if space is not None:
+      named("loss.space", space, dj.targets.TARGETS)
+      return functools.partial(
+        dj.losses.weighted_mse, space=dj.targets.TARGETS[space]
       )
     if weight == "none":
       return dj.losses.weighted_mse
@@ -264,9 +277,10 @@ def walk(
   Raises:
     ValueError: If there is no such spacing, or not of that many steps.
   """
-  usual = {"ancestral": "even", "ddim": "even", "edm_heun": "karras"}.get(
-    name, "scales"
-  )
+  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde")
+  usual = "even" if name in evenly else "scales"
+  if name == "edm_heun":
+    usual = "karras"
   return dj.spacing.named(noise, spacing or usual, steps)
 
 

@@ -62,3 +62,31 @@ def test_a_shift_adds_noise():
   config = common.make(schedule={"name": "flow", "shift": 3.0})
   at = assemble.schedule(config).at(0.5)
   np.testing.assert_allclose([at.alpha, at.sigma], [0.25, 0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("variant", "target", "space"),
+  [
+    ("v", dj.targets.v, None),
+    ("flow", dj.targets.flow, None),
+    ("jit-loss", dj.targets.x0, dj.targets.jit()),
+  ],
+)
+def test_the_digits_have_flow_matching(variant, target, space):
+  config = digits.get_config(variant)
+  schedule = assemble.schedule(config)
+  assemble.check(config, schedule)
+  assert assemble.door(config)["target"] is target
+  loss_at = assemble.loss_at(config)
+  assert getattr(loss_at, "keywords", {}).get("space") is space
+  if variant != "v":
+    pairs = assemble.walk(schedule, "flow_heun", None, 4)
+    np.testing.assert_array_equal(pairs[:, 0], [1, 0.75, 0.5, 0.25])
+
+
+def test_a_space_is_of_the_simple_loss():
+  config = common.make(loss={"weight": "p2", "space": "x0"})
+  with pytest.raises(
+    ValueError, match="loss.space='x0' is of loss.name=simple"
+  ):
+    assemble.loss_at(config)

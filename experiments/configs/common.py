@@ -44,13 +44,18 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
       # flow, trig of diffusion_jax.continuous, whose real time has no T.
       "schedule": {"name": "linear", "T": 1000},
-      "target": "eps",  # the network predicts: eps, x0, mean, v, flow, edm
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow, jit, edm
       "sigma_data": 0.5,  # standard deviation of the data, for target edm
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
       # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
-      # edm; hybrid or vlb, which learn the variance.
-      "loss": {"name": "simple", "weight": "none"},
+      # edm; or in a space, a target whose error counts. hybrid or vlb, which
+      # learn the variance.
+      "loss": {
+        "name": "simple",
+        "weight": "none",
+        "space": config_dict.placeholder(str),
+      },
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
       # To enlarge pictures of this size, () is not to. The network learns of

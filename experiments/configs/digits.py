@@ -11,14 +11,21 @@ Variants, as in --config=configs/digits.py:smoke,
            experiments.evaluate --metrics=bpd. (The data have 17 grey levels
            of the 256 that the number counts.)
   edm      EDM: F of unit variance, sigma log-normal, Heun's 18 steps
+  flow     flow matching: a straight path, its velocity, logit-normal times
+  v        predicts v
+  jit-loss predicts x0 on the straight path, counts the error of the velocity
 """
 
 from experiments.configs import common
 
+VARIANTS = (
+  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss",
+)  # fmt: skip
+
 
 def get_config(variant: str = ""):
   """The configuration; ``variant`` is "" or one of the above."""
-  common.check_variant(variant, ("smoke", "classes", "learned", "edm"))
+  common.check_variant(variant, VARIANTS)
   config = common.make(
     num_steps=1500,
     batch_size=128,
@@ -49,8 +56,12 @@ def get_config(variant: str = ""):
   if variant == "learned":
     config.variance = "learned_range"
     config.loss.name = "hybrid"
+  if variant == "v":
+    config.target = "v"
   if variant == "edm":
     edm(config)
+  if variant in ("flow", "jit-loss"):
+    flow(config, variant)
   if variant == "smoke":
     config.update(
       {
@@ -76,3 +87,16 @@ def edm(config) -> None:
   config.model.time_origin = 0.0
   config.sampling.update({"sampler": "edm_heun", "steps": 18, "clip": False})
   config.preview.update({"sampler": "edm_heun", "steps": 10})
+
+
+def flow(config, variant: str) -> None:
+  """The straight path (Lipman et al. 2022), its times as Esser et al. 2024."""
+  config.schedule.name = "flow"
+  config.timesteps = "logit_normal"
+  config.target = "flow"
+  if variant == "jit-loss":  # Li and He 2025
+    config.target = "x0"
+    config.loss.space = "jit"
+    config.update({"time_mean": 0.8, "time_std": 0.8})
+  config.model.update({"time_origin": 0.0, "time_scale": 1000.0})
+  config.sampling.update({"sampler": "flow_heun", "steps": 50})
