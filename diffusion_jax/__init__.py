@@ -51,6 +51,7 @@ from diffusion_jax.models import (
 from diffusion_jax.prediction import (
   Prediction as Prediction,
   clipped as clipped,
+  given as given,
   p_mean_variance as p_mean_variance,
   predictor as predictor,
   thresholded as thresholded,

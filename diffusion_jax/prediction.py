@@ -175,6 +175,16 @@ def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
 # ------------------------------------------------------ predict -> predict
 
 
+def given(predict: Predict, cond: Cond) -> Predict:
+  """Binds a condition, for steps and losses, which know of none."""
+
+  def bound(x_t, t, other=None):
+    del other
+    return predict(x_t, t, cond)
+
+  return bound
+
+
 def clipped(predict: Predict, schedule: Schedule) -> Predict:
   """Clips x0_hat to [-1, 1], where pictures are (DDPM's published code).
 

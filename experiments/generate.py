@@ -115,7 +115,7 @@ class Generator:
         )
       x, kept = dj.sample(
         step,
-        functools.partial(predict, cond=cond),
+        dj.given(predict, cond),
         schedule,
         (rows, *shape),
         key,

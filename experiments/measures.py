@@ -1,7 +1,6 @@
 """Measures that need no network of features: pixels, bits, classes."""
 
 import collections
-import functools
 import sys
 from typing import Any
 
@@ -133,9 +132,8 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   @jax.jit
   def bound(params, x0, y, key, first):
     predict = assemble.predictor(config, schedule, plan.net, params)
-    predict = dj.clipped(
-      functools.partial(predict, cond=conditions.of(x0, y)), schedule
-    )
+    predict = dj.given(predict, conditions.of(x0, y))
+    predict = dj.clipped(predict, schedule)
     return dj.likelihood.variational_bound(
       predict, schedule, x0, key, first=first
     )

@@ -92,7 +92,7 @@ def classifier_free(scale, apply=conditional, **options):
   guided = guidance.classifier_free(
     predict, SCHEDULE, conditions.without_class(1), scale, **options
   )
-  return functools.partial(guided, cond={"y": jnp.zeros(8, jnp.int32)})
+  return prediction.given(guided, {"y": jnp.zeros(8, jnp.int32)})
 
 
 def test_classifier_free_is_one_call_and_keeps_the_classs_variance():

@@ -332,3 +332,15 @@ def test_the_last_move_borrows_the_variance_of_the_one_before():
     jnp.log(process.posterior_var(schedule, 20, 10)),
     rtol=1e-6,
   )
+
+
+def test_a_condition_may_be_bound_before_and_after_clipping():
+  schedule = schedules.cosine(50)
+  predict = prediction.predictor(lambda x, t, cond: cond * x, schedule)
+  x = jnp.ones((2, 3))
+  for bound in (
+    prediction.given(prediction.clipped(predict, schedule), 0.5),
+    prediction.clipped(prediction.given(predict, 0.5), schedule),
+  ):
+    np.testing.assert_array_equal(bound(x, 20).output, 0.5 * x)
+    assert abs(bound(x, 20).x0_hat).max() <= 1

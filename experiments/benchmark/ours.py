@@ -3,7 +3,6 @@
 The training step is the training command's own, compiled by the same call.
 """
 
-import functools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -100,7 +99,7 @@ def sample(run: loop.Run, job: Facts) -> Ready:
     predict = assemble.predictor(config, schedule, net, params)
     x_0, _ = dj.sample(
       assemble.sampler(name),
-      dj.clipped(functools.partial(predict, cond=cond), schedule),
+      dj.clipped(dj.given(predict, cond), schedule),
       schedule,
       x.shape,
       key,

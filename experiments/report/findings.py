@@ -69,7 +69,7 @@ def loss_curves(
   def curve(params):
     predict = assemble.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      functools.partial(predict, cond=conditions.of(x0, y)),
+      dj.given(predict, conditions.of(x0, y)),
       schedule,
       x0,
       t,
