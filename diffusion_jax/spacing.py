@@ -255,9 +255,12 @@ def quadratic(schedule: Table, num: int) -> Pairs:
 
 
 def _ratios(schedule: Table):
-  """sigma_t / alpha_t for t = 0..T, in float64; rising from 0."""
-  log_snr = np.asarray(schedule.log_snr, np.float64)
-  return np.exp(-log_snr / 2)
+  """sigma_t / alpha_t for t = 0..T, in float64; rising from 0.
+
+  That of T - 1 where T has no data left: no step is that far away.
+  """
+  ratios = np.exp(-np.asarray(schedule.log_snr, np.float64) / 2)
+  return np.where(np.isinf(ratios), ratios[-2], ratios)
 
 
 def log_snr(schedule: Table, num: int) -> Pairs:

@@ -51,7 +51,7 @@ REAL_TIMESTEPS = {
 # Numbers that no step and no image reaches, for keys of their own; two more
 # are in ``dj.conditions``.
 STAGES, HELD_OUT = (2**32 - n for n in (3, 4))
-WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm")
+WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
 
 
 # By the option of dj.data.load that would help.
@@ -177,7 +177,10 @@ def loss_at(config: Config) -> dj.losses.LossAt:
       )
     if weight == "none":
       return dj.losses.weighted_mse
+    shift = options.pop("shift", 1.0)
     weigh = _call(f"weight {weight!r}", getattr(dj.weights, weight), options)
+    if shift != 1:
+      weigh = dj.weights.shifted(weigh, shift)
     return functools.partial(dj.losses.weighted_mse, weight=weigh)
   if real_time(config):
     raise ValueError(
@@ -284,18 +287,28 @@ def walk(
   return dj.spacing.named(noise, spacing or usual, steps)
 
 
-def _check_real_time(config: Config, draws: bool) -> None:
-  """Refuses what is of whole steps."""
+def _check_process(config: Config) -> None:
+  """Refuses what has no meaning in real time, or where no signal is left."""
   for key, value, whole in (
-    ("kind", "classifier", not draws),
+    ("kind", "classifier", config.get("kind") == "classifier"),
     ("target", "mean", config.target == "mean"),
     ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
   ):
-    if whole:
+    if whole and real_time(config):
       raise ValueError(
         f"{key}={value} is of whole steps, schedule.name="
         f"{config.schedule.name!r} has none; use one of {', '.join(SCHEDULES)}"
       )
+  if not config.schedule.get("zero_terminal", False):
+    return
+  ends = config.loss.get("weight") in ("bound", "truncated_snr", "edm")
+  if config.target == "eps" or ends or config.loss.name in ("vlb", "hybrid"):
+    raise ValueError(
+      f"schedule.zero_terminal leaves no signal at t = T, where target="
+      f"{config.target}, loss.name={config.loss.name} and loss.weight="
+      f"{config.loss.get('weight')} are not all finite: use target=v or x0 and "
+      "the simple loss, its weight none, p2, min_snr or sigmoid"
+    )
 
 
 def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
@@ -314,10 +327,8 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
   named("target", config.target, dj.targets.TARGETS)
   named("variance", config.variance, dj.prediction.VARIANCES)
-  draws = config.get("kind") != "classifier"
-  if real_time(config):
-    _check_real_time(config, draws)
-  if draws:
+  _check_process(config)
+  if config.get("kind") != "classifier":
     _check_sampling(config, noise)
   for key, value in {
     "num_steps": config.num_steps,

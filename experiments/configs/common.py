@@ -49,8 +49,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
       # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
-      # edm; or in a space, a target whose error counts. hybrid or vlb, which
-      # learn the variance.
+      # edm, sigmoid, at a log-SNR moved by shift=k; or in a space, the target
+      # whose error counts. hybrid or vlb, which learn the variance.
       "loss": {
         "name": "simple",
         "weight": "none",
