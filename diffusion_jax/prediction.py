@@ -175,12 +175,12 @@ def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
 # ------------------------------------------------------ predict -> predict
 
 
-def given(predict: Predict, cond: Cond) -> Predict:
+def given(predict: Predict, condition: Cond) -> Predict:
   """Binds a condition, for steps and losses, which know of none."""
 
-  def bound(x_t, t, other=None):
-    del other
-    return predict(x_t, t, cond)
+  def bound(x_t, t, cond=None):
+    del cond
+    return predict(x_t, t, condition)
 
   return bound
 

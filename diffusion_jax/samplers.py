@@ -263,7 +263,7 @@ def sample(
   return x, Trajectory(wanted, *kept, history)
 
 
-def _check_pairs(pairs, T: int, keep: Sequence[int]) -> None:
+def _check_pairs(pairs, T: float, keep: Sequence[int]) -> None:
   """Refuses impossible walks; traced pairs cannot be looked at."""
   if isinstance(pairs, Tracer):
     return
