@@ -29,6 +29,7 @@ from diffusion_jax import (
   mixtures as mixtures,
   models as models,
   objectives as objectives,
+  optimizers as optimizers,
   parallel as parallel,
   plots as plots,
   prediction as prediction,

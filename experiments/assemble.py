@@ -344,6 +344,8 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   if not 0 <= config.seed <= MOST_SEED:
     raise ValueError(f"seed={config.seed} must be in 0..{MOST_SEED}")
   decay = config.optim.decay_steps
+  if config.optim.get("decay", "cosine") not in dj.optimizers.ENDING:
+    decay = None
   if decay is not None and 0 < decay < config.num_steps:
     raise ValueError(
       f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "

@@ -168,7 +168,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     )
   x0 = pictures(values, config, shape)
   state = sample.restore(workdir, config, net, shape)
-  params = state.params if ema == "raw" else state.ema[ema]
+  params = sample.weights(state, ema)
 
   predict = assemble.predictor(config, schedule, net, params)
   conditions = assemble.conditions(config, schedule, shape)

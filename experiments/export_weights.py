@@ -123,7 +123,7 @@ def export(values: flags.FlagValues) -> None:
   net = assemble.network(config, shape, data["num_classes"])
   ema = sample.average(config, values.ema)
   state = sample.restore(workdir, config, net, shape)
-  params = jax.device_get(state.params if ema == "raw" else state.ema[ema])
+  params = jax.device_get(sample.weights(state, ema))
   with cli.system_errors():
     write(out, config, net, params, shape)
   which = "raw parameters" if ema == "raw" else f"average {ema}"

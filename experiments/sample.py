@@ -213,7 +213,7 @@ def _stage(
     config=config,
     image_shape=shape,
     net=net,
-    params=state.params if ema == "raw" else state.ema[ema],
+    params=weights(state, ema),
     step=int(state.step),
     ema=ema,
     sampler=sampler,
@@ -352,9 +352,7 @@ def _judge(workdir: pathlib.Path, config, data) -> Judge:
     )
   state = restore(workdir, theirs, net, shape)
   ema = average(theirs, None)
-  return Judge(
-    str(workdir), net, state.params if ema == "raw" else state.ema[ema]
-  )
+  return Judge(str(workdir), net, weights(state, ema))
 
 
 def _guidance(values, config, judge: Judge | None) -> float | None:

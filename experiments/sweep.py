@@ -60,7 +60,7 @@ def plans(
       continue
     good += 1
     for name in averages:
-      params = state.params if name == "raw" else state.ema[name]
+      params = sample.weights(state, name)
       yield dataclasses.replace(plan, params=params, step=step, ema=name)
   if not good:
     raise ValueError(f"every checkpoint of {plan.workdir} is damaged")

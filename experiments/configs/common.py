@@ -91,10 +91,13 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       },
       # Arguments of diffusion_jax.training.optimizer.
       "optim": {
+        "name": "adam",  # also AdamW; or muon, schedule_free
         "lr": 2e-4,
         "warmup_steps": 5000,
         "decay_steps": config_dict.placeholder(int),  # to 0 at this step
-        "decay": "cosine",  # or linear
+        # Or linear; stable, linear in the last fifth; inverse_sqrt from
+        # decay_steps on. Without decay_steps constant.
+        "decay": "cosine",
         "clip": config_dict.FieldReference(1.0),  # or None
         "b1": 0.9,
         "b2": 0.999,
