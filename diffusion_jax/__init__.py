@@ -10,6 +10,7 @@
 """
 
 from diffusion_jax import (
+  averages as averages,
   bound as bound,
   checkpoint as checkpoint,
   clipping as clipping,

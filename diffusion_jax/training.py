@@ -13,7 +13,7 @@ from diffusion_jax import importance
 from diffusion_jax.clipping import global_norm
 from diffusion_jax.objectives import Objective
 from diffusion_jax.optimizers import optimizer as optimizer
-from diffusion_jax.state import TrainState, update_ema
+from diffusion_jax.state import TrainState, update_average
 
 
 class Metrics(NamedTuple):
@@ -90,10 +90,8 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = {
-    rate: update_ema(
-      average, params, float(rate), state.step, warmup=ema_warmup
-    )
-    for rate, average in state.ema.items()
+    name: update_average(name, average, params, state.step, warmup=ema_warmup)
+    for name, average in state.ema.items()
   }
   quartile = jax.nn.one_hot(drawn.bin * 4 // objective.bins, 4)
   metrics = Metrics(

@@ -535,6 +535,14 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   return state(config, net.init(key, x, one, cond)["params"], tx)
 
 
+def averages(config: Config) -> list[str]:
+  """The names of a run's averages: by rate, the slowest last, then by width."""
+  return [
+    *(str(rate) for rate in sorted(config.ema.rates)),
+    *(dj.averages.name(std) for std in sorted(config.ema.get("stds", ()))),
+  ]
+
+
 def state(config, params, tx) -> dj.state.TrainState:
   """The state before the first step, of known parameters."""
   history = (
@@ -544,4 +552,6 @@ def state(config, params, tx) -> dj.state.TrainState:
     if config.get("timesteps") == "importance"
     else None
   )
-  return dj.state.create(params, tx, config.ema.rates, history)
+  names = averages(config)
+  rates = config.ema.rates
+  return dj.state.create(params, tx, (*rates, *names[len(rates) :]), history)

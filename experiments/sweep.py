@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffusion_jax as dj
-from experiments import cli, sample
+from experiments import assemble, cli, sample
 
 SWEEP = "sweep"  # as --ema
 
@@ -28,7 +28,7 @@ LARGE_IS_GOOD = ("is", "pr", "agreement")
 
 def averages(plan: sample.Plan) -> list[str]:
   """The raw parameters and each average of a run, the fastest first."""
-  return ["raw", *map(str, sorted(plan.config.ema.rates))]
+  return ["raw", *assemble.averages(plan.config)]
 
 
 def steps(plan: sample.Plan) -> list[int]:

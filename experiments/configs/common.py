@@ -104,7 +104,9 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "eps": 1e-8,
         "weight_decay": 0.0,
       },
-      "ema": {"rates": (0.9999,), "warmup": False},
+      # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: of what
+      # checkpoints keep, others are made by --ema=std:0.07.
+      "ema": {"rates": (0.9999,), "warmup": False, "stds": ()},
       # Steps between logged lines, sample grids, checkpoints.
       "every": {"log": 100, "preview": 5_000, "checkpoint": 5_000},
       "keep_checkpoints": 3,
