@@ -86,6 +86,14 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "groups": config_dict.placeholder(int),
         "epsilon": 1e-6,
         "padding": "same",
+        "stem": config_dict.placeholder(int),
+        "skip_scale": 1.0,
+        "taps": (1, 1),
+        "project": False,
+        "up_attention": "every",  # or last
+        "pyramid": False,
+        "early_classes": False,
+        "augment_labels": 0,
         "dtype": "float32",  # of activations; or bfloat16
         "remat": False,  # compute activations again for the gradient
       },
