@@ -269,6 +269,15 @@ def predictor(
   return dj.predictor(apply, noise, **door(config))
 
 
+def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
+  """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
+  apg = config.sampling.get("apg", {})
+  given = {key: value for key, value in apg.items() if value is not None}
+  if "eta" not in given:
+    return dj.guidance.classifier_free
+  return functools.partial(dj.guidance.projected, **given)
+
+
 def walk(
   noise: dj.schedules.Schedule,
   name: str,
@@ -321,6 +330,9 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
   guidance = config.sampling.get("guidance")
   if guidance is not None and not math.isfinite(guidance):
     raise ValueError(f"sampling.guidance={guidance} must be a finite number")
+  radius = config.sampling.get("apg", {}).get("radius")
+  if radius is not None and not radius > 0:
+    raise ValueError(f"sampling.apg.radius={radius} must be above 0, or None")
 
 
 def check(config: Config, noise: dj.schedules.Schedule) -> None:

@@ -104,9 +104,8 @@ class Generator:
       step = make_step(eta)
       predict = assemble.predictor(config, schedule, net, params)
       if judge is None and scale is not None:
-        predict = dj.guidance.classifier_free(
-          predict, schedule, conditions.null, scale
-        )
+        guide = assemble.guide(config)
+        predict = guide(predict, schedule, conditions.null, scale)
       if config.sampling.get("clip", True):
         predict = dj.clipped(predict, schedule)
       if judge is not None:

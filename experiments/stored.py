@@ -253,6 +253,11 @@ def _describe(plan: sample.Plan) -> dict[str, Any]:
   stage: dict[str, Any] = {"stage": plan.stage} if plan.stage else {}
   if plan.sampler == "edm_heun":
     stage["churn"] = config["sampling"].get("churn")
+  if (
+    plan.guidance is not None
+    and config["sampling"].get("apg", {}).get("eta") is not None
+  ):
+    stage["apg"] = config["sampling"]["apg"]
   if not config["sampling"].get("clip", True):
     stage["clip"] = False
   return stage | {

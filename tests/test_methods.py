@@ -90,3 +90,15 @@ def test_a_space_is_of_the_simple_loss():
     ValueError, match="loss.space='x0' is of loss.name=simple"
   ):
     assemble.loss_at(config)
+
+
+def test_guidance_is_projected_where_an_eta_is_named():
+  config = common.make()
+  assert assemble.guide(config) is dj.guidance.classifier_free
+  config.sampling.apg.update({"eta": 0.0, "radius": 2.5})
+  guide = assemble.guide(config)
+  assert guide.func is dj.guidance.projected
+  assert guide.keywords == {"eta": 0.0, "radius": 2.5}
+  config.sampling.apg.radius = -1.0
+  with pytest.raises(ValueError, match="apg.radius=-1.0 must be above 0"):
+    assemble.check(config, assemble.schedule(config))

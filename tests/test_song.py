@@ -185,3 +185,9 @@ def test_the_recipe_is_the_papers():
     config.sampling.steps,
   )  # fmt: skip
   assert 2 * len(pairs) - 1 == 35
+
+
+def test_published_weights_of_other_codes_do_not_fit():
+  net = dj.UNet(**{**presets.DDPMPP, **SMALL})
+  with pytest.raises(ValueError, match="stem=8, which has no counterpart"):
+    dj.pretrained.to_diffusers({}, net)
