@@ -100,7 +100,9 @@ def _product(t_a, g_a, t_b, g_b):
   )  # fmt: skip
 
 
-def combined(trees: Sequence[Any], coefs: Sequence[float]) -> Any:
+def combined(
+  trees: Sequence[Any], coefs: Sequence[float] | Float[np.ndarray, " K"]
+) -> Any:
   """The linear combination of parameters, summed in float64."""
 
   def add(*leaves):

@@ -51,8 +51,14 @@ def inpaint(
     [B, H, W, C]; the known pixels are exactly those given.
 
   Raises:
-    ValueError: If jump does not divide the walk or repeats is below 1.
+    ValueError: If jump does not divide the walk, repeats is below 1, or the
+      step is a solver.
   """
+  if isinstance(step, samplers.Solver):
+    raise ValueError(
+      "inpainting goes back and forth, which a solver's memory cannot; pass a "
+      "step, such as samplers.ancestral_step"
+    )
   pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
   if jump < 1 or len(pairs) % jump:
     raise ValueError(f"{jump=} must divide the {len(pairs)} moves of the walk")
@@ -122,9 +128,11 @@ def vary(
     Images of x0's shape.
 
   Raises:
-    ValueError: If no pair begins at or below ``start``.
+    ValueError: If no pair begins at or below ``start``, or it is beyond T.
   """
   pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
+  if start > schedule.T:
+    raise ValueError(f"{start=} must be a step in 1..T={schedule.T}")
   kept = pairs[pairs[:, 0] <= start]
   if not len(kept):
     raise ValueError(f"{start=} is below every step of the walk")

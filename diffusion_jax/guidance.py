@@ -11,6 +11,7 @@ strong one. Guide first, then clip.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -212,7 +213,7 @@ def projected(
   def guided(x_t, t, cond=None):
     t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
     strong, weak = _both(predict, null, x_t, t, cond)
-    at = per_example(scale(t), x_t) if callable(scale) else scale
+    at = _scale_at(scale, t, x_t)
     x0_hat, _ = project(strong.x0_hat, weak.x0_hat, at, eta=eta, radius=radius)
     return read(schedule, x_t, t, x0_hat, strong.raw, variance=strong.variance)
 
@@ -296,6 +297,11 @@ def autoguidance(
   return guided
 
 
+def _scale_at(scale: Any, t, x_t: Batch) -> Any:
+  """The scale of each example, where it is a function of time."""
+  return per_example(scale(t), x_t) if callable(scale) else scale
+
+
 def _extrapolate(
   schedule: Schedule, strong: Prediction, weak: Prediction, x_t, t, scale,
   interval, rescale,
@@ -305,8 +311,7 @@ def _extrapolate(
     output = strong.target.of(schedule, weak.x0_hat, t, weak.eps_hat)
   else:
     output = weak.output
-  if callable(scale):
-    scale = per_example(scale(t), x_t)
+  scale = _scale_at(scale, t, x_t)
   if interval is not None:
     low, high = interval
     inside = per_example((low <= t) & (t <= high), x_t)

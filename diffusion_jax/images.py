@@ -90,7 +90,12 @@ def grid(
 
   Returns:
     The picture.
+
+  Raises:
+    ValueError: If there are no images.
   """
+  if not len(x):
+    raise ValueError("there are no images to tile; pass at least one")
   tiles = displayable(to_uint8(x))
   b, h, w, _ = tiles.shape
   factor = max(1, -(-min_pixels // min(h, x.shape[2])))

@@ -108,6 +108,26 @@ def variational_bound_with(
   return Bound(prior + vb.sum(axis=1), prior, vb, mse, x0_mse)
 
 
+def _check_visited(schedule: Schedule, visited: np.ndarray) -> None:
+  """Refuses times that do not ascend, or leave out an end of a table.
+
+  Raises:
+    ValueError: Saying which.
+  """
+  ends = [*visited[:1].tolist(), *visited[-1:].tolist()]
+  whole = isinstance(schedule.T, int)
+  inside = (
+    ends == [1, schedule.T]
+    if whole
+    else ends and (0 < ends[0] < ends[-1] <= schedule.T)
+  )
+  if not inside or (np.diff(visited) <= 0).any():
+    raise ValueError(
+      f"visited steps from {ends} must ascend from {schedule.first} to "
+      f"T={schedule.T}"
+    )
+
+
 def probability_flow(
   predict: Predict,
   schedule: Schedule,
@@ -139,9 +159,14 @@ def probability_flow(
 
   Returns:
     [B], bits per dimension.
+
+  Raises:
+    ValueError: If the visited steps do not ascend from 1 to T.
   """
   if visited is None:
     visited = timesteps.every(schedule.T)[::-1, 0]
+  visited = np.asarray(visited)
+  _check_visited(schedule, visited)
   steps = jnp.asarray(visited)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
 

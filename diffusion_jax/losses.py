@@ -54,6 +54,7 @@ def simple(
 
 def _draw(schedule, x0, key):
   """Uniform steps, and noise."""
+  process.check_floats(x0)
   key_t, key_eps = jax.random.split(key)
   t = timesteps.uniform(key_t, x0.shape[0], schedule.T)
   return t, jax.random.normal(key_eps, x0.shape, x0.dtype)

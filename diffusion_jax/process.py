@@ -47,6 +47,12 @@ def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:
 # ---------------------------------------------------------------- forward
 
 
+def check_floats(x0: Batch) -> None:
+  """Refuses bytes, which would be images of a hundredfold contrast."""
+  if not jnp.issubdtype(kind := jnp.result_type(x0), jnp.inexact):
+    raise ValueError(f"x0 is {kind}; pass floats, see images.from_uint8")
+
+
 def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
   """Jumps from clean data to step t in one go.
 
@@ -60,7 +66,11 @@ def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
 
   Returns:
     x_t, the shape of x0.
+
+  Raises:
+    ValueError: If x0 are integers, which would be bytes and not in [-1, 1].
   """
+  check_floats(x0)
   alpha, sigma = rates(schedule, t, x0)
   return alpha * x0 + sigma * eps
 

@@ -129,7 +129,11 @@ def ddim_step(
 
   Returns:
     x_s and the predicted clean data x0_hat.
+
+  Raises:
+    ValueError: If eta is not in [0, 1].
   """
+  check_eta(eta, 1.0)
   p = predict(x_t, t)
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
@@ -230,7 +234,8 @@ def sample(
     The samples, and the trajectory at the steps in ``keep``.
 
   Raises:
-    ValueError: If a step to keep is not walked to.
+    ValueError: If pairs are no walk within 1..T, a step to keep is not walked
+      to or named twice, or x_T is not of that shape.
   """
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
   _check_pairs(pairs, schedule.T, keep)
@@ -238,6 +243,11 @@ def sample(
   walked = jnp.asarray(pairs)
   if x_T is None:
     x_T = prior(schedule, key, walked[0, 0], images, shape[1:])
+  elif x_T.shape != tuple(shape):
+    raise ValueError(f"x_T has shape {x_T.shape}, and shape is {tuple(shape)}")
+  # A step computes in the precision of the schedule.
+  at = schedule.at(walked[0, 0])
+  x_T = jnp.asarray(x_T, jnp.result_type(x_T, at.alpha))
   solver = as_solver(step)
   history = solver.init(x_T, walked[0, 0]) if history is None else history
   empty = jnp.zeros((len(keep), *shape), x_T.dtype)
@@ -263,6 +273,12 @@ def sample(
   return x, Trajectory(wanted, *kept, history)
 
 
+def check_eta(eta: float | Array, most: float) -> None:
+  """Refuses an eta outside 0..most; a traced one cannot be looked at."""
+  if not isinstance(eta, Tracer) and not 0 <= eta <= most:
+    raise ValueError(f"eta={float(eta)} must be in [0, {most}]")
+
+
 def _check_pairs(pairs, T: float, keep: Sequence[int]) -> None:
   """Refuses impossible walks; traced pairs cannot be looked at."""
   if isinstance(pairs, Tracer):
@@ -270,10 +286,21 @@ def _check_pairs(pairs, T: float, keep: Sequence[int]) -> None:
   pairs = np.asarray(pairs)
   if pairs.ndim != 2 or pairs.shape[1] != 2 or not len(pairs):
     raise ValueError(f"pairs have shape {pairs.shape}; pass rows (t, s)")
+  if isinstance(T, int) and pairs.dtype.kind not in "iu":
+    raise ValueError(f"pairs are {pairs.dtype}; steps are whole numbers")
   wrong = (pairs[:, 0] <= pairs[:, 1]) | (pairs[:, 1] < 0) | (pairs[:, 0] > T)
   if wrong.any():
     t, s = pairs[np.argmax(wrong)]
     raise ValueError(f"pair (t={t}, s={s}) must have 0 <= s < t <= T = {T}")
+  apart = pairs[1:, 0] != pairs[:-1, 1]
+  if apart.any():
+    i = np.argmax(apart)
+    raise ValueError(
+      f"the pair after s={pairs[i, 1]} begins at t={pairs[i + 1, 0]}; each "
+      "must begin where the one before ends, see timesteps.walk"
+    )
+  if len(set(keep)) < len(keep):
+    raise ValueError(f"keep={tuple(keep)} names a step twice")
   missing = sorted(set(keep) - set(pairs[:, 1].tolist()))
   if missing:
     raise ValueError(

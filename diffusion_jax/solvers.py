@@ -17,6 +17,7 @@ order. The last step, to s = 0, has an infinite log-SNR: it returns x0_hat.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax import spacing, timesteps
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch, per_example, rates
-from diffusion_jax.samplers import Solver, ddim_step
+from diffusion_jax.samplers import Solver, check_eta, ddim_step
 from diffusion_jax.schedules import Schedule, Time
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
@@ -222,9 +223,10 @@ def dpm(
     The solver.
 
   Raises:
-    ValueError: If the order is not 1, 2 or 3.
+    ValueError: If the order is not 1, 2 or 3, or eta is negative.
   """
   _check_order(order, (1, 2, 3))
+  check_eta(eta, math.inf)
   make_rule = _midpoint_rule if order == 2 else _data_rule
 
   def step(predict, schedule, x_t, t, s, eps, history):

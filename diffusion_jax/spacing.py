@@ -21,10 +21,10 @@ from u = 1000 where T has no data left.
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import timesteps
-from diffusion_jax.continuous import Continuous
 from diffusion_jax.schedules import Schedule, Table
 from diffusion_jax.timesteps import Pairs, RealPairs
 
@@ -106,7 +106,7 @@ def named(
   [[501, 1], [1, 0]]
   """
   spec = str(spec)
-  if isinstance(schedule, Continuous):
+  if not isinstance(schedule, Table):
     return _real(schedule, spec, num)
   T = schedule.T
   if spec in NAMES:
@@ -120,7 +120,7 @@ def named(
   return pairs
 
 
-def _real(schedule: Continuous, spec: str, num: int | None) -> RealPairs:
+def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
   """The walk in real time that a name, or a number of even steps, means."""
   if spec.isdecimal():
     spec, num = "even", int(spec) if num is None else num
@@ -133,7 +133,7 @@ def _real(schedule: Continuous, spec: str, num: int | None) -> RealPairs:
   return timesteps.real(REAL[spec](schedule, num))
 
 
-def _times(schedule: Continuous, axis, back, num: int, *, to_zero=False):
+def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
   """Times even in axis(u), from the noisiest to the first, or to 0."""
   fine, noisy = (
     float(np.exp(-0.5 * float(schedule.at(t).log_snr)))
@@ -145,12 +145,12 @@ def _times(schedule: Continuous, axis, back, num: int, *, to_zero=False):
   else:
     targets = np.linspace(axis(top), axis(fine), num)
   u = np.asarray([top, *back(targets[1:])])
-  times = np.array(schedule.time(-2 * np.log(u)), float)
+  times = np.array(schedule.time(-2 * jnp.log(u)), float)
   times[0] = schedule.T if top == noisy else times[0]
   return times
 
 
-def _scale_times(schedule: Continuous, num: int):
+def _scale_times(schedule: Schedule, num: int):
   """As ``scales``; clock has no inverse in closed form."""
   fine = max(FINE, 0.7 / num)
   u = np.append(0, np.geomspace(1e-6, 1e6, 20_000))

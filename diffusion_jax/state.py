@@ -45,8 +45,9 @@ def create(
   its random start after 10,000 steps.
   """
   for rate in ema_rates:
-    if isinstance(rate, str) and averages.std_in(rate) is not None:
-      averages.exponent(averages.std_in(rate))
+    std = averages.std_in(rate) if isinstance(rate, str) else None
+    if std is not None:
+      averages.exponent(std)
     elif not isinstance(rate, int | float) or not 0 <= rate < 1:
       raise ValueError(f"EMA rate {rate} must be in [0, 1)")
   return TrainState(

@@ -70,7 +70,12 @@ def augment(
 
   Returns:
     The noisy pictures, and their steps.
+
+  Raises:
+    ValueError: If there is no such step.
   """
+  if not 0 <= most <= schedule.T:
+    raise ValueError(f"{most=} must be a step in 0..T={schedule.T}")
   key_s, key_eps = jax.random.split(key)
   s = jax.random.randint(key_s, low_res.shape[:1], 0, most + 1)
   eps = jax.random.normal(key_eps, low_res.shape, low_res.dtype)

@@ -99,7 +99,12 @@ def shifted(weight: Weight, k: float) -> Weight:
   """
   if not 0 < k < math.inf:
     raise ValueError(f"{k=} must be above 0 and finite; 1 is no shift")
-  return lambda schedule, t: weight(_Cleaner(schedule, 2 * math.log(k)), t)
+
+  def moved(schedule, t):
+    cleaner: Any = _Cleaner(schedule, 2 * math.log(k))
+    return weight(cleaner, t)
+
+  return moved
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,6 +113,14 @@ def training_source(config: Config) -> dj.data.Source:
   return found
 
 
+def same_noise(ours: Config, theirs: Config) -> bool:
+  """Whether two configurations have the same schedule."""
+  a, b = schedule(ours), schedule(theirs)
+  if isinstance(a, dj.schedules.Table) and isinstance(b, dj.schedules.Table):
+    return np.array_equal(a.log_snr, b.log_snr)
+  return ours.schedule.to_dict() == theirs.schedule.to_dict()
+
+
 def source(
   config: Config, *, elsewhere: str = "--config.data.name"
 ) -> dj.data.Source:

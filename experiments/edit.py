@@ -190,7 +190,10 @@ def pictures(values, config, shape) -> np.ndarray:
     source = dj.data.load(values.images, size=shape[:2], channels=shape[2])
   count = min(values.num, len(source))
   if count < 2:
-    raise ValueError(f"{source.name} has {count} pictures; 2 are needed")
+    raise ValueError(
+      f"--num={values.num} of the {len(source)} pictures of {source.name}: at "
+      "least 2 are needed"
+    )
   return dj.images.from_uint8(source.gather(np.arange(count))["image"])
 
 

@@ -136,7 +136,8 @@ class Log:
 
 def _reopen(path: pathlib.Path, last_step: int) -> IO[str]:
   """Opens a .jsonl file to go on after this step."""
-  kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+  rows = [row for row in read_metrics(path) if isinstance(row.get("step"), int)]
+  kept = [row for row in rows if row["step"] <= last_step]
   runs.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
   return path.open("a")
 
@@ -157,14 +158,15 @@ def _clock(seconds: float) -> str:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """The rows of a .jsonl file; a line torn by a kill is skipped."""
+  """The rows of a .jsonl file; a line torn or damaged by a kill is skipped."""
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  text = path.read_text(errors="replace") if path.exists() else ""
+  for line in text.splitlines():
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError:
       continue
-  return rows
+  return [row for row in rows if isinstance(row, dict)]
 
 
 def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
@@ -172,7 +174,11 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   # The figure class, not pyplot: no display, no global state.
   from matplotlib.figure import Figure
 
-  rows = read_metrics(workdir / "metrics.jsonl")
+  rows = [
+    row
+    for row in read_metrics(workdir / "metrics.jsonl")
+    if {"step", "loss"} <= row.keys()
+  ]
   figure = Figure(figsize=(8, 4.5), layout="constrained")
   axes = figure.subplots()
   names = ("first quarter of t (cleanest)", "second", "third", "last")

@@ -345,9 +345,7 @@ def _judge(workdir: pathlib.Path, config, data) -> Judge:
       )
   shape = tuple(data["image_shape"])
   net = assemble.classifier(theirs, shape, their_data["num_classes"])
-  if not np.array_equal(
-    assemble.schedule(theirs).log_snr, assemble.schedule(config).log_snr
-  ):
+  if not assemble.same_noise(theirs, config):
     raise ValueError(
       f"--classifier={workdir} has the schedule {theirs.schedule.to_dict()}, "
       f"the run {config.schedule.to_dict()}"
@@ -415,13 +413,14 @@ def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
     workdir / "checkpoints", read_only=True
   ) as checkpoints:
     steps = [step for step in checkpoints.steps() if step <= newest.step]
-  trees, kept = [], []
+  trees, ends, widths = [], [], []
   for step in steps:
     state = restore(workdir, config, net, shape, step)
     for width in config.ema.stds:
       trees.append(jax.device_get(state.ema[dj.averages.name(width)]))
-      kept.append((step, width))
-  coefs = dj.averages.coefficients(*zip(*kept, strict=True), newest.step, std)
+      ends.append(step)
+      widths.append(width)
+  coefs = dj.averages.coefficients(ends, widths, int(newest.step), std)
   return dj.averages.combined(trees, coefs), int(newest.step)
 
 
@@ -531,7 +530,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
     )
-  if out.is_file() or (out.is_dir() and any(out.iterdir())):
+  if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; name a new folder")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import diffusion_jax as dj
 from experiments import assemble, cli, sample
+from experiments.reporting import read_metrics
 
 SWEEP = "sweep"  # as --ema
 
@@ -68,17 +69,9 @@ def plans(
 
 def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:
   """The last row of a file that was made in this way; None without one."""
-  if not path.is_file():
-    return None
   made = json.loads(json.dumps(made))
-  for line in reversed(path.read_text().splitlines()):
-    try:
-      row = json.loads(line)
-    except ValueError:  # what a killed process left
-      continue
-    if isinstance(row, dict) and made.items() <= row.items():
-      return row
-  return None
+  rows = reversed(read_metrics(path))
+  return next((row for row in rows if made.items() <= row.items()), None)
 
 
 def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:

@@ -665,6 +665,16 @@ BAD_PICTURES = {
     "size is 32.5: must be a pos",
   ),
   "sizes of parts": (lambda p: p, {"size": (8, 0.5)}, r"size is \(8, 0.5\)"),
+  "size of many gigabytes": (
+    lambda p: p,
+    {"size": 100_000},
+    "size is 100000 x 100000, more than the .*: name a smaller one",
+  ),
+  "class in Latin-1": (
+    lambda p: write(p, {"caf\udce9/a.png": encode(RAMP)}),
+    {},
+    r"has the folder b'caf\\xe9', whose name is not UTF-8: rename it",
+  ),
   "true size": (lambda p: p, {"size": True}, "size is True"),
   "no name": (lambda p: "", {}, "name of the data is empty"),
   "sizes of three": (lambda p: p, {"size": (1, 2, 3)}, r"size is \(1, 2, 3\)"),
@@ -935,6 +945,11 @@ def test_bad_array_files(tmp_path, name):
   path = tmp_path / name
   one_line(f"no file .*{name}", lambda: data.load(path))
   path.write_bytes(b"text")
+  one_line(f"cannot read .*{name}", lambda: data.load(path))
+  other = {".npz": ".npy", ".npy": ".npz"}[path.suffix]
+  save = np.savez if other == ".npz" else np.save
+  save(path.with_suffix(other), IMAGES)
+  path.with_suffix(other).rename(path)
   one_line(f"cannot read .*{name}", lambda: data.load(path))
 
 

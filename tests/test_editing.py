@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from oracles import GAUSSIAN
 
-from diffusion_jax import editing, prediction, samplers, schedules, timesteps
+from diffusion_jax import (
+  editing,
+  prediction,
+  samplers,
+  schedules,
+  solvers,
+  timesteps,
+)
 
 RHO, STD = 0.9, 0.5
 COV = STD**2 * np.array([[1, RHO], [RHO, 1]])
@@ -111,3 +118,7 @@ def test_impossible_edits_are_refused():
     editing.inpaint(STEP, predict, SCHEDULE, x, x, key, repeats=0)
   with pytest.raises(ValueError, match="start=0 is below every step"):
     editing.vary(STEP, predict, SCHEDULE, x, key, start=0)
+  with pytest.raises(ValueError, match="start=201 must be a step in 1..T=200"):
+    editing.vary(STEP, predict, SCHEDULE, x, key, start=201)
+  with pytest.raises(ValueError, match="a solver's memory cannot"):
+    editing.inpaint(solvers.dpm(), predict, SCHEDULE, x, x, key)

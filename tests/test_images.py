@@ -70,3 +70,8 @@ def test_gifs_hold_every_frame(tmp_path):
   images.save_gif(tmp_path / "a.gif", frames)
   with Image.open(tmp_path / "a.gif") as gif:
     assert gif.n_frames == 3 and gif.size == (8, 6)
+
+
+def test_no_images_are_no_grid():
+  with pytest.raises(ValueError, match="no images to tile"):
+    images.grid(np.zeros((0, 8, 8, 1)))

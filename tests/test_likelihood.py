@@ -195,3 +195,13 @@ def test_hutchinsons_estimate_is_exact_in_the_mean():
   error = float(bits.std()) / np.sqrt(n)
   assert error > 0
   assert abs(float(bits.mean() - exact[0])) < 4 * error + 1e-3
+
+
+@pytest.mark.parametrize("visited", [[], [20], [20, 1], [0, 20], [1, 9, 9, 20]])
+def test_a_flow_that_does_not_ascend_is_refused(visited):
+  x = jnp.zeros((1, 2, 2, 1))
+  with pytest.raises(ValueError, match="must ascend from 1 to T=20"):
+    likelihood.probability_flow(
+      lambda x, t: x, schedules.cosine(20), x, jax.random.key(0),
+      visited=visited,
+    )  # fmt: skip

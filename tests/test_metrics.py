@@ -332,3 +332,19 @@ def test_a_damaged_reference_is_refused(tmp_path):
   (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 torn")
   with pytest.raises(ValueError, match="damaged or no .npz"):
     metrics.read_reference(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+  "measure",
+  [
+    metrics.frechet_distance,
+    metrics.squared_mmd,
+    metrics.precision_recall,
+    lambda x, y: metrics.inception_score(x),
+  ],
+)
+def test_features_that_are_not_finite_have_no_distance(measure):
+  x = np.ones((20, 3))
+  x[3, 1] = np.nan
+  with pytest.raises(FloatingPointError, match="1 of 60 features are NaN"):
+    measure(x, np.ones((20, 3)))

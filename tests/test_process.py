@@ -344,3 +344,9 @@ def test_a_condition_may_be_bound_before_and_after_clipping():
   ):
     np.testing.assert_array_equal(bound(x, 20).output, 0.5 * x)
     assert abs(bound(x, 20).x0_hat).max() <= 1
+
+
+def test_bytes_are_not_taken_for_images():
+  x0 = jnp.zeros((1, 2, 2, 1), jnp.uint8)
+  with pytest.raises(ValueError, match="x0 is uint8; pass floats"):
+    process.q_sample(schedules.cosine(10), x0, 3, x0)

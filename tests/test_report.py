@@ -228,7 +228,8 @@ def test_what_is_not_there_yet_gets_a_sentence(tmp_path):
 
 
 def without_versions(run):
-  (run / "versions.json").unlink()
+  (run / "versions.json").write_text("[]")
+  (run / "imported.json").write_bytes(b"\xff\x80")
 
 
 def without_data(run):

@@ -46,3 +46,12 @@ def test_only_the_first_process_writes(tmp_path):
   with log_of(tmp_path, quiet=True) as log:
     log.preview(2, "raw", {"saturated": 0.5})
   assert not list(tmp_path.iterdir())
+
+
+def test_what_is_damaged_in_a_log_is_no_row(tmp_path):
+  rows = b'{"step": 2, "loss": 1.0}\n\xff\x80\n[]\nnull\n3\n{"loss": 1.0}\n'
+  (tmp_path / "metrics.jsonl").write_bytes(rows)
+  with log_of(tmp_path, first_step=4) as log:
+    log.metrics(5, {"loss": 2.0})
+  found = read_metrics(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in found] == [2, 5]

@@ -343,8 +343,29 @@ def test_the_network_is_traced_once():
     ({"pairs": np.zeros((0, 2), int)}, r"shape \(0, 2\)"),
     ({"pairs": np.array([5, 4, 3])}, r"shape \(3,\)"),
     ({"keep": (20,)}, "keep=20 is not a step that the walk reaches"),
+    ({"keep": (5, 3, 5)}, r"keep=\(5, 3, 5\) names a step twice"),
+    (
+      {"pairs": np.array([[9, 7], [5, 0]])},
+      "pair after s=7 begins at t=5; each must begin where",
+    ),
+    ({"pairs": np.array([[9.5, 0]])}, "pairs are float64; steps are whole"),
+    ({"x_T": np.zeros((3, 1, 1, 1))}, r"x_T has shape \(3, 1, 1, 1\), and"),
   ],
 )
 def test_impossible_walks_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     run(**options)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64])
+def test_a_walk_starts_from_numbers_of_any_precision(dtype):
+  x_T = jnp.ones((1, 2, 2, 1))
+  x, _ = run(shape=x_T.shape, x_T=np.ones(x_T.shape).astype(dtype))
+  np.testing.assert_array_equal(x, run(shape=x_T.shape, x_T=x_T)[0])
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
+def test_etas_that_mean_nothing_are_refused(eta):
+  step = functools.partial(dj.ddim_step, eta=eta)
+  with pytest.raises(ValueError, match=f"eta={eta} must be in"):
+    run(step=step)

@@ -275,6 +275,11 @@ def test_orders_are_refused(make, order):
     make(order)
 
 
+def test_a_negative_eta_is_refused():
+  with pytest.raises(ValueError, match="eta=-1.0 must be in"):
+    solvers.dpm(eta=-1.0)
+
+
 def test_unknown_axes_are_refused():
   with pytest.raises(ValueError, match="'time' is not one of log_snr, scales"):
     solvers.unipc(3, axis="time")

@@ -56,6 +56,13 @@ def test_without_noise_nothing_changes():
   np.testing.assert_array_equal(s, 0)
 
 
+@pytest.mark.parametrize("most", [-1, 11])
+def test_noise_beyond_the_schedule_is_refused(most):
+  x0 = jnp.zeros((1, 2, 2, 1))
+  with pytest.raises(ValueError, match=f"most={most} must be a step in 0..T=1"):
+    dj.upsampling.augment(jax.random.key(0), dj.schedules.cosine(10), x0, most)
+
+
 def test_each_image_is_told_its_own_small_picture_and_step():
   net = dj.UNet(channels=8, multipliers=(1,), attention_levels=(), num_blocks=1,
                 noisy_low_res=True)  # fmt: skip

@@ -128,7 +128,8 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
   try:
     # Pickles can run any code, so they are never loaded.
     if path.suffix.lower() == ".npy":
-      return np.load(path, mmap_mode="r", allow_pickle=False), None, ""
+      # Not np.load, which would take a .npz under this name.
+      return np.lib.format.open_memmap(path, mode="r"), None, ""
     with np.load(path, allow_pickle=False) as arrays:
       keys = list(arrays)
       image = next((key for key in _IMAGE_KEYS if key in keys), None)

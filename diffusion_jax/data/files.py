@@ -282,11 +282,24 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
     )
+  _check_names(path, names)
   _check_no_splits(path, names, Path(*files[-1].path.parts[:depth]))
   number = {name: index for index, name in enumerate(names)}
   if names:
     files = [f._replace(label=number[f.path.parts[level]]) for f in files]
   return files, tuple(names)
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+  """Refuses classes whose names could be neither printed nor saved."""
+  for name in names:
+    try:
+      name.encode()
+    except UnicodeEncodeError:
+      raise ValueError(
+        f"{path} has the folder {os.fsencode(name)!r}, whose name is not UTF-8:"
+        " rename it"
+      ) from None
 
 
 def _check_no_splits(path: Path, names: Sequence[str], last: Path) -> None:

@@ -13,6 +13,9 @@ from diffusion_jax.data import arrays, folders, pictures, sources, tfds
 # What 12 bits come to in a file of 16: 4095 / 257.
 DARK = 16
 
+# About what Pillow takes of a file before it suspects an attack.
+MOST_PIXELS = 2**27
+
 
 def load(
   name: str | os.PathLike[str],
@@ -131,7 +134,13 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     raise ValueError(
       f"size is {size!r}: must be a positive side, or (height, width)"
     )
-  return int(pair[0]), int(pair[1])
+  height, width = int(pair[0]), int(pair[1])
+  if height * width > MOST_PIXELS:
+    raise ValueError(
+      f"size is {height} x {width}, more than the {MOST_PIXELS:,} pixels that"
+      " one picture may have: name a smaller one"
+    )
+  return height, width
 
 
 def _check_brightness(source: sources.Source) -> None:

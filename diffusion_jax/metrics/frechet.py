@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion_jax.metrics.moments import Gaussian, moments
+from diffusion_jax.metrics.moments import Gaussian, finite, moments
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
@@ -240,7 +240,7 @@ def _distance_of_rows(
   and of fewer rows than dimensions the smaller matrix with the same
   eigenvalues is taken.
   """
-  x = np.asarray(features, np.float64)
+  x = finite(features)
   if x.ndim != 2 or x.shape[1:] != reference.mean.shape:
     raise ValueError(
       f"features of shape {x.shape} and a mean of {reference.mean.shape}: both "

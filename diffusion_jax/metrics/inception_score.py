@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.metrics.moments import finite
+
 
 class InceptionScore(NamedTuple):
   """The score over parts of the samples.
@@ -35,7 +37,7 @@ def inception_score(
   Raises:
     ValueError: If there are fewer samples than parts.
   """
-  logits = np.asarray(logits, np.float64)
+  logits = finite(logits)
   if logits.ndim != 2 or not 1 <= splits <= len(logits):
     raise ValueError(
       f"logits have shape {logits.shape}; pass (N, K) with N at least {splits=}"

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.metrics.moments import finite
+
 LEAST_SUBSETS = 10  # a standard error of fewer is itself a guess
 
 
@@ -51,7 +53,7 @@ def squared_mmd(
   Raises:
     ValueError: If the shapes do not fit or a set has fewer than two.
   """
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  x, y = finite(x), finite(y)
   if min(len(x), len(y)) < 2 or x.ndim != 2 or x.shape[1:] != y.shape[1:]:
     raise ValueError(
       f"feature sets have shapes {x.shape} and {y.shape}; pass (N, D), (M, D) "

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from diffusion_jax.metrics.moments import finite
+
 BLOCK = 256  # rows whose distances to all others a thread holds at a time
 THREADS = min(8, os.cpu_count() or 1)  # NumPy selects on one core
 
@@ -45,7 +47,7 @@ def precision_recall(
   Raises:
     ValueError: If the shapes do not fit, or a set has no k other vectors.
   """
-  data, samples = np.asarray(data, np.float64), np.asarray(samples, np.float64)
+  data, samples = finite(data), finite(samples)
   if data.ndim != 2 or samples.ndim != 2 or data.shape[1] != samples.shape[1]:
     raise ValueError(
       f"feature sets have shapes {data.shape} and {samples.shape}; pass "

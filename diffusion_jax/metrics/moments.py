@@ -45,13 +45,30 @@ class Moments(NamedTuple):
     return Gaussian(self.mean, self.scatter / (self.n - 1))
 
 
+def finite(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+  """Features in float64.
+
+  Raises:
+    FloatingPointError: If any is NaN or infinite, of which no distance is.
+  """
+  x = np.asarray(x, np.float64)
+  wrong = x.size - np.isfinite(x).sum()
+  if wrong:
+    raise FloatingPointError(
+      f"{wrong:,} of {x.size:,} features are NaN or infinite; look at the "
+      "network that makes them"
+    )
+  return x
+
+
 def moments(x: Float[np.ndarray, "N D"]) -> Moments:
   """Moments of the rows of x.
 
   Raises:
     ValueError: If x is no matrix or has no rows.
+    FloatingPointError: See ``finite``.
   """
-  x = np.asarray(x, np.float64)
+  x = finite(x)
   if x.ndim != 2 or not len(x):
     raise ValueError(
       f"features have shape {x.shape}; pass (N, D), N at least 1"

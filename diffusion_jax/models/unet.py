@@ -160,7 +160,8 @@ class Encoder(nn.Module):
     dim = 4 * self.channels
     emb = self._time((t - self.time_origin) * self.time_scale)
     if self.early_classes and y is not None:
-      one_hot = jax.nn.one_hot(y, self.num_classes) * self.num_classes**0.5
+      count = self.num_classes or 0
+      one_hot = jax.nn.one_hot(y, count) * count**0.5
       emb += nn.Dense(
         emb.shape[-1], dtype=self.dtype, kernel_init=INIT, name="classes"
       )(one_hot)

@@ -63,7 +63,10 @@ def loss_curves(
     parts = np.linspace(0, 1, STEPS) ** 2
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   real = source.gather(spread(len(source), IMAGES))
-  x0, y = jnp.asarray(dj.images.from_uint8(real["image"])), real["label"]
+  x0, y = (
+    jnp.asarray(dj.images.from_uint8(real["image"])),
+    jnp.asarray(real["label"]),
+  )
 
   @jax.jit
   def curve(params):

@@ -1,6 +1,5 @@
 """What a run has written so far, read without its network."""
 
-import json
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -60,22 +59,29 @@ def read(workdir: pathlib.Path) -> Record:
     workdir=workdir,
     config=config,
     data=data,
-    versions=_json(workdir / "versions.json"),
-    imported=_json(workdir / "imported.json"),
+    versions=_json(workdir, "versions"),
+    imported=_json(workdir, "imported"),
     metrics=[
-      row for row in read_metrics(workdir / "metrics.jsonl") if "step" in row
+      row
+      for row in read_metrics(workdir / "metrics.jsonl")
+      if isinstance(row.get("step"), int)
     ],
-    previews=read_metrics(workdir / "previews.jsonl"),
+    previews=[
+      row
+      for row in read_metrics(workdir / "previews.jsonl")
+      if {"step", "of"} <= row.keys()
+    ],
     evaluations=read_metrics(workdir / "evaluation.jsonl"),
     grids=_grids(workdir / "samples"),
     checkpoint=max(steps, default=None),
   )
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+  """A file that a report can do without, where it is missing or damaged."""
   try:
-    return json.loads(path.read_text())
-  except (OSError, json.JSONDecodeError):
+    return runs.read_json(workdir, name)
+  except (OSError, ValueError):
     return {}
 
 
