@@ -11,7 +11,7 @@ strong one. Guide first, then clip.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +299,7 @@ def autoguidance(
 
 def _scale_at(scale: Any, t, x_t: Batch) -> Any:
   """The scale of each example, where it is a function of time."""
-  return per_example(scale(t), x_t) if callable(scale) else scale
+  return per_example(cast(Any, scale(t)), x_t) if callable(scale) else scale
 
 
 def _extrapolate(
