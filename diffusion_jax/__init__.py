@@ -10,6 +10,7 @@
 """
 
 from diffusion_jax import (
+  averages as averages,
   bound as bound,
   checkpoint as checkpoint,
   clipping as clipping,
@@ -18,6 +19,8 @@ from diffusion_jax import (
   data as data,
   diagnostics as diagnostics,
   editing as editing,
+  edm as edm,
+  flow as flow,
   guidance as guidance,
   images as images,
   importance as importance,
@@ -27,6 +30,7 @@ from diffusion_jax import (
   mixtures as mixtures,
   models as models,
   objectives as objectives,
+  optimizers as optimizers,
   parallel as parallel,
   plots as plots,
   prediction as prediction,

@@ -72,6 +72,10 @@ class Continuous:
     """Where arcsinh(sigma / alpha) is a: t / T."""
     return self.time(-2 * jnp.log(jnp.sinh(a))) / self.T
 
+  def noise_scale(self, t: Time) -> Real:
+    """sigma_t, which may be far from 1."""
+    return self.at(t).sigma
+
   def shifted(self, k: float) -> "Continuous":
     """The schedule with k times the noise, sigma / alpha, at every time.
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import importance, losses, process, targets, timesteps
 from diffusion_jax.guidance import log_prob
 from diffusion_jax.losses import LossAt
-from diffusion_jax.prediction import Cond, predictor
+from diffusion_jax.prediction import Cond, Scale, predictor
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import Params, TrainState
@@ -81,6 +81,8 @@ def diffusion(
   *,
   target: Target = targets.eps,
   variance: str = "fixed_small",
+  scale: Scale | None = None,
+  clock: Scale | None = None,
   loss_at: LossAt = losses.weighted_mse,
   draw: Callable[..., Any] = timesteps.uniform,
   condition: Callable[..., Cond] | None = None,
@@ -92,6 +94,8 @@ def diffusion(
     schedule: The noise schedule.
     target: What the network predicts.
     variance: See ``prediction.predictor``.
+    scale: Of its input, see ``prediction.predictor``.
+    clock: Its time, see ``prediction.predictor``.
     loss_at: ``(predict, schedule, x0, t, eps) -> [B]``: a core of ``losses``
       with its options bound.
     draw: ``(key, B, T) -> t``, see ``timesteps``.
@@ -106,7 +110,7 @@ def diffusion(
     x0, cond, t, eps = examples
     predict = predictor(
       lambda x_t, t: apply(params, x_t, t, cond, key), schedule,
-      target=target, variance=variance,
+      target=target, variance=variance, scale=scale, clock=clock,
     )  # fmt: skip
     return loss_at(predict, schedule, x0, t, eps)
 

@@ -26,6 +26,8 @@ from diffusion_jax.targets import Target
 Cond = Any
 # (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
+# A number for each time, [B] or [].
+Scale = Callable[[Schedule, Time], Any]
 
 
 # A network with its parameters, or a closed form: (x_t, t), or (x_t, t, cond)
@@ -88,8 +90,8 @@ def predictor(
   *,
   target: Target = targets.eps,
   variance: str = "fixed_small",
-  scale: Callable[[Schedule, Time], Any] | None = None,
-  clock: Callable[[Schedule, Time], Any] | None = None,
+  scale: Scale | None = None,
+  clock: Scale | None = None,
 ) -> Predict:
   """Makes a network one that predicts.
 

@@ -177,6 +177,28 @@ def noise(
   return jax.vmap(one)(images)
 
 
+def prior(
+  schedule: Schedule,
+  key: Key[Array, ""],
+  t: Time,
+  images: Int[Array, " B"],
+  shape: Sequence[int],
+) -> Float[Array, "B *image"]:
+  """The noise that a walk from t starts at, of the schedule's scale.
+
+  Args:
+    schedule: The noise schedule.
+    key: The root of all of a run's noise.
+    t: Where the walk starts.
+    images: Numbers of the images.
+    shape: Of one image.
+
+  Returns:
+    [B, *shape].
+  """
+  return schedule.noise_scale(t) * noise(key, t, images, shape)
+
+
 def sample(
   step: Step | Solver,
   predict: Predict,
@@ -220,7 +242,7 @@ def sample(
   images = first + jnp.arange(shape[0])
   walked = jnp.asarray(pairs)
   if x_T is None:
-    x_T = noise(key, walked[0, 0], images, shape[1:])
+    x_T = prior(schedule, key, walked[0, 0], images, shape[1:])
   elif x_T.shape != tuple(shape):
     raise ValueError(f"x_T has shape {x_T.shape}, and shape is {tuple(shape)}")
   # A step computes in the precision of the schedule.

@@ -62,8 +62,16 @@ class Schedule(Protocol):
     """Signal and noise at a time of the schedule's own kind."""
     ...
 
-  def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+  def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
     """Where arcsinh(sigma / alpha) is a: t / T."""
+    ...
+
+  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Where the log-SNR is that."""
+    ...
+
+  def noise_scale(self, t: Time) -> Float[Array, ""] | float:
+    """Standard deviation of the noise that a walk from t starts at."""
     ...
 
 
@@ -104,9 +112,24 @@ class Table:
     steps = jnp.linspace(0, 1, self.T + 1, dtype=table.dtype)
     return jnp.interp(a, table, steps)
 
+  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Refuses: a table is known at its own steps only."""
+    raise ValueError(
+      "a schedule of whole steps has no noise level between two of them; use "
+      "one of diffusion_jax.continuous, or no churn"
+    )
+
+  def noise_scale(self, t: Time) -> float:
+    """1, as in the papers, although sigma_T is a little less."""
+    return 1.0
+
 
 def from_betas(
-  betas, *, shift: float = 1.0, dtype: DTypeLike | None = None
+  betas,
+  *,
+  shift: float = 1.0,
+  zero_terminal: bool = False,
+  dtype: DTypeLike | None = None,
 ) -> Table:
   """Builds a schedule from the variances of its single steps.
 
@@ -114,6 +137,10 @@ def from_betas(
     betas: [T] values in (0, 1), from the first step to the last.
     shift: Multiplies sigma_t / alpha_t at every step: above 1 adds noise,
       below 1 takes some away (Hoogeboom et al. 2023, section 3.1).
+    zero_terminal: Stretch sqrt(abar) so that it ends at exactly 0: a walk then
+      starts where training ended, and pictures may be darker or brighter than
+      the mean (Lin et al. 2023, algorithm 1). At t = T the noise says nothing
+      of the data: predict v, x0 or flow.
     dtype: Of the tables; by default JAX's own (float32, or float64 under
       ``jax_enable_x64``).
 
@@ -128,6 +155,8 @@ def from_betas(
   if not 0 < shift < np.inf:
     raise ValueError(f"{shift=} must be above 0 and finite; 1 is no shift")
   betas = np.asarray(betas, np.float64)
+  if zero_terminal and betas.size == 1:
+    raise ValueError("zero_terminal needs at least 2 betas; 1 was given")
   if betas.ndim != 1 or betas.size == 0:
     raise ValueError(
       f"betas have shape {betas.shape}; pass one value per step, shape (T,)"
@@ -142,7 +171,14 @@ def from_betas(
   log_abar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
   # -expm1 keeps the digits of 1 - abar that a subtraction would cancel.
   abar, one_minus_abar = np.exp(log_abar), -np.expm1(log_abar)
+  if zero_terminal:
+    root = np.exp(log_abar[1:] / 2)
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    abar = np.append(1.0, root**2)
+    one_minus_abar = np.append(0.0, (1 - root) * (1 + root))
   with np.errstate(divide="ignore"):
+    if zero_terminal:
+      log_abar = np.log(abar)
     log_snr = log_abar - np.log(one_minus_abar)
   if shift != 1:
     log_snr = log_snr - 2 * np.log(shift)
@@ -158,6 +194,7 @@ def linear(
   scale: bool = True,
   beta_start: float = 1e-4,
   beta_end: float = 0.02,
+  zero_terminal: bool = False,
   dtype: DTypeLike | None = None,
 ) -> Table:
   """Betas grow linearly (DDPM, section 4).
@@ -170,13 +207,18 @@ def linear(
       T must exceed 20.
     beta_start: First beta of the 1000-step schedule.
     beta_end: Last beta of the 1000-step schedule.
+    zero_terminal: See ``from_betas``.
     dtype: Of the tables.
 
   Returns:
     The schedule.
   """
   betas = np.linspace(beta_start, beta_end, _checked(T))
-  return from_betas(betas * (1000 / T if scale else 1.0), dtype=dtype)
+  return from_betas(
+    betas * (1000 / T if scale else 1.0),
+    zero_terminal=zero_terminal,
+    dtype=dtype,
+  )
 
 
 def quadratic(
@@ -184,11 +226,12 @@ def quadratic(
   *,
   beta_start: float = 1e-4,
   beta_end: float = 0.02,
+  zero_terminal: bool = False,
   dtype: DTypeLike | None = None,
 ) -> Table:
   """sqrt(beta) grows linearly (``quad`` in the DDPM code)."""
   roots = np.linspace(beta_start**0.5, beta_end**0.5, _checked(T))
-  return from_betas(roots**2, dtype=dtype)
+  return from_betas(roots**2, zero_terminal=zero_terminal, dtype=dtype)
 
 
 def constant(
@@ -236,6 +279,7 @@ def cosine(
   offset: float = 0.008,
   max_beta: float = 0.999,
   shift: float = 1.0,
+  zero_terminal: bool = False,
   dtype: DTypeLike | None = None,
 ) -> Table:
   """Abar follows a squared cosine (Improved DDPM, eq. 17).
@@ -248,6 +292,7 @@ def cosine(
     T: Number of steps.
     offset: Keeps the first betas from vanishing; the paper's s.
     max_beta: Largest beta; only the last step reaches it.
+    zero_terminal: See ``from_betas``.
     shift: See ``from_betas``. d / 64 is simple diffusion's shifted cosine for
       images of d x d pixels (Hoogeboom et al. 2023, eq. 6).
     dtype: Of the tables.
@@ -258,7 +303,9 @@ def cosine(
   u = np.linspace(0, 1, _checked(T) + 1)
   f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
   betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
-  return from_betas(betas, shift=shift, dtype=dtype)
+  return from_betas(
+    betas, shift=shift, zero_terminal=zero_terminal, dtype=dtype
+  )
 
 
 def sigmoid(

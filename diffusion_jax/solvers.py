@@ -139,8 +139,13 @@ def _corrected(x: Batch, outputs, weights) -> Batch:
 
 
 def _half_log_snr(schedule: Schedule, t) -> Float[Array, ""]:
-  """lambda_t = log(alpha_t / sigma_t); that of the first time where t is 0."""
-  return schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
+  """lambda_t = log(alpha_t / sigma_t), where both are something.
+
+  That of the first time where t is 0, and of u = sigma / alpha = 1e6 where
+  alpha is 0: a polynomial needs a finite place for each answer.
+  """
+  half = schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
+  return jnp.maximum(half, -np.log(1e6))
 
 
 def _drift(
@@ -154,8 +159,9 @@ def _drift(
   at, to = schedule.at(t), schedule.at(s)
   h = (to.log_snr - at.log_snr) / 2
   keep = to.sigma / at.sigma
-  # 0 * inf at s = 0, eta = 0 is no number; there keep is 0 in any case.
-  keep = keep * jnp.exp(-eta * jnp.where(s > 0, h, 0.0))
+  # 0 * inf is no number: at s = 0 keep is 0 in any case, and where x_t is all
+  # noise exp(-100 eta) is as good as 0.
+  keep = keep * jnp.exp(-eta * jnp.where(s > 0, jnp.minimum(h, 100.0), 0.0))
   gain = -to.alpha * jnp.expm1(-(1 + eta) * h)
   return keep * x_t + gain * x0_hat
 
@@ -317,7 +323,8 @@ def _time_rule(schedule: Schedule, t, s) -> Rule:
   taken over arcsinh(u), which tames the range of u = sigma / alpha.
   """
   start, end = (
-    jnp.arcsinh(x.sigma / x.alpha) for x in map(schedule.at, (t, s))
+    jnp.arcsinh(jnp.minimum(x.sigma / x.alpha, 1e6))
+    for x in map(schedule.at, (t, s))
   )
   middle, half = (end + start) / 2, (end - start) / 2
   a = middle + half * _POINTS

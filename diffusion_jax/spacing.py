@@ -14,20 +14,25 @@ rounded, and moved apart where two would coincide. With u = sigma / alpha,
   scales      arcsinh(u / fine) - arcsinh(u / coarse) even, see ``scales``
   ==========  =============================================================
 
-Published strings are understood too: "250", "10,10,15,20", "ddim25".
+Published strings are understood too: "250", "10,10,15,20", "ddim25". A
+schedule of real time has those in ``REAL``, exactly, and walks to 0 from T, or
+from u = 1000 where T has no data left.
 """
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import timesteps
-from diffusion_jax.schedules import Table
-from diffusion_jax.timesteps import Pairs
+from diffusion_jax.schedules import Schedule, Table
+from diffusion_jax.timesteps import Pairs, RealPairs
 
 # Standard deviations between which data's directions are expected: the noise
 # left in a pixel, and the brightness that all pixels share.
 FINE, COARSE = 0.03, 20.0
+# A walk in real time starts at this u where that of T is infinite.
+NOISIEST = 1000.0
 
 
 def clock(u, *, fine: float = FINE, coarse: float = COARSE):
@@ -78,7 +83,9 @@ def clock_left(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
   return xp.log1p(apart / (u + to_fine))
 
 
-def named(schedule: Table, spec: str | int, num: int | None = None) -> Pairs:
+def named(
+  schedule: Schedule, spec: str | int, num: int | None = None
+) -> Pairs | RealPairs:
   """The walk that a spacing's name, a published string or a number means.
 
   Args:
@@ -98,7 +105,10 @@ def named(schedule: Table, spec: str | int, num: int | None = None) -> Pairs:
   >>> named(schedules.linear(1000), "ddim2").tolist()
   [[501, 1], [1, 0]]
   """
-  T, spec = schedule.T, str(spec)
+  spec = str(spec)
+  if not isinstance(schedule, Table):
+    return _real(schedule, spec, num)
+  T = schedule.T
   if spec in NAMES:
     if num is None:
       raise ValueError(f"spacing {spec!r} needs a number of steps")
@@ -108,6 +118,49 @@ def named(schedule: Table, spec: str | int, num: int | None = None) -> Pairs:
   if num is not None and num != len(pairs):
     raise ValueError(f"spacing {spec!r} has {len(pairs)} steps, not {num}")
   return pairs
+
+
+def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
+  """The walk in real time that a name, or a number of even steps, means."""
+  if spec.isdecimal():
+    spec, num = "even", int(spec) if num is None else num
+  if spec not in REAL:
+    raise ValueError(
+      f"spacing {spec!r} is not one of {', '.join(REAL)}, which real time has"
+    )
+  if num is None or num < 1:
+    raise ValueError(f"spacing {spec!r} needs a number of steps, not {num}")
+  return timesteps.real(REAL[spec](schedule, num))
+
+
+def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
+  """Times even in axis(u), from the noisiest to the first, or to 0."""
+  fine, noisy = (
+    float(np.exp(-0.5 * float(schedule.at(t).log_snr)))
+    for t in (schedule.first, schedule.T)
+  )
+  top = min(noisy, NOISIEST)
+  if to_zero:
+    targets = np.linspace(axis(top), axis(0.0), num + 1)[:-1]
+  else:
+    targets = np.linspace(axis(top), axis(fine), num)
+  u = np.asarray([top, *back(targets[1:])])
+  times = np.array(schedule.time(-2 * jnp.log(u)), float)
+  times[0] = schedule.T if top == noisy else times[0]
+  return times
+
+
+def _scale_times(schedule: Schedule, num: int):
+  """As ``scales``; clock has no inverse in closed form."""
+  fine = max(FINE, 0.7 / num)
+  u = np.append(0, np.geomspace(1e-6, 1e6, 20_000))
+  return _times(
+    schedule,
+    lambda x: clock(x, fine=fine),
+    lambda a: np.interp(a, clock(u, fine=fine), u),
+    num,
+    to_zero=True,
+  )
 
 
 def _published(T: int, spec: str) -> Pairs:
@@ -202,9 +255,12 @@ def quadratic(schedule: Table, num: int) -> Pairs:
 
 
 def _ratios(schedule: Table):
-  """sigma_t / alpha_t for t = 0..T, in float64; rising from 0."""
-  log_snr = np.asarray(schedule.log_snr, np.float64)
-  return np.exp(-log_snr / 2)
+  """sigma_t / alpha_t for t = 0..T, in float64; rising from 0.
+
+  That of T - 1 where T has no data left: no step is that far away.
+  """
+  ratios = np.exp(-np.asarray(schedule.log_snr, np.float64) / 2)
+  return np.where(np.isinf(ratios), ratios[-2], ratios)
 
 
 def log_snr(schedule: Table, num: int) -> Pairs:
@@ -236,6 +292,19 @@ def scales(schedule: Table, num: int) -> Pairs:
   targets = np.linspace(table[-1], 0, num + 1)[:-1]
   return _nearest(schedule.T, np.interp(targets, table, np.arange(len(table))))
 
+
+# (schedule, num) -> falling times, of schedules of real time.
+REAL = {
+  "even": lambda schedule, num: schedule.T * (1 - np.arange(num) / num),
+  "quadratic": lambda schedule, num: (
+    schedule.T * (1 - np.arange(num) / num) ** 2
+  ),
+  "log_snr": lambda schedule, num: _times(schedule, np.log, np.exp, num),
+  "karras": lambda schedule, num: _times(
+    schedule, lambda u: u ** (1 / 7), lambda a: a**7, num
+  ),
+  "scales": _scale_times,
+}
 
 NAMES = {
   "even": even,

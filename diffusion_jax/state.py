@@ -6,6 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax import averages
 from diffusion_jax.importance import LossHistory
 
 Params = Any
@@ -20,7 +21,8 @@ class TrainState(flax.struct.PyTreeNode):
   Attributes:
     step: Number of updates made.
     params: The network's parameters.
-    ema: Moving averages of params, by the name of their rate ("0.9999").
+    ema: Moving averages of params, by the name of their rate ("0.9999") or,
+      of ``averages``, their width ("std0.1").
     opt_state: The optimizer's state.
     history: An ``importance.LossHistory``, where past losses decide which
       steps are drawn.
@@ -43,7 +45,10 @@ def create(
   its random start after 10,000 steps.
   """
   for rate in ema_rates:
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+    std = averages.std_in(rate) if isinstance(rate, str) else None
+    if std is not None:
+      averages.exponent(std)
+    elif not isinstance(rate, int | float) or not 0 <= rate < 1:
       raise ValueError(f"EMA rate {rate} must be in [0, 1)")
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -53,6 +58,17 @@ def create(
     opt_state=tx.init(params),
     history=history,
   )
+
+
+def update_average(
+  name: str, average: Params, params: Params, step, *, warmup: bool
+) -> Params:
+  """The average of this name, one update on; see ``update_ema``."""
+  std = averages.std_in(name)
+  if std is None:
+    return update_ema(average, params, float(name), step, warmup=warmup)
+  new = averages.weight(averages.exponent(std), step + 1)
+  return jax.tree.map(lambda e, p: e + new * (p - e), average, params)
 
 
 def update_ema(

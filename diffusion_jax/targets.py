@@ -18,13 +18,20 @@ weight of an error, is one formula:
          2022, section 4)
   flow   eps - x_0, the velocity of a straight   -1   1
          path (Liu et al. 2022)
+  jit    (x_t - x_0) / max(sigma, 0.05), the    see ``jit``
+         velocity that JiT counts (Li and He
+         2025)
+  edm    (D - c_skip x) / c_out (Karras et al.   see ``edm``
+         2022, table 1)
   mean   E[x_{t-1} given x_t, x_0] (DDPM, eq. 7)  c_0 + c_t a, c_t s
   =====  ======================================  ===  =====
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import process
@@ -124,4 +131,65 @@ flow = Target(p=_number(-1.0), q=_number(1.0))
 # Of the step to t - 1, so only of whole steps.
 mean = _of_sample(_step, is_mean=True)
 
-TARGETS = {"eps": eps, "x0": x0, "mean": mean, "v": v, "flow": flow}
+
+@functools.cache  # Targets are the same where their functions are.
+def jit(least: float = 0.05) -> Target:
+  """(x_t - x_0) / max(sigma, least): the velocity of a straight path.
+
+  A network that predicts x_0 learns by the error of this (JiT, Li and He 2025,
+  table 1), as the ``space`` of ``losses.weighted_mse``. Where sigma is below
+  ``least`` the velocity's own error would outweigh all others.
+
+  Args:
+    least: The smallest divisor.
+
+  Returns:
+    The target.
+  """
+
+  def c(schedule, t):
+    each = 1 / jnp.maximum(schedule.at(t).sigma, least)
+    return each, -each
+
+  return _of_sample(c)
+
+
+@functools.cache  # Targets are the same where their functions are.
+def edm(sigma_data: float = 0.5) -> Target:
+  """EDM's F, of unit variance at every noise level (Karras et al. 2022).
+
+  With h^2 = alpha^2 sigma_data^2 + sigma^2, F = (sigma / (sigma_data h)) x_0 -
+  (alpha sigma_data / h) eps and d = -h / sigma_data: on a variance-preserving
+  path of data of unit variance F is -v.
+
+  Args:
+    sigma_data: Standard deviation of the data.
+
+  Returns:
+    The target.
+
+  Raises:
+    ValueError: If sigma_data is not above 0.
+  """
+  if not sigma_data > 0:
+    raise ValueError(f"{sigma_data=} must be above 0, a standard deviation")
+
+  def h(schedule, t):
+    at = schedule.at(t)
+    return at, jnp.hypot(at.alpha * sigma_data, at.sigma)
+
+  def p(schedule, t):
+    at, scale = h(schedule, t)
+    return at.sigma / (sigma_data * scale)
+
+  def q(schedule, t):
+    at, scale = h(schedule, t)
+    return -at.alpha * sigma_data / scale
+
+  return Target(p, q)
+
+
+TARGETS = {
+  "eps": eps, "x0": x0, "mean": mean, "v": v, "flow": flow, "jit": jit(),
+  "edm": edm(),
+}  # fmt: skip

@@ -1,6 +1,5 @@
 """One step of training, a pure function (DDPM, algorithm 1)."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,15 +10,10 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax import importance
-from diffusion_jax.clipping import clip_by_global_norm, global_norm
+from diffusion_jax.clipping import global_norm
 from diffusion_jax.objectives import Objective
-from diffusion_jax.state import TrainState, update_ema
-
-# What is left of the learning rate when a part of the decay is done.
-DECAYS = {
-  "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
-  "linear": lambda done: 1 - done,
-}
+from diffusion_jax.optimizers import optimizer as optimizer
+from diffusion_jax.state import TrainState, update_average
 
 
 class Metrics(NamedTuple):
@@ -40,73 +34,6 @@ class Metrics(NamedTuple):
   quartile_count: Float[Array, "4"]
   grad_norm: Float[Array, ""]
   param_norm: Float[Array, ""]
-
-
-def optimizer(
-  *,
-  lr: float,
-  warmup_steps: int = 0,
-  decay_steps: int | None = None,
-  decay: str = "cosine",
-  clip: float | None = None,
-  b1: float = 0.9,
-  b2: float = 0.999,
-  eps: float = 1e-8,
-  weight_decay: float = 0.0,
-) -> optax.GradientTransformation:
-  """Adam as the papers use it.
-
-  Args:
-    lr: Learning rate.
-    warmup_steps: The rate grows linearly, lr * min(step / warmup_steps, 1);
-      the first update has rate 0, as in the DDPM code.
-    decay_steps: If set, the rate also falls to 0 at this step.
-    decay: How it falls, along a "cosine" or "linear".
-    clip: Largest global norm of the gradient; None does not clip.
-    b1: Decay of Adam's first moment.
-    b2: Decay of Adam's second moment.
-    eps: Adam's epsilon.
-    weight_decay: Decoupled weight decay (AdamW).
-
-  Returns:
-    The gradient transformation.
-
-  Raises:
-    ValueError: If a number is out of its range; names it.
-  """
-  for name, value, right, meaning in (
-    ("lr", lr, 0 <= lr < math.inf, "finite and not negative"),
-    ("warmup_steps", warmup_steps, warmup_steps >= 0, "not negative"),
-    ("decay_steps", decay_steps, decay_steps is None or decay_steps >= 1,
-     "at least 1, or None"),
-    ("clip", clip, clip is None or clip > 0, "above 0, or None"),
-    ("b1", b1, 0 <= b1 < 1, "in [0, 1)"),
-    ("b2", b2, 0 <= b2 < 1, "in [0, 1)"),
-    ("eps", eps, eps >= 0, "not negative"),
-    ("weight_decay", weight_decay, weight_decay >= 0, "not negative"),
-  ):  # fmt: skip
-    if not right:
-      raise ValueError(f"{name}={value} must be {meaning}")
-  if decay not in DECAYS:
-    raise ValueError(f"{decay=} is not one of {', '.join(DECAYS)}")
-
-  def rate(step):
-    warm = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0
-    if decay_steps is None:
-      return lr * warm
-    return lr * warm * DECAYS[decay](jnp.minimum(step / decay_steps, 1))
-
-  adam = optax.chain(
-    optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-    # No decay leaves nothing to compute, and the same state.
-    optax.add_decayed_weights(weight_decay)
-    if weight_decay
-    else optax.identity(),
-    optax.scale_by_learning_rate(rate),
-  )
-  if clip is None:
-    return adam
-  return optax.chain(clip_by_global_norm(clip), adam)
 
 
 def train_step(
@@ -163,10 +90,8 @@ def train_step(
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = {
-    rate: update_ema(
-      average, params, float(rate), state.step, warmup=ema_warmup
-    )
-    for rate, average in state.ema.items()
+    name: update_average(name, average, params, state.step, warmup=ema_warmup)
+    for name, average in state.ema.items()
   }
   quartile = jax.nn.one_hot(drawn.bin * 4 // objective.bins, 4)
   metrics = Metrics(

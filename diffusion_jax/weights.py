@@ -1,12 +1,16 @@
 """Weights of ||eps - eps_hat||^2 at step t, for ``losses``."""
 
+import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import process
-from diffusion_jax.schedules import Schedule, Time
+from diffusion_jax.schedules import Level, Schedule, Time
 
 Weight = Callable[[Schedule, Time], Float[Array, " B"]]
 
@@ -58,3 +62,59 @@ def min_snr(gamma: float = 5.0) -> Weight:
 def truncated_snr() -> Weight:
   """max(SNR, 1) / SNR (Salimans and Ho 2022, section 4)."""
   return lambda schedule, t: jnp.maximum(1 / process.snr(schedule, t), 1)
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+  """(SNR sigma_data^2 + 1) / (SNR sigma_data^2), the plain loss of EDM's F.
+
+  Karras et al. 2022, table 1: lambda = 1 / c_out^2, here of the noise's error.
+  """
+  return lambda schedule, t: 1 + 1 / (process.snr(schedule, t) * sigma_data**2)
+
+
+def sigmoid(bias: float = 2.0) -> Weight:
+  """The sigmoid of bias - log SNR (Kingma and Gao 2023; Hoogeboom et al. 2024).
+
+  The bias moves the weight to cleaner steps. As any weight it counts together
+  with the density at which times are drawn.
+  """
+  return lambda schedule, t: jax.nn.sigmoid(bias - schedule.at(t).log_snr)
+
+
+def shifted(weight: Weight, k: float) -> Weight:
+  """A weight of the log-SNR, as it is where there is 1 / k of the noise.
+
+  What weighs well at 64 x 64 pixels does at d x d with k = d / 64, as the
+  schedule shifted by k (Hoogeboom et al. 2023, section 3.1).
+
+  Args:
+    weight: Any but ``bound``, which depends on more than the log-SNR.
+    k: Noise that there is more.
+
+  Returns:
+    The weight.
+
+  Raises:
+    ValueError: If k is not above 0.
+  """
+  if not 0 < k < math.inf:
+    raise ValueError(f"{k=} must be above 0 and finite; 1 is no shift")
+
+  def moved(schedule, t):
+    cleaner: Any = _Cleaner(schedule, 2 * math.log(k))
+    return weight(cleaner, t)
+
+  return moved
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cleaner:
+  """A schedule whose log-SNR is read as so much more."""
+
+  schedule: Any
+  more: float
+
+  def at(self, t: Time) -> Level:
+    """The level, of another log-SNR."""
+    at = self.schedule.at(t)
+    return at._replace(log_snr=at.log_snr + self.more)

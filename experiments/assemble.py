@@ -24,6 +24,9 @@ SAMPLERS: dict[str, Callable] = {
   "dpmpp_3m": functools.partial(dj.solvers.dpm, 3),
   "unipc": dj.solvers.unipc,
   "deis": dj.solvers.deis,
+  "edm_heun": dj.edm.heun,
+  "flow_heun": dj.flow.heun_step,
+  "flow_sde": dj.flow.sde_step,
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
@@ -32,12 +35,23 @@ FEW, FEW_STEPS_SAMPLER = 100, "unipc"
 SCHEDULES = (
   "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
 )  # fmt: skip
+# Of real time: the paths of EDM, of the VP SDE, of flow matching, a circle's.
+REAL_TIME = {
+  "ve": dj.continuous.edm,
+  "vp": dj.continuous.linear,
+  "flow": dj.continuous.flow,
+  "trig": dj.continuous.cosine,
+}
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
+REAL_TIMESTEPS = {
+  "log_normal": dj.timesteps.log_normal,
+  "logit_normal": dj.timesteps.logit_normal,
+}
 # Numbers that no step and no image reaches, for keys of their own; two more
 # are in ``dj.conditions``.
 STAGES, HELD_OUT = (2**32 - n for n in (3, 4))
-WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr")
+WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
 
 
 # By the option of dj.data.load that would help.
@@ -67,11 +81,22 @@ def _call(kind: str, function: Callable, options: dict):
     raise ValueError(f"{kind}: {error}") from error
 
 
-def schedule(config: Config) -> dj.schedules.Table:
-  """The noise schedule of ``config.schedule``."""
+def real_time(config: Config) -> bool:
+  """Whether time is a number of the schedule, not a step."""
+  return config.schedule.name in REAL_TIME
+
+
+def schedule(config: Config) -> dj.schedules.Schedule:
+  """The noise schedule of ``config.schedule``; real time has no steps T."""
   options = config.schedule.to_dict()
-  name = named("schedule", options.pop("name"), SCHEDULES)
-  return _call(f"schedule {name!r}", getattr(dj.schedules, name), options)
+  name = named("schedule", options.pop("name"), (*SCHEDULES, *REAL_TIME))
+  kind = f"schedule {name!r}"
+  if name not in REAL_TIME:
+    return _call(kind, getattr(dj.schedules, name), options)
+  del options["T"]
+  shift = options.pop("shift", 1.0)
+  made = _call(kind, REAL_TIME[name], options)
+  return made if shift == 1 else made.shifted(shift)
 
 
 def training_source(config: Config) -> dj.data.Source:
@@ -86,6 +111,14 @@ def training_source(config: Config) -> dj.data.Source:
     raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
   cli.say_first(f"data: {dj.data.summary(found)}")
   return found
+
+
+def same_noise(ours: Config, theirs: Config) -> bool:
+  """Whether two configurations have the same schedule."""
+  a, b = schedule(ours), schedule(theirs)
+  if isinstance(a, dj.schedules.Table) and isinstance(b, dj.schedules.Table):
+    return np.array_equal(a.log_snr, b.log_snr)
+  return ours.schedule.to_dict() == theirs.schedule.to_dict()
 
 
 def source(
@@ -133,16 +166,35 @@ def loss_at(config: Config) -> dj.losses.LossAt:
   options = config.loss.to_dict()
   name = named("loss", options.pop("name"), LOSSES)
   weight = named("loss weight", options.pop("weight"), WEIGHTS)
+  space = options.pop("space", None)
+  if space is not None and (name != "simple" or weight != "none"):
+    raise ValueError(
+      f"loss.space={space!r} is of loss.name=simple and loss.weight=none, not "
+      f"of {name!r} and {weight!r}"
+    )
   if name == "simple":
     if config.variance.startswith("learned"):
       raise ValueError(
         f"variance={config.variance!r} is learned, which the simple loss does "
         "not do; use loss.name=hybrid or vlb, or a fixed variance"
       )
+    if space is not None:
+      named("loss.space", space, dj.targets.TARGETS)
+      return functools.partial(
+        dj.losses.weighted_mse, space=dj.targets.TARGETS[space]
+      )
     if weight == "none":
       return dj.losses.weighted_mse
+    shift = options.pop("shift", 1.0)
     weigh = _call(f"weight {weight!r}", getattr(dj.weights, weight), options)
+    if shift != 1:
+      weigh = dj.weights.shifted(weigh, shift)
     return functools.partial(dj.losses.weighted_mse, weight=weigh)
+  if real_time(config):
+    raise ValueError(
+      f"loss {name!r} is of whole steps, schedule.name="
+      f"{config.schedule.name!r} has none; use loss.name=simple"
+    )
   if weight != "none":
     raise ValueError(f"loss {name!r} has no weight; {weight!r} was given")
   core = {"vlb": dj.losses.vlb_at, "hybrid": dj.losses.hybrid_at}[name]
@@ -155,14 +207,47 @@ def loss_at(config: Config) -> dj.losses.LossAt:
 
 
 def draw(config: Config):
-  """How the steps to train on are drawn, where no loss history decides."""
-  named("timesteps", config.timesteps, TIMESTEPS)
-  name = "uniform" if config.timesteps == "importance" else config.timesteps
+  """How the times to train on are drawn, where no loss history decides.
+
+  Raises:
+    ValueError: If the schedule has no such times.
+  """
+  name = named("timesteps", config.timesteps, (*TIMESTEPS, *REAL_TIMESTEPS))
+  if name in REAL_TIMESTEPS:
+    if not real_time(config):
+      raise ValueError(
+        f"timesteps={name!r} is of real time, schedule.name="
+        f"{config.schedule.name!r} has whole steps; use one of "
+        f"{', '.join(TIMESTEPS)}"
+      )
+    given = {"mean": config.time_mean, "std": config.time_std}
+    given = {k: value for k, value in given.items() if value is not None}
+    return dj.timesteps.drawn_by(REAL_TIMESTEPS[name](**given))
+  if real_time(config):
+    even = name == "antithetic"
+    return dj.timesteps.drawn_by(dj.timesteps.everywhere, even=even)
+  name = "uniform" if name == "importance" else name
   return getattr(dj.timesteps, name)
 
 
-def sampler(name: str, eta=None) -> dj.samplers.Step | dj.samplers.Solver:
-  """The step or solver of this name, as ``dj.sample`` takes it."""
+def sampler(
+  name: str, eta=None, *, num: int = 1, churn: Any = None
+) -> dj.samplers.Step | dj.samplers.Solver:
+  """The step or solver of this name, as ``dj.sample`` takes it.
+
+  Args:
+    name: Of the sampler.
+    eta: Of those that take it.
+    num: Steps of the whole walk.
+    churn: ``config.sampling.churn``, of EDM's sampler.
+
+  Returns:
+    The step or solver.
+  """
+  if name == "edm_heun":
+    churn = {} if churn is None else dict(churn)
+    given = {k: value for k, value in churn.items() if value is not None}
+    return dj.edm.heun(num, **given)
   options = {}
   if name in TAKE_ETA:
     options["eta"] = 0.0 if eta is None else eta
@@ -174,42 +259,97 @@ def sampler(name: str, eta=None) -> dj.samplers.Step | dj.samplers.Solver:
 
 def door(config: Config) -> dict[str, Any]:
   """How the network of ``config`` is read: arguments of ``dj.predictor``."""
-  return {
-    "target": dj.targets.TARGETS[config.target], "variance": config.variance,
-  }  # fmt: skip
+  read = {"variance": config.variance}
+  if config.target == "edm":
+    return read | {
+      "target": dj.targets.edm(config.sigma_data),
+      "scale": dj.edm.c_in(config.sigma_data),
+      "clock": dj.edm.c_noise,
+    }
+  return read | {"target": dj.targets.TARGETS[config.target]}
 
 
 def predictor(
-  config: Config, noise: dj.schedules.Table, net, params
+  config: Config, noise: dj.schedules.Schedule, net, params
 ) -> dj.prediction.Predict:
   """The network of a run, with these parameters, behind its door."""
   apply = functools.partial(net.apply, {"params": params})
   return dj.predictor(apply, noise, **door(config))
 
 
+def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
+  """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
+  apg = config.sampling.get("apg", {})
+  given = {key: value for key, value in apg.items() if value is not None}
+  if "eta" not in given:
+    return dj.guidance.classifier_free
+  return functools.partial(dj.guidance.projected, **given)
+
+
 def walk(
-  noise: dj.schedules.Table, name: str, spacing: str | None, steps: int | None
-) -> dj.timesteps.Pairs:
+  noise: dj.schedules.Schedule,
+  name: str,
+  spacing: str | None,
+  steps: int | None,
+) -> dj.timesteps.Pairs | dj.timesteps.RealPairs:
   """The (t, s) that a sampler walks: by name, or as it is usually done.
 
   Raises:
     ValueError: If there is no such spacing, or not of that many steps.
   """
-  usual = "even" if name in ("ancestral", "ddim") else "scales"
+  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde")
+  usual = "even" if name in evenly else "scales"
+  if name == "edm_heun":
+    usual = "karras"
   return dj.spacing.named(noise, spacing or usual, steps)
 
 
-def check(config: Config, noise: dj.schedules.Table) -> None:
+def _check_process(config: Config) -> None:
+  """Refuses what has no meaning in real time, or where no signal is left."""
+  for key, value, whole in (
+    ("kind", "classifier", config.get("kind") == "classifier"),
+    ("target", "mean", config.target == "mean"),
+    ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
+  ):
+    if whole and real_time(config):
+      raise ValueError(
+        f"{key}={value} is of whole steps, schedule.name="
+        f"{config.schedule.name!r} has none; use one of {', '.join(SCHEDULES)}"
+      )
+  if not config.schedule.get("zero_terminal", False):
+    return
+  ends = config.loss.get("weight") in ("bound", "truncated_snr", "edm")
+  if config.target == "eps" or ends or config.loss.name in ("vlb", "hybrid"):
+    raise ValueError(
+      f"schedule.zero_terminal leaves no signal at t = T, where target="
+      f"{config.target}, loss.name={config.loss.name} and loss.weight="
+      f"{config.loss.get('weight')} are not all finite: use target=v or x0 and "
+      "the simple loss, its weight none, p2, min_snr or sigmoid"
+    )
+
+
+def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
+  """Refuses what samples of a run cannot be drawn with."""
+  for sampling in (config.preview, config.sampling):
+    named("sampler", sampling.sampler, SAMPLERS)
+    pairs = walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
+    if sampling.sampler == "edm_heun":
+      sampler("edm_heun", num=len(pairs), churn=config.sampling.get("churn"))
+  guidance = config.sampling.get("guidance")
+  if guidance is not None and not math.isfinite(guidance):
+    raise ValueError(f"sampling.guidance={guidance} must be a finite number")
+  radius = config.sampling.get("apg", {}).get("radius")
+  if radius is not None and not radius > 0:
+    raise ValueError(f"sampling.apg.radius={radius} must be above 0, or None")
+
+
+def check(config: Config, noise: dj.schedules.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
   named("target", config.target, dj.targets.TARGETS)
   named("variance", config.variance, dj.prediction.VARIANCES)
-  draws = config.get("kind") != "classifier"
-  for sampling in (config.preview, config.sampling) if draws else ():
-    named("sampler", sampling.sampler, SAMPLERS)
-    walk(noise, sampling.sampler, sampling.spacing, sampling.steps)
-  guidance = config.sampling.get("guidance") if draws else None
-  if guidance is not None and not math.isfinite(guidance):
-    raise ValueError(f"sampling.guidance={guidance} must be a finite number")
+  _check_process(config)
+  if config.get("kind") != "classifier":
+    _check_sampling(config, noise)
   for key, value in {
     "num_steps": config.num_steps,
     "keep_checkpoints": config.keep_checkpoints,
@@ -224,6 +364,8 @@ def check(config: Config, noise: dj.schedules.Table) -> None:
   if not 0 <= config.seed <= MOST_SEED:
     raise ValueError(f"seed={config.seed} must be in 0..{MOST_SEED}")
   decay = config.optim.decay_steps
+  if config.optim.get("decay", "cosine") not in dj.optimizers.ENDING:
+    decay = None
   if decay is not None and 0 < decay < config.num_steps:
     raise ValueError(
       f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "
@@ -378,7 +520,9 @@ def hides_labels(config: Config) -> bool:
 
 
 def conditions(
-  config: Config, noise: dj.schedules.Table, image_shape: tuple[int, int, int]
+  config: Config,
+  noise: dj.schedules.Schedule,
+  image_shape: tuple[int, int, int],
 ) -> dj.conditions.Conditions:
   """What the network is told of each image.
 
@@ -411,11 +555,23 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   return state(config, net.init(key, x, one, cond)["params"], tx)
 
 
+def averages(config: Config) -> list[str]:
+  """The names of a run's averages: by rate, the slowest last, then by width."""
+  return [
+    *(str(rate) for rate in sorted(config.ema.rates)),
+    *(dj.averages.name(std) for std in sorted(config.ema.get("stds", ()))),
+  ]
+
+
 def state(config, params, tx) -> dj.state.TrainState:
   """The state before the first step, of known parameters."""
   history = (
-    dj.importance.history(config.schedule.T)
+    dj.importance.history(
+      dj.objectives.BINS if real_time(config) else config.schedule.T
+    )
     if config.get("timesteps") == "importance"
     else None
   )
-  return dj.state.create(params, tx, config.ema.rates, history)
+  names = averages(config)
+  rates = config.ema.rates
+  return dj.state.create(params, tx, (*rates, *names[len(rates) :]), history)

@@ -98,7 +98,7 @@ def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
       dj.ancestral_step,
       model.predict,
       model.schedule,
-      start=int(part * model.schedule.T),
+      start=part * model.schedule.T,
       pairs=model.pairs,
     )
     rows.append(jax.jit(varied)(x0, key))
@@ -167,8 +167,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
   x0 = pictures(values, config, shape)
-  state = sample.restore(workdir, config, net, shape)
-  params = state.params if ema == "raw" else state.ema[ema]
+  params, _ = sample.parameters(workdir, config, net, shape, ema)
 
   predict = assemble.predictor(config, schedule, net, params)
   conditions = assemble.conditions(config, schedule, shape)
@@ -205,7 +204,7 @@ def main(argv: list[str]) -> None:
   for name, text in {
     "workdir": "run directory",
     "images": "pictures to edit: folder, .zip, .npz, .npy; by default the data",
-    "ema": "rate of the average, or raw; by default the slowest",
+    "ema": "average: its rate, std:WIDTH, or raw; by default the slowest",
     "out": "the .png to write; by default samples/EDIT.png in the run",
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=values)

@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     "workdir": "run directory",
     "format": f"one of {', '.join(FORMATS)}",
     "out": "folder (diffusers) or .pt file (openai) to make",
-    "ema": "rate of the average, or raw; by default the slowest",
+    "ema": "average: its rate, std:WIDTH, or raw; by default the slowest",
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
   cli.parse(argv, values)
@@ -122,12 +122,12 @@ def export(values: flags.FlagValues) -> None:
   shape = tuple(data["image_shape"])
   net = assemble.network(config, shape, data["num_classes"])
   ema = sample.average(config, values.ema)
-  state = sample.restore(workdir, config, net, shape)
-  params = jax.device_get(state.params if ema == "raw" else state.ema[ema])
+  params, step = sample.parameters(workdir, config, net, shape, ema)
+  params = jax.device_get(params)
   with cli.system_errors():
     write(out, config, net, params, shape)
   which = "raw parameters" if ema == "raw" else f"average {ema}"
-  cli.say(f"the {which} of step {int(state.step)} are written to {out}")
+  cli.say(f"the {which} of step {step} are written to {out}")
 
 
 if __name__ == "__main__":

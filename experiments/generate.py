@@ -87,6 +87,12 @@ class Generator:
     self.low_res = low_res
     above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
+    make_step = functools.partial(
+      assemble.sampler,
+      sampler,
+      num=len(pairs),
+      churn=config.sampling.get("churn"),
+    )
 
     conditions = assemble.conditions(config, schedule, image_shape)
 
@@ -95,13 +101,13 @@ class Generator:
     ):
       params, judged = jax.lax.with_sharding_constraint((params, judged), whole)
       y, cond = jax.lax.with_sharding_constraint((y, cond), split)
-      step = assemble.sampler(sampler, eta)
+      step = make_step(eta)
       predict = assemble.predictor(config, schedule, net, params)
       if judge is None and scale is not None:
-        predict = dj.guidance.classifier_free(
-          predict, schedule, conditions.null, scale
-        )
-      predict = dj.clipped(predict, schedule)
+        guide = assemble.guide(config)
+        predict = guide(predict, schedule, conditions.null, scale)
+      if config.sampling.get("clip", True):
+        predict = dj.clipped(predict, schedule)
       if judge is not None:
         step, predict = _judged(
           step, predict, schedule, sampler, judge.net, judged, y, scale, above
@@ -120,8 +126,8 @@ class Generator:
       return x, kept.history
 
     def remember(x):
-      solver = dj.samplers.as_solver(assemble.sampler(sampler))
-      return solver.init(x, jnp.int32(pairs[0, 0]))
+      solver = dj.samplers.as_solver(make_step())
+      return solver.init(x, jnp.asarray(pairs[0, 0]))
 
     def conditioned(key, images, y, low_res):
       cond = conditions.given(y, low_res)
@@ -133,7 +139,9 @@ class Generator:
     self._condition = jax.jit(conditioned)
     self._remember = jax.jit(remember)
     self._noise = jax.jit(
-      lambda key, images: dj.samplers.noise(key, pairs[0, 0], images, shape),
+      lambda key, images: dj.samplers.prior(
+        schedule, key, pairs[0, 0], images, shape
+      ),
       out_shardings=split,
     )
 

@@ -147,9 +147,7 @@ def _check_preset(source: Source, config: Config, preset: str) -> None:
       )
   if source.process:
     there = common.make(schedule=source.process["schedule"])
-    if not np.array_equal(
-      assemble.schedule(config).log_snr, assemble.schedule(there).log_snr
-    ):
+    if not assemble.same_noise(config, there):
       raise ValueError(
         f"--preset={preset} has the schedule {config.schedule.to_dict()}, the "
         f"source {source.process['schedule']}"

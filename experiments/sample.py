@@ -149,7 +149,9 @@ def define_flags(
   define(
     whole, "seed", "of all noise", 0, lower_bound=0, upper_bound=cli.MOST_SEED
   )
-  define(text, "ema", "rate of the average, or raw; by default the slowest")
+  define(
+    text, "ema", "average: its rate, std:WIDTH, or raw; by default the slowest"
+  )
   define(whole, "batch", "images at a time", 64, lower_bound=1)
   flags.DEFINE_enum(
     "quantise",
@@ -201,7 +203,7 @@ def _stage(
     judge = _judge(pathlib.Path(values.classifier), config, data)
   names = data["class_names"]
   skip = enlarges and config.model.num_classes is None
-  state = restore(workdir, config, net, shape)
+  params, step = parameters(workdir, config, net, shape, ema)
   noise = values.low_res_noise if net.noisy_low_res else 0
   if noise and noise > config.low_res.noise:
     raise ValueError(
@@ -213,8 +215,8 @@ def _stage(
     config=config,
     image_shape=shape,
     net=net,
-    params=state.params if ema == "raw" else state.ema[ema],
-    step=int(state.step),
+    params=params,
+    step=step,
     ema=ema,
     sampler=sampler,
     spacing=spacing,
@@ -343,18 +345,14 @@ def _judge(workdir: pathlib.Path, config, data) -> Judge:
       )
   shape = tuple(data["image_shape"])
   net = assemble.classifier(theirs, shape, their_data["num_classes"])
-  if not np.array_equal(
-    assemble.schedule(theirs).log_snr, assemble.schedule(config).log_snr
-  ):
+  if not assemble.same_noise(theirs, config):
     raise ValueError(
       f"--classifier={workdir} has the schedule {theirs.schedule.to_dict()}, "
       f"the run {config.schedule.to_dict()}"
     )
   state = restore(workdir, theirs, net, shape)
   ema = average(theirs, None)
-  return Judge(
-    str(workdir), net, state.params if ema == "raw" else state.ema[ema]
-  )
+  return Judge(str(workdir), net, weights(state, ema))
 
 
 def _guidance(values, config, judge: Judge | None) -> float | None:
@@ -378,9 +376,52 @@ def average(config: cli.Config, wanted: str | None) -> str:
   Raises:
     ValueError: If the run has no such average.
   """
-  rates = [str(rate) for rate in sorted(config.ema.rates)]
-  ema = wanted or (rates[-1] if rates else "raw")
-  return assemble.named("--ema", ema, ("raw", *rates))
+  names = assemble.averages(config)
+  if wanted is None:
+    rates = names[: len(config.ema.rates)]
+    return (rates or names or ["raw"])[-1]
+  kind, _, width = wanted.partition(":")
+  if kind != dj.averages.PREFIX or not width:
+    return assemble.named("--ema", wanted, ("raw", *names))
+  try:
+    dj.averages.exponent(float(width))
+  except ValueError as error:
+    raise ValueError(f"--ema={wanted}: {error}") from error
+  if not config.ema.get("stds", ()):
+    raise ValueError(
+      f"--ema={wanted}: this run has kept no such averages; train with "
+      "--config.ema.stds='(0.05, 0.1)'"
+    )
+  return dj.averages.name(float(width))
+
+
+def weights(state: dj.state.TrainState, ema: str) -> Any:
+  """The parameters that --ema names, of one state."""
+  return dj.optimizers.evaluated(state) if ema == "raw" else state.ema[ema]
+
+
+def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
+  """The parameters that --ema names, of the newest checkpoint, and its step.
+
+  A width that was not tracked is made of those that the checkpoints keep.
+  """
+  newest = restore(workdir, config, net, shape)
+  std = dj.averages.std_in(ema)
+  if std is None or ema in newest.ema:
+    return weights(newest, ema), int(newest.step)
+  with dj.checkpoint.Checkpoints(
+    workdir / "checkpoints", read_only=True
+  ) as checkpoints:
+    steps = [step for step in checkpoints.steps() if step <= newest.step]
+  trees, ends, widths = [], [], []
+  for step in steps:
+    state = restore(workdir, config, net, shape, step)
+    for width in config.ema.stds:
+      trees.append(jax.device_get(state.ema[dj.averages.name(width)]))
+      ends.append(step)
+      widths.append(width)
+  coefs = dj.averages.coefficients(ends, widths, int(newest.step), std)
+  return dj.averages.combined(trees, coefs), int(newest.step)
 
 
 def restore(

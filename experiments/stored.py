@@ -250,7 +250,16 @@ def _describe(plan: sample.Plan) -> dict[str, Any]:
   parts = ("model", "schedule", "target", "variance", "low_res")
   judge = None if plan.judge is None else fingerprint(plan.judge.params)
   # Only where it is not 0: what a single stage is called stays the same.
-  stage = {"stage": plan.stage} if plan.stage else {}
+  stage: dict[str, Any] = {"stage": plan.stage} if plan.stage else {}
+  if plan.sampler == "edm_heun":
+    stage["churn"] = config["sampling"].get("churn")
+  if (
+    plan.guidance is not None
+    and config["sampling"].get("apg", {}).get("eta") is not None
+  ):
+    stage["apg"] = config["sampling"]["apg"]
+  if not config["sampling"].get("clip", True):
+    stage["clip"] = False
   return stage | {
     "network": {name: config.get(name) for name in parts},
     "image_shape": plan.image_shape,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffusion_jax as dj
-from experiments import cli, sample
+from experiments import assemble, cli, sample
 from experiments.reporting import read_metrics
 
 SWEEP = "sweep"  # as --ema
@@ -29,7 +29,7 @@ LARGE_IS_GOOD = ("is", "pr", "agreement")
 
 def averages(plan: sample.Plan) -> list[str]:
   """The raw parameters and each average of a run, the fastest first."""
-  return ["raw", *map(str, sorted(plan.config.ema.rates))]
+  return ["raw", *assemble.averages(plan.config)]
 
 
 def steps(plan: sample.Plan) -> list[int]:
@@ -61,7 +61,7 @@ def plans(
       continue
     good += 1
     for name in averages:
-      params = state.params if name == "raw" else state.ema[name]
+      params = sample.weights(state, name)
       yield dataclasses.replace(plan, params=params, step=step, ema=name)
   if not good:
     raise ValueError(f"every checkpoint of {plan.workdir} is damaged")

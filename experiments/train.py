@@ -124,7 +124,10 @@ def preview(
   log: Log,
 ) -> None:
   """Sample grids of the raw and the averaged parameters, same noise."""
-  for name, params in {"raw": state.params, **state.ema}.items():
+  for name, params in {
+    "raw": dj.optimizers.evaluated(state),
+    **state.ema,
+  }.items():
     label = name if name == "raw" else f"ema{name}"
     samples = generator(params, key, generator.batch)
     log.preview(step, label, monitor(samples, params, state.params))

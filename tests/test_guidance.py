@@ -248,3 +248,90 @@ def test_hidden_labels_are_as_many_as_asked_and_nothing_else_changes():
   np.testing.assert_array_equal(hidden[~gone], y[~gone])
   none = conditions.drop_labels(jax.random.key(0), y, 0.0, no_class=7)
   np.testing.assert_array_equal(none, y)
+
+
+PAPERS = {4: {"eta": 0.0, "radius": 2.5}, 6: {
+  "eta": 0.5, "radius": 2.5, "momentum": -0.75,
+}}  # fmt: skip
+DIFFUSERS = {
+  0: (7.5, {"eta": 1.0, "radius": 15.0}),
+  1: (7.5, {"eta": 0.0, "radius": 15.0}),
+  2: (4.0, {"eta": 0.3, "radius": 2.5}),
+  3: (4.0, {"eta": 0.0}),
+  5: (5.0, {"eta": 0.0, "radius": 5.0, "momentum": -0.5}),
+}
+
+
+def calls(scale, options):
+  """Four calls, the momentum carried from one to the next."""
+  numbers, carried = reference.load("guidance"), 0.0
+  for strong, weak in zip(numbers["cond"], numbers["uncond"], strict=True):
+    strong = jnp.asarray(strong)
+    x0_hat, carried = guidance.project(
+      strong, weak, scale, carried=carried, **options
+    )
+    yield x0_hat, strong, weak
+
+
+@pytest.mark.parametrize(("number", "w"), [(4, 3.0), (6, 2.0)])
+def test_apg_is_the_published_one(number, w):
+  with jax.enable_x64(True):
+    got = [x0_hat for x0_hat, *_ in calls(w + 1, PAPERS[number])]
+  want = reference.load("guidance")[f"apg_{number}"]
+  np.testing.assert_allclose(got, want, atol=1e-10 * abs(want).max())
+
+
+@pytest.mark.parametrize("number", DIFFUSERS)
+def test_apg_has_the_update_of_diffusers(number):
+  # Its default adds w times the update to the weak prediction.
+  w, options = DIFFUSERS[number]
+  with jax.enable_x64(True):
+    got = [
+      weak + w * (x0_hat - strong)
+      for x0_hat, strong, weak in calls(2.0, options)
+    ]
+  want = reference.load("guidance")[f"apg_{number}"]
+  np.testing.assert_allclose(got, want, atol=1e-10 * abs(want).max())
+
+
+def told(schedule):
+  """A network that is told its mean."""
+
+  def apply(x_t, t, mean):
+    data = Mixture((0.0,), (1.0,), 0.3)
+    alpha, _ = process.rates(schedule, t, x_t)
+    shift = mean.reshape(-1, 1, 1, 1)
+    return data.x0_given(schedule, x_t - alpha * shift, t) + shift
+
+  return prediction.predictor(apply, schedule, target=TARGETS["x0"])
+
+
+def test_apg_without_projection_is_classifier_free_guidance():
+  schedule = schedules.cosine(1000)
+  (x_t, t), null = batch(), lambda mean: 0 * mean + 0.1
+  predict, mean = told(schedule), jnp.linspace(-1, 1, 8)
+  plain, projected = (
+    guide(predict, schedule, null, 2.5)(x_t, t, mean).x0_hat
+    for guide in (
+      guidance.classifier_free,
+      functools.partial(guidance.projected, eta=1.0),
+    )
+  )
+  np.testing.assert_allclose(projected, plain, rtol=1e-5, atol=1e-5)
+  off = guidance.projected(predict, schedule, null, 1.0)(x_t, t, mean)
+  np.testing.assert_array_equal(off.x0_hat, predict(x_t, t, mean).x0_hat)
+
+
+@pytest.mark.parametrize(
+  "guide", [guidance.classifier_free, guidance.projected]
+)
+def test_a_scale_may_be_a_function_of_time(guide):
+  schedule = schedules.cosine(1000)
+  (x_t, t), null = batch(), lambda mean: 0 * mean
+  predict, mean = told(schedule), jnp.linspace(-1, 1, 8)
+  at = lambda t: jnp.where(t > 300, 3.0, 1.0)
+  got = guide(predict, schedule, null, at)(x_t, t, mean).x0_hat
+  strong = guide(predict, schedule, null, 3.0)(x_t, t, mean).x0_hat
+  off = predict(x_t, t, mean).x0_hat
+  np.testing.assert_allclose(got[t > 300], strong[t > 300], rtol=1e-6)
+  np.testing.assert_allclose(got[t <= 300], off[t <= 300], rtol=1e-5, atol=1e-6)

@@ -275,12 +275,20 @@ def test_a_scheduler_that_does_not_say_its_variance():
     ("prediction_type", "flow"),
     ("trained_betas", [0.1]),
     ("thresholding", True),
-    ("rescale_betas_zero_snr", True),
   ],
 )
 def test_a_process_that_ours_lacks_is_refused(key, value):
   with pytest.raises(ValueError, match=key):
     diffusers_config.process({key: value})
+
+
+def test_a_process_without_terminal_signal_goes_in_and_out():
+  config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+  ours = diffusers_config.process(config)
+  assert ours["schedule"]["zero_terminal"]
+  theirs = diffusers_config.scheduler(ours["schedule"], "v", "fixed_small")
+  assert theirs["rescale_betas_zero_snr"]
+  assert diffusers_config.process(theirs) == ours
 
 
 def test_a_process_that_diffusers_lacks_is_refused():

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffusion_jax.models import convolution
-from diffusion_jax.models.resampling import RESAMPLE, downsample
+from diffusion_jax.models.resampling import filtered
 
 Images = Float[Array, "B H W C"]
 
@@ -23,7 +23,7 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 QKV_INIT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
-EMBEDDINGS = ("sin_cos", "cos_sin")
+EMBEDDINGS = ("sin_cos", "cos_sin", "fourier")
 QKV_ORDERS = ("qkv", "heads")
 
 
@@ -47,7 +47,7 @@ def sinusoid(
   Raises:
     ValueError: If order is neither.
   """
-  if order not in EMBEDDINGS:
+  if order not in EMBEDDINGS[:2]:
     raise ValueError(f"embedding={order!r} is not one of {EMBEDDINGS}")
   half = dim // 2
   span = half - 1 if order == "sin_cos" else half
@@ -200,6 +200,10 @@ def conv(
   )
 
 
+def _scaled(x: Images, scale: float) -> Images:
+  return x if scale == 1 else x * scale
+
+
 class ResBlock(nn.Module):
   """GN-SiLU-conv, time, GN-SiLU-dropout-conv, plus the input.
 
@@ -213,6 +217,10 @@ class ResBlock(nn.Module):
       SiLU and its convolution, and the input alike (ADM).
     norm: Makes a normalisation.
     dtype: Of the activations.
+    taps: Of the filter that resamples, see ``resampling.filtered``.
+    project: Whether the input that is resampled passes a layer of its own, as
+      where its channels change (NCSN++).
+    skip_scale: What the sum with the input is multiplied with.
   """
 
   features: int
@@ -221,6 +229,9 @@ class ResBlock(nn.Module):
   resample: str | None = None
   norm: MakeNorm = Norm
   dtype: DTypeLike = jnp.float32
+  taps: Sequence[float] = (1, 1)
+  project: bool = False
+  skip_scale: float = 1.0
 
   @nn.compact
   def __call__(
@@ -232,11 +243,11 @@ class ResBlock(nn.Module):
       return nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name=name)
 
     h = nn.silu(self.norm()(x))
-    if self.resample == "down":
-      h = downsample(h)
-    up = self.resample == "up"
+    up = self.resample == "up" and tuple(self.taps) == (1, 1)
+    if not up:  # By repeating pixels, a convolution does it itself.
+      h = filtered(h, self.taps, self.resample)
     h = conv(self.features, self.dtype, upsampled=up, name="conv1")(h)
-    x = RESAMPLE[self.resample](x)
+    x = filtered(x, self.taps, self.resample)
     if self.scale_shift:
       time = dense(2 * self.features, "time")(emb)[:, None, None]
       scale, shift = jnp.split(time, 2, axis=-1)
@@ -246,9 +257,10 @@ class ResBlock(nn.Module):
       h = self.norm()(h)
     h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=not train)
     h = conv(self.features, self.dtype, init=ZERO, name="conv2")(h)
-    if x.shape[-1] != self.features:
+    project = self.project and self.resample is not None
+    if x.shape[-1] != self.features or project:
       x = dense(self.features, "skip")(x)
-    return x + h
+    return _scaled(x + h, self.skip_scale)
 
 
 class Attention(nn.Module):
@@ -262,6 +274,7 @@ class Attention(nn.Module):
       in the shapes tells them apart.
     norm: Makes a normalisation.
     dtype: Of the activations; the softmax is float32.
+    skip_scale: What the sum with the input is multiplied with.
   """
 
   heads: int = 1
@@ -269,6 +282,7 @@ class Attention(nn.Module):
   qkv_order: str = "qkv"
   norm: MakeNorm = Norm
   dtype: DTypeLike = jnp.float32
+  skip_scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: Images) -> Images:
@@ -281,7 +295,8 @@ class Attention(nn.Module):
     heads = num_heads(c, self.heads, self.head_channels)
     out = jax.nn.dot_product_attention(*split_qkv(qkv, heads, self.qkv_order))
     out = out.reshape(b, h, w, c)
-    return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
+    out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
+    return _scaled(x + out, self.skip_scale)
 
 
 def num_heads(channels: int, heads: int, head_channels: int | None) -> int:

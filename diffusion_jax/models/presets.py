@@ -37,6 +37,25 @@ _ADM = {
   "resample": "block",
   "head_channels": 64,
 }
+# Song et al. 2021, as Karras et al. 2022 train them: settings of ``UNet``.
+DDPMPP: Mapping[str, Any] = {
+  "channels": 128,
+  "stem": 128,
+  "num_blocks": 4,
+  "resample": "block",
+  "project": True,
+  "skip_scale": math.sqrt(0.5),
+  "up_attention": "last",
+  "early_classes": True,
+  "augment_labels": 9,
+  "time_origin": 0.0,
+}
+NCSNPP: Mapping[str, Any] = {
+  **DDPMPP,
+  "embedding": "fourier",
+  "taps": (1, 3, 3, 1),
+  "pyramid": True,
+}
 _SIZES = {
   64: (1, 2, 3, 4),
   128: (1, 1, 2, 3, 4),

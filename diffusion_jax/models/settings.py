@@ -4,8 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-CHOICES = {"resample": ("conv", "block"), "padding": ("same", "symmetric")}
+CHOICES = {
+  "resample": ("conv", "block"),
+  "padding": ("same", "symmetric"),
+  "up_attention": ("every", "last"),
+}
 
 
 def check_settings(net: Any) -> None:
@@ -26,7 +31,7 @@ def check_settings(net: Any) -> None:
   widths = [int(net.channels * m) for m in net.multipliers]
   _check_numbers("channels * multipliers", widths, least=1)
   _check_numbers("num_blocks", [net.num_blocks], least=1)
-  for name in ("groups", "head_channels"):
+  for name in ("groups", "head_channels", "stem"):
     if getattr(net, name) is not None:
       _check_numbers(name, [getattr(net, name)], least=1)
   levels = len(net.multipliers)
@@ -41,6 +46,10 @@ def check_settings(net: Any) -> None:
     raise ValueError(
       f"dropout={net.dropout} must be one number in [0, 1) or one for each of "
       f"the {levels} levels"
+    )
+  if len(net.taps) % 2 or not np.sum(net.taps):
+    raise ValueError(
+      f"taps={tuple(net.taps)} must be an even number, like (1, 3, 3, 1)"
     )
   if not net.epsilon > 0:
     raise ValueError(f"epsilon={net.epsilon} must be above 0")

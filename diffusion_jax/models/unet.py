@@ -24,10 +24,11 @@ from diffusion_jax.models.layers import (
   conv,
   sinusoid,
 )
+from diffusion_jax.models.resampling import filtered
 from diffusion_jax.models.settings import check_settings, check_size
 
 # What a network may be told besides x_t and t.
-PARTS = ("y", "low_res", "low_res_t")
+PARTS = ("y", "low_res", "low_res_t", "augment")
 
 
 def parts(cond: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -74,8 +75,9 @@ class Encoder(nn.Module):
     out_channels: Of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is
       unconditional.
-    time_scale: The network is told (t - 1) * time_scale: published networks
-      count steps from 0, and some expect them rescaled by 1000 / T.
+    time_scale: The network is told (t - time_origin) * time_scale: published
+      networks count steps from 0, and some expect them rescaled by 1000 / T.
+    time_origin: 1 for steps, 0 for real times.
     embedding: Of time, see ``layers.sinusoid``.
     groups: Of every normalisation; None chooses, see ``layers.num_groups``.
     epsilon: Of every normalisation.
@@ -83,6 +85,18 @@ class Encoder(nn.Module):
       to the right (TensorFlow), "symmetric" all around (PyTorch).
     dtype: Of the activations. Parameters, normalisation, softmax and output
       are float32.
+    stem: Channels of the first convolution, by default those of its level.
+    skip_scale: What every sum of a block with its input is multiplied with:
+      sqrt(1/2) keeps the variance (DDPM++, NCSN++; Song et al. 2021).
+    taps: Of the filter by which "block" resamples, see ``resampling.filtered``.
+    project: Whether resampled inputs pass a layer, see ``layers.ResBlock``.
+    up_attention: "every" block of a level on the way up has attention, or the
+      "last" alone.
+    pyramid: Whether the image, made smaller, is added at each level (the
+      "residual" encoder of NCSN++).
+    early_classes: Whether classes are added to the embedding of the time before
+      it is mapped (EDM), or after.
+    augment_labels: How many numbers say how a picture was augmented.
     remat: Forget what residual and attention blocks compute inside, and
       compute it again for the gradient: memory for about a third more FLOPs.
   """
@@ -100,11 +114,20 @@ class Encoder(nn.Module):
   out_channels: int | None = None
   num_classes: int | None = None
   time_scale: float = 1.0
+  time_origin: float = 1.0
   embedding: str = "sin_cos"
   groups: int | None = None
   epsilon: float = 1e-6
   padding: str = "same"
   dtype: DTypeLike = jnp.float32
+  stem: int | None = None
+  skip_scale: float = 1.0
+  taps: Sequence[float] = (1, 1)
+  project: bool = False
+  up_attention: str = "every"
+  pyramid: bool = False
+  early_classes: bool = False
+  augment_labels: int = 0
   remat: bool = False
 
   @property
@@ -116,7 +139,17 @@ class Encoder(nn.Module):
     """Channels of a level."""
     return int(self.channels * self.multipliers[level])
 
-  def embed(self, t, y, low_res_t=None):
+  def _time(self, time):
+    """The sines of times; "fourier" has random frequencies (NCSN++)."""
+    if self.embedding != "fourier":
+      return sinusoid(time, self.channels, self.embedding)
+    freqs = self.param(
+      "frequencies", nn.initializers.normal(16.0), (self.channels,)
+    )
+    angles = jnp.outer(time, 2 * jnp.pi * jax.lax.stop_gradient(freqs))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+  def embed(self, t, y, low_res_t=None, augment=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
     if (y is None) != (self.num_classes is None):
@@ -125,12 +158,24 @@ class Encoder(nn.Module):
         f"{'no classes' if y is None else 'classes'}"
       )
     dim = 4 * self.channels
-    emb = sinusoid((t - 1) * self.time_scale, self.channels, self.embedding)
+    emb = self._time((t - self.time_origin) * self.time_scale)
+    if self.early_classes and y is not None:
+      count = self.num_classes or 0
+      one_hot = jax.nn.one_hot(y, count) * count**0.5
+      emb += nn.Dense(
+        emb.shape[-1], dtype=self.dtype, kernel_init=INIT, name="classes"
+      )(one_hot)
+    if self.augment_labels:
+      labels = jnp.zeros((len(emb), self.augment_labels))
+      emb += nn.Dense(
+        emb.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=INIT,
+        name="augment",
+      )(labels if augment is None else augment)  # fmt: skip
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time1")(emb)
     emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time2")(
       nn.silu(emb)
     )
-    if self.num_classes is not None:
+    if self.num_classes is not None and not self.early_classes:
       emb += nn.Embed(
         self.num_classes,
         dim,
@@ -160,6 +205,9 @@ class Encoder(nn.Module):
         resample,
         self.norm,
         self.dtype,
+        self.taps,
+        self.project,
+        self.skip_scale,
       )(h, emb, train)
 
     return self._saving(block)(self, h, emb)
@@ -169,7 +217,12 @@ class Encoder(nn.Module):
 
     def block(self, h):
       return Attention(
-        self.heads, self.head_channels, self.qkv_order, self.norm, self.dtype
+        self.heads,
+        self.head_channels,
+        self.qkv_order,
+        self.norm,
+        self.dtype,
+        self.skip_scale,
       )(h)
 
     return self._saving(block)(self, h)
@@ -186,16 +239,28 @@ class Encoder(nn.Module):
   def down(self, x, emb, train):
     """The first convolution and all levels: every activation on the way."""
     check_size(x.shape[1:3], len(self.multipliers))
-    h = conv(self.width(0), self.dtype)(x.astype(self.dtype))
-    outputs = [h]
+    h = conv(self.stem or self.width(0), self.dtype)(x.astype(self.dtype))
+    outputs, image = [h], x
     for level in range(len(self.multipliers)):
       if level != 0:
         h = self._halve(h, emb, train, level - 1)
+        if self.pyramid:
+          h = image = self._joined(h, image, level)
         outputs.append(h)
       for _ in range(self.num_blocks):
         h = self.block(h, emb, train, level)
         outputs.append(h)
     return outputs
+
+  def _joined(self, h, image, level):
+    """An activation and the image at half of its size."""
+    side = 1 + (len(self.taps) - 1) // 2  # So that the filter needs no zeros.
+    image = conv(
+      h.shape[-1], self.dtype, padding=2 * ((side, side),),
+      name=f"image_{level}",
+    )(image.astype(self.dtype))  # fmt: skip
+    image = filtered(image, self.taps, "down", padded=False)
+    return (h + image) * 0.5**0.5
 
   def middle(self, h, emb, train):
     """Block, attention, block at the smallest size."""
@@ -253,14 +318,14 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t = parts(cond)
+    y, low_res, low_res_t, augment = parts(cond)
     if self.noisy_low_res != (low_res_t is not None):
       raise ValueError(
         f"a network with noisy_low_res={self.noisy_low_res} was called "
         f"{'with' if low_res_t is not None else 'without'} low_res_t"
       )
     out_channels = self.out_channels or x_t.shape[-1]
-    emb = self.embed(t, y, low_res_t)
+    emb = self.embed(t, y, low_res_t, augment)
     if low_res is not None:
       size = (*x_t.shape[:3], low_res.shape[-1])
       x_t = jnp.concatenate(
@@ -269,9 +334,12 @@ class UNet(Encoder):
     skips = self.down(x_t, emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):
-      for _ in range(self.num_blocks + 1):
+      for number in range(self.num_blocks + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self.block(h, emb, train, level)
+        h = self.res_block(h, emb, train, level)
+        last = number == self.num_blocks or self.up_attention == "every"
+        if last and level in self.attention_levels:
+          h = self.attend(h)
       if level != 0:
         h = self._double(h, emb, train, level)
     h = nn.silu(self.norm()(h))

@@ -222,6 +222,7 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
   for name, wrong, needs in (
     ("multipliers", net.width(0) != net.channels, "1 at the full size"),
     ("time_scale", net.time_scale != 1, "1"),
+    ("time_origin", net.time_origin != 1, "1"),
     ("groups", len(groups) > 1, "the same number everywhere"),
     ("dropout", not isinstance(net.dropout, int | float), "one number"),
   ):
@@ -327,7 +328,7 @@ def process(config: Mapping[str, Any]) -> Settings:
   c = PROCESS | dict(config)
   _one_of("_class_name", c["_class_name"], SCHEDULERS)
   _one_of("trained_betas", c["trained_betas"], (None,))
-  _one_of("rescale_betas_zero_snr", c["rescale_betas_zero_snr"], (False,))
+  _one_of("rescale_betas_zero_snr", c["rescale_betas_zero_snr"], (False, True))
   _one_of("thresholding", c["thresholding"], (False,))
   name, has_betas = _look_up(c, "beta_schedule", SCHEDULES)
   schedule = {"name": name, "T": c["num_train_timesteps"]}
@@ -335,6 +336,8 @@ def process(config: Mapping[str, Any]) -> Settings:
     schedule |= {key: c[key] for key in BETAS}
   if name == "linear":
     schedule["scale"] = False
+  if c["rescale_betas_zero_snr"]:
+    schedule["zero_terminal"] = True
   found = {
     "schedule": schedule,
     "target": _look_up(c, "prediction_type", TARGETS),
@@ -377,10 +380,12 @@ def scheduler(
     "clip_sample": True,
     "clip_sample_range": 1.0,
   }
+  if schedule.get("zero_terminal", False):
+    theirs["rescale_betas_zero_snr"] = True
   betas = {key: schedule.get(key, PROCESS[key]) for key in BETAS}
   if schedule["name"] == "linear" and schedule.get("scale", True):
     betas = {key: beta * 1000 / T for key, beta in betas.items()}
-  others = schedule.keys() - {"name", "T", "scale", *BETAS}
+  others = schedule.keys() - {"name", "T", "scale", "zero_terminal", *BETAS}
   if others:
     raise ValueError(f"schedule.{min(others)} has no counterpart in diffusers")
   return theirs | (betas if schedule["name"] != "cosine" else {})

@@ -171,8 +171,27 @@ def _resample(net: Encoder) -> str:
   return "res_block" if net.resample == "block" else "conv"
 
 
+# What none of these codes has, as no shape of a weight may show.
+PLAIN = {
+  "stem": None, "skip_scale": 1.0, "taps": (1, 1), "project": False,
+  "up_attention": "every", "pyramid": False, "early_classes": False,
+  "augment_labels": 0,
+}  # fmt: skip
+
+
 def layers(net: Encoder, style: Style) -> Iterator[Entry]:
-  """The tensors of every place, in a style."""
+  """The tensors of every place, in a style.
+
+  Raises:
+    ValueError: If no published code here has such a network.
+  """
+  for name, value in PLAIN.items():
+    has = getattr(net, name)
+    if has != value and list(np.atleast_1d(has)) != list(np.atleast_1d(value)):
+      raise ValueError(
+        f"the network has {name}={has!r}, which has no counterpart in "
+        f"published weights; they need {value!r}"
+      )
   for place in places(net):
     prefix = style.prefix(net, place)
     inner = INNER[place.kind]

@@ -41,20 +41,31 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "skip_broken": False,  # leave out pictures that cannot be read
         "data_dir": config_dict.placeholder(str),  # of TFDS
       },
-      # A function of diffusion_jax.schedules, and its arguments.
+      # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
+      # flow, trig of diffusion_jax.continuous, whose real time has no T.
       "schedule": {"name": "linear", "T": 1000},
-      "target": "eps",  # the network predicts: eps, x0, mean, v, flow
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow, jit, edm
+      "sigma_data": 0.5,  # standard deviation of the data, for target edm
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
       "variance": "fixed_large",
-      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr;
-      # hybrid or vlb, which learn the variance.
-      "loss": {"name": "simple", "weight": "none"},
+      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
+      # edm, sigmoid, at a log-SNR moved by shift=k; or in a space, the target
+      # whose error counts. hybrid or vlb, which learn the variance.
+      "loss": {
+        "name": "simple",
+        "weight": "none",
+        "space": config_dict.placeholder(str),
+      },
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
       # To enlarge pictures of this size, () is not to. The network learns of
       # pictures made small and noised to random steps 0..noise.
       "low_res": {"size": (), "noise": 0},
-      "timesteps": "uniform",  # or antithetic; importance, by past losses
+      # Or antithetic; importance, by past losses; in real time also log_normal
+      # (of sigma) and logit_normal (of t / T), with this mean and deviation.
+      "timesteps": "uniform",
+      "time_mean": config_dict.placeholder(float),
+      "time_std": config_dict.placeholder(float),
       # Arguments of diffusion_jax.UNet.
       "model": {
         "channels": 128,
@@ -70,26 +81,40 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         # To condition on; 0 is as many as the data have, None is not to.
         "num_classes": config_dict.placeholder(int),
         "time_scale": 1.0,
+        "time_origin": 1.0,
         "embedding": "sin_cos",
         "groups": config_dict.placeholder(int),
         "epsilon": 1e-6,
         "padding": "same",
+        "stem": config_dict.placeholder(int),
+        "skip_scale": 1.0,
+        "taps": (1, 1),
+        "project": False,
+        "up_attention": "every",  # or last
+        "pyramid": False,
+        "early_classes": False,
+        "augment_labels": 0,
         "dtype": "float32",  # of activations; or bfloat16
         "remat": False,  # compute activations again for the gradient
       },
       # Arguments of diffusion_jax.training.optimizer.
       "optim": {
+        "name": "adam",  # also AdamW; or muon, schedule_free
         "lr": 2e-4,
         "warmup_steps": 5000,
         "decay_steps": config_dict.placeholder(int),  # to 0 at this step
-        "decay": "cosine",  # or linear
+        # Or linear; stable, linear in the last fifth; inverse_sqrt from
+        # decay_steps on. Without decay_steps constant.
+        "decay": "cosine",
         "clip": config_dict.FieldReference(1.0),  # or None
         "b1": 0.9,
         "b2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.0,
       },
-      "ema": {"rates": (0.9999,), "warmup": False},
+      # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: of what
+      # checkpoints keep, others are made by --ema=std:0.07.
+      "ema": {"rates": (0.9999,), "warmup": False, "stds": ()},
       # Steps between logged lines, sample grids, checkpoints.
       "every": {"log": 100, "preview": 5_000, "checkpoint": 5_000},
       "keep_checkpoints": 3,
@@ -108,6 +133,20 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "steps": 1000,
         "spacing": config_dict.placeholder(str),  # by default the sampler's
         "guidance": config_dict.placeholder(float),  # scale; 1 is off
+        # With an eta, guidance is projected (APG), its update no longer than
+        # the radius.
+        "apg": {
+          "eta": config_dict.placeholder(float),
+          "radius": config_dict.placeholder(float),
+        },
+        "clip": True,  # x0_hat to [-1, 1]
+        # Noise that edm_heun adds on its way, see diffusion_jax.edm.
+        "churn": {
+          "S_churn": 0.0,
+          "S_min": 0.0,
+          "S_max": config_dict.placeholder(float),
+          "S_noise": 1.0,
+        },
       },
     }
   )

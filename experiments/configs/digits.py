@@ -10,14 +10,22 @@ Variants, as in --config=configs/digits.py:smoke,
   learned  learns the variance with L_hybrid, for bits per dimension:
            experiments.evaluate --metrics=bpd. (The data have 17 grey levels
            of the 256 that the number counts.)
+  edm      EDM: F of unit variance, sigma log-normal, Heun's 18 steps
+  flow     flow matching: a straight path, its velocity, logit-normal times
+  v        predicts v
+  jit-loss predicts x0 on the straight path, counts the error of the velocity
 """
 
 from experiments.configs import common
 
+VARIANTS = (
+  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss",
+)  # fmt: skip
+
 
 def get_config(variant: str = ""):
   """The configuration; ``variant`` is "" or one of the above."""
-  common.check_variant(variant, ("smoke", "classes", "learned"))
+  common.check_variant(variant, VARIANTS)
   config = common.make(
     num_steps=1500,
     batch_size=128,
@@ -48,6 +56,12 @@ def get_config(variant: str = ""):
   if variant == "learned":
     config.variance = "learned_range"
     config.loss.name = "hybrid"
+  if variant == "v":
+    config.target = "v"
+  if variant == "edm":
+    edm(config)
+  if variant in ("flow", "jit-loss"):
+    flow(config, variant)
   if variant == "smoke":
     config.update(
       {
@@ -62,3 +76,27 @@ def get_config(variant: str = ""):
       }
     )
   return config
+
+
+def edm(config) -> None:
+  """EDM's target, noise levels and sampler (Karras et al. 2022)."""
+  config.schedule.name = "ve"
+  config.target = "edm"
+  config.sigma_data = 0.75  # of the digits, 0.5 of natural pictures
+  config.timesteps = "log_normal"
+  config.model.time_origin = 0.0
+  config.sampling.update({"sampler": "edm_heun", "steps": 18, "clip": False})
+  config.preview.update({"sampler": "edm_heun", "steps": 10})
+
+
+def flow(config, variant: str) -> None:
+  """The straight path (Lipman et al. 2022), its times as Esser et al. 2024."""
+  config.schedule.name = "flow"
+  config.timesteps = "logit_normal"
+  config.target = "flow"
+  if variant == "jit-loss":  # Li and He 2025
+    config.target = "x0"
+    config.loss.space = "jit"
+    config.update({"time_mean": 0.8, "time_std": 0.8})
+  config.model.update({"time_origin": 0.0, "time_scale": 1000.0})
+  config.sampling.update({"sampler": "flow_heun", "steps": 50})

@@ -57,8 +57,11 @@ def loss_curves(
   schedule = assemble.schedule(config)
   loss_at = assemble.loss_at(config)
   conditions = assemble.conditions(config, schedule, plan.image_shape)
-  parts = np.linspace(0, 1, STEPS) ** 2
-  t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
+  if assemble.real_time(config):
+    t = jnp.asarray(dj.spacing.named(schedule, "log_snr", STEPS)[::-1, 0])
+  else:
+    parts = np.linspace(0, 1, STEPS) ** 2
+    t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   real = source.gather(spread(len(source), IMAGES))
   x0, y = (
     jnp.asarray(dj.images.from_uint8(real["image"])),
@@ -115,6 +118,7 @@ def loss_against_t(plan: sample.Plan, source: dj.data.Source) -> Element:
   """The section of the loss curves."""
   config = plan.config
   curves = loss_curves(plan, source)
+  times = next(iter(curves.values())).t
   lines = [
     Line(
       short_name(name),
@@ -136,8 +140,8 @@ def loss_against_t(plan: sample.Plan, source: dj.data.Source) -> Element:
   told = element(
     "p",
     f"The loss that is trained on ({config.loss.name}, of {config.target}), "
-    "at each step t from almost clean (1) to noise "
-    f"({config.schedule.T:,}), on pictures that the network has learnt from. "
+    f"at each time t from almost clean ({times[0]:,.4g}) to noise "
+    f"({times[-1]:,.4g}), on pictures that the network has learnt from. "
     + ("A network that knows nothing of the noise scores 1." * idle),
   )
   return section(CURVE, deck(figure, told))

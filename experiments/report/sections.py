@@ -57,7 +57,9 @@ def headline(record: Record) -> Element:
   else:
     facts["Network"] = f"U-Net predicting {config.target}{count}"
     facts["Variance"] = str(config.variance).replace("_", " ")
-  facts["Schedule"] = f"{config.schedule.name}, T = {config.schedule.T:,}"
+  facts["Schedule"] = config.schedule.name
+  if not assemble.real_time(config):
+    facts["Schedule"] += f", T = {config.schedule.T:,}"
   facts["Loss"] = config.loss.name
   rows = record.metrics
   if rows:

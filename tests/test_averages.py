@@ -1,0 +1,121 @@
+"""Averages chosen after training: EDM2's numbers, and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+import diffusion_jax as dj
+from diffusion_jax import averages, state
+from experiments import assemble, sample
+from experiments.configs import common
+
+
+@pytest.fixture(scope="module")
+def numbers():
+  return reference.load("phema")
+
+
+def test_exponents_and_weights_are_the_published_ones(numbers):
+  got = [averages.exponent(std) for std in numbers["std"]]
+  np.testing.assert_allclose(got, numbers["exp"], rtol=1e-9)
+  with jax.enable_x64(True):
+    n = numbers["beta_t_next"] / 128  # images; a step is a batch
+    betas = [1 - averages.weight(gamma, n) for gamma in got]
+  np.testing.assert_allclose(betas, numbers["beta"], rtol=1e-9, atol=1e-12)
+
+
+def tracked(thetas, stds, start):
+  """The averages of a run, after each of its steps."""
+  ema, history = {averages.name(std): start for std in stds}, []
+  for step, theta in enumerate(thetas):
+    ema = {
+      name: state.update_average(name, average, theta, step, warmup=False)
+      for name, average in ema.items()
+    }
+    history.append([ema[averages.name(std)] for std in stds])
+  return np.array(history)
+
+
+def test_tracked_averages_are_the_published_ones(numbers):
+  with jax.enable_x64(True):
+    got = tracked(
+      jnp.asarray(numbers["ema_params"]), (0.05, 0.075, 0.1),
+      jnp.asarray(numbers["ema_init"]),
+    )  # fmt: skip
+  np.testing.assert_allclose(got, numbers["ema_power"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["two_at_each_of_8", "uneven", "identity"])
+def test_the_coefficients_are_the_published_ones(numbers, case):
+  part = {
+    key: numbers[f"solve|{case}|{key}"]
+    for key in ("in_t", "in_std", "out_t", "out_std", "coef")
+  }
+  for k, (t, std) in enumerate(
+    zip(part["out_t"], part["out_std"], strict=True)
+  ):
+    got = averages.coefficients(part["in_t"], part["in_std"], t, std)
+    want = part["coef"][:, k] / part["coef"][:, k].sum()
+    np.testing.assert_allclose(got, want, atol=1e-8 * abs(want).max())
+
+
+def test_of_parameters_that_grow_the_average_is_known():
+  # t (gamma + 1) / (gamma + 2), up to one step.
+  n, stds = 1000, (0.05, 0.1)
+  with jax.enable_x64(True):
+    got = tracked(jnp.arange(n) + 0.5, stds, jnp.zeros(()))[-1]
+  for average, std in zip(got, stds, strict=True):
+    gamma = averages.exponent(std)
+    np.testing.assert_allclose(
+      average, n * (gamma + 1) / (gamma + 2), rtol=2e-5
+    )
+
+
+def test_what_is_reconstructed_is_what_was_tracked():
+  thetas = np.random.default_rng(0).standard_normal((512, 3)).cumsum(axis=0)
+  stds = (0.05, 0.1)
+  with jax.enable_x64(True):
+    all_stds = (*stds, 0.07, 0.2)
+    history = tracked(jnp.asarray(thetas), all_stds, jnp.zeros(3))
+  kept = [(step, k) for step in range(64, 513, 64) for k in range(2)]
+  trees = [history[step - 1, k] for step, k in kept]
+  spread = history[-1].std()
+  for k, tolerance in enumerate((1e-9, 1e-9, 0.03, 0.15)):
+    coefs = averages.coefficients(
+      [step for step, _ in kept], [stds[k] for _, k in kept], 512, all_stds[k]
+    )
+    got = averages.combined(trees, coefs)
+    assert abs(got - history[-1, k]).max() < tolerance * spread
+
+
+def test_a_small_weight_keeps_its_digits():
+  # In float32 1 - (1 - 1/n)^(g+1) as a difference is off by a percent.
+  np.testing.assert_allclose(
+    averages.weight(6.9372, 10**7), 7.9372e-7, rtol=1e-5
+  )
+
+
+def test_names():
+  config = common.make(ema={"rates": (0.999, 0.9), "stds": (0.1, 0.05)})
+  assert assemble.averages(config) == ["0.9", "0.999", "std0.05", "std0.1"]
+  assert sample.average(config, None) == "0.999"
+  assert sample.average(config, "std:0.10") == "std0.1"
+  assert sample.average(config, "std:0.07") == "std0.07"
+  made = assemble.state(
+    config, {"w": jnp.zeros(2)}, dj.training.optimizer(lr=1)
+  )
+  assert sorted(made.ema) == ["0.9", "0.999", "std0.05", "std0.1"]
+  for wanted, message in (
+    ("std:0.5", "--ema=std:0.5: an average of width 0.5 must be in"),
+    ("0.5", "--ema '0.5' is not one of raw, 0.9, "),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sample.average(config, wanted)
+  with pytest.raises(ValueError, match="has kept no such averages"):
+    sample.average(common.make(), "std:0.1")
+  with pytest.raises(ValueError, match="width 0.3 must be in"):
+    state.create({}, dj.training.optimizer(lr=1), ("std0.3",))
+  with pytest.raises(ValueError, match="must be some, and distinct"):
+    averages.coefficients([1, 1], [0.1, 0.1], 1, 0.05)

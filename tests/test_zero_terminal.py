@@ -1,0 +1,125 @@
+"""Schedules that end without any signal, and weights by the log-SNR."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from oracles import GAUSSIAN
+
+import diffusion_jax as dj
+from diffusion_jax import (
+  samplers,
+  schedules,
+  solvers,
+  spacing,
+  targets,
+  weights,
+)
+from experiments import assemble
+from experiments.configs import common
+
+MAKE = {
+  "linear": lambda T, **more: schedules.linear(T, scale=False, **more),
+  "scaled_linear": lambda T, **more: schedules.quadratic(
+    T, beta_start=0.00085, beta_end=0.012, **more
+  ),
+  "cosine": schedules.cosine,
+}
+
+
+@pytest.mark.parametrize("T", [1000, 50])
+@pytest.mark.parametrize("name", MAKE)
+def test_the_betas_are_the_published_ones(name, T):
+  with jax.enable_x64(True):
+    schedule = MAKE[name](T, zero_terminal=True)
+    at, to = schedule.at(np.arange(1, T + 1)), schedule.at(np.arange(T))
+    betas = 1 - (at.alpha / to.alpha) ** 2
+    want = reference.load("guidance")[f"zsnr_{name}_{T}_rescaled"]
+    np.testing.assert_allclose(betas, want, atol=1e-13)
+    np.testing.assert_array_equal(jax.tree.leaves(schedule.at(T))[:2], [0, 1])
+    assert jnp.isneginf(schedule.log_snr[T])
+    assert (np.diff(schedule.log_snr[1:]) < 0).all()
+    first = MAKE[name](T).at(1)
+    np.testing.assert_allclose(schedule.at(1), first, rtol=1e-9)
+
+
+STEPS = {
+  "ancestral": dj.ancestral_step, "ddim": dj.ddim_step,
+  "heun": solvers.heun_step, "dpm": solvers.dpm(2),
+  "unipc": solvers.unipc(), "deis": solvers.deis(), "flow": dj.flow.heun_step,
+}  # fmt: skip
+TABLE = schedules.linear(1000, scale=False, zero_terminal=True)
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("target", ["v", "x0", "flow"])
+def test_every_sampler_starts_from_pure_noise(name, target):
+  pairs = spacing.named(TABLE, "trailing", 50)
+  assert pairs[0, 0] == 1000
+  predict = GAUSSIAN.predictor(TABLE, targets.TARGETS[target])
+  x, _ = samplers.sample(
+    STEPS[name], predict, TABLE, (4096, 1), jax.random.key(0), pairs=pairs
+  )
+  assert abs(x.mean() - 0.3) < 5 * 0.5 / 64 + 0.02
+  assert abs(x.std() / 0.5 - 1) < 5 / np.sqrt(2 * 4096) + 0.06
+
+
+@pytest.mark.parametrize("name", spacing.NAMES)
+def test_every_spacing_walks_on_it(name):
+  pairs = spacing.named(TABLE, name, 20)
+  assert len(pairs) == 20
+  assert (np.diff(pairs[:, 0]) < 0).all()
+
+
+@pytest.mark.parametrize(
+  "weight", [None, weights.p2(), weights.min_snr(), weights.sigmoid()]
+)
+def test_the_loss_is_finite_at_the_end(weight):
+  predict = dj.predictor(lambda x, t: 0 * x, TABLE, target=targets.v)
+  x0 = jnp.full((2, 4), 0.5)
+  loss = dj.losses.weighted_mse(
+    predict, TABLE, x0, jnp.array([1000, 999]), jnp.ones((2, 4)), weight=weight
+  )
+  assert jnp.isfinite(loss).all()
+  if weight is None:  # v is -x0 where alpha is 0.
+    np.testing.assert_allclose(loss[0], 0.25)
+
+
+def test_a_noise_that_says_nothing_is_no_target():
+  schedule = {"name": "linear", "zero_terminal": True}
+  for changes in ({}, {"target": "v", "loss": {"weight": "edm"}}):
+    config = common.make(schedule=schedule, **changes)
+    with pytest.raises(ValueError, match="zero_terminal leaves no signal"):
+      assemble.check(config, assemble.schedule(config))
+  config = common.make(schedule=schedule, target="v")
+  assemble.check(config, assemble.schedule(config))
+  with pytest.raises(ValueError, match="at least 2 betas"):
+    schedules.from_betas([0.1], zero_terminal=True)
+
+
+def test_weights_by_the_log_snr():
+  schedule = schedules.cosine(100)
+  t = jnp.arange(1, 101)
+  log_snr = np.asarray(schedule.log_snr[1:], float)
+  got = weights.sigmoid(2.0)(schedule, t)
+  np.testing.assert_allclose(got, 1 / (1 + np.exp(log_snr - 2)), rtol=1e-5)
+  # e^b sigmoid(L - b) of the error of x0 (|eps error|^2 is SNR times that).
+  of_x0 = np.exp(2) / (1 + np.exp(2 - log_snr))
+  np.testing.assert_allclose(got * np.exp(log_snr), of_x0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "make", [weights.p2, weights.min_snr, weights.sigmoid, weights.edm]
+)
+def test_a_shifted_weight_is_that_of_the_cleaner_schedule(make):
+  # The schedule shifted by k, weighted by the shifted weight, is as before.
+  t, weight = jnp.arange(1, 101), make()
+  noisier = schedules.cosine(100, shift=3.0)
+  np.testing.assert_allclose(
+    weights.shifted(weight, 3.0)(noisier, t),
+    weight(schedules.cosine(100), t),
+    rtol=1e-4,
+  )
+  with pytest.raises(ValueError, match="k=0 must be above 0"):
+    weights.shifted(weight, 0)
