@@ -364,8 +364,8 @@ MUTANTS = {
   ),
   "average of the parameters before the step": _library(
     "training",
-    "average, params, float(rate), state.step",
-    "average, state.params, float(rate), state.step",
+    "average, params, state.step, warmup=ema_warmup",
+    "average, state.params, state.step, warmup=ema_warmup",
     "tests/test_training.py",
   ),
   "the same dropout at every step": _library(
@@ -381,10 +381,10 @@ MUTANTS = {
     "tests/test_training.py",
   ),
   "warm-up one step early": _library(
-    "training",
-    "jnp.minimum(step / warmup_steps, 1)",
-    "jnp.minimum((step + 1) / warmup_steps, 1)",
-    "tests/test_training.py",
+    "optimizers",
+    "jnp.minimum(step / warmup_steps, 1) if",
+    "jnp.minimum((step + 1) / warmup_steps, 1) if",
+    "tests/test_training.py tests/test_optimizers.py",
   ),
   "average that keeps what it should forget": _library(
     "state",
@@ -425,8 +425,8 @@ MUTANTS = {
   ),
   "steps counted from 1": _library(
     "models/unet",
-    "sinusoid((t - 1) * self.time_scale",
-    "sinusoid(t * self.time_scale",
+    "(t - 1) * self.time_scale",
+    "t * self.time_scale",
     "tests/test_pretrained.py",
   ),
   "scale without its 1": _library(
