@@ -425,8 +425,8 @@ MUTANTS = {
   ),
   "steps counted from 1": _library(
     "models/unet",
-    "(t - 1) * self.time_scale",
-    "t * self.time_scale",
+    "self._time((t - self.time_origin) * self.time_scale)",
+    "self._time(t * self.time_scale)",
     "tests/test_pretrained.py",
   ),
   "scale without its 1": _library(
