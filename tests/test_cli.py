@@ -131,10 +131,11 @@ def test_the_home_directory_is_expanded(monkeypatch, tmp_path):
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def speak(code, **options):
+def speak(code, redirect="", **options):
   """Runs a program that has imported nothing but ``streams``."""
   return subprocess.run(
-    [sys.executable, "-c", f"from experiments import streams\n{code}"],
+    ["sh", "-c", f'exec "$0" "$@" {redirect}', sys.executable]
+    + ["-c", f"from experiments import streams\n{code}"],
     cwd=ROOT,
     check=False,
     **options,
@@ -167,7 +168,7 @@ print("a word"), print("a word", file=sys.stderr), os.write(1, b"a word")
 file.close()
 assert file.name and sys.stdout.isatty() is False
 """
-  done = speak(code, preexec_fn=lambda: (os.close(1), os.close(2)))
+  done = speak(code, redirect=">&- 2>&-")
   assert done.returncode == 0
   assert (tmp_path / "file").read_text() == ""
 
