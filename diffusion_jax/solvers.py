@@ -145,7 +145,7 @@ def _half_log_snr(schedule: Schedule, t) -> Float[Array, ""]:
   alpha is 0: a polynomial needs a finite place for each answer.
   """
   half = schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
-  return jnp.maximum(half, -np.log(1e6))
+  return jnp.where(jnp.isneginf(half), -np.log(1e6), half)
 
 
 def _drift(
@@ -323,7 +323,7 @@ def _time_rule(schedule: Schedule, t, s) -> Rule:
   taken over arcsinh(u), which tames the range of u = sigma / alpha.
   """
   start, end = (
-    jnp.arcsinh(jnp.minimum(x.sigma / x.alpha, 1e6))
+    jnp.arcsinh(jnp.where(x.alpha > 0, x.sigma / x.alpha, 1e6))
     for x in map(schedule.at, (t, s))
   )
   middle, half = (end + start) / 2, (end - start) / 2
