@@ -223,7 +223,7 @@ def projected(
 def project(
   strong: Batch,
   weak: Batch,
-  scale: Scale,
+  scale: Scale | Float[Array, "..."],
   *,
   eta: Scale = 0.0,
   radius: Scale = jnp.inf,

@@ -207,7 +207,7 @@ def sample(
   key: Key[Array, ""],
   *,
   pairs: timesteps.Pairs | Int[Array, "S 2"] | None = None,
-  x_T: Batch | None = None,
+  x_T: Any = None,
   first: int | Int[Array, ""] = 0,
   keep: Sequence[int] = (),
   history: Any = None,

@@ -1,5 +1,6 @@
 """The published code's numbers, float64, in tests/data."""
 
+import functools
 import json
 import math
 import pathlib
@@ -16,8 +17,10 @@ DATA = pathlib.Path(__file__).parent / "data"
 PUBLISHED = DATA / "published"
 
 
+@functools.cache
 def load(name: str):
-  return np.load(DATA / f"{name}.npz")
+  with np.load(DATA / f"{name}.npz") as arrays:
+    return dict(arrays)
 
 
 def notes(name: str) -> dict:

@@ -266,7 +266,7 @@ def calls(scale, options):
   """Four calls, the momentum carried from one to the next."""
   numbers, carried = reference.load("guidance"), 0.0
   for strong, weak in zip(numbers["cond"], numbers["uncond"], strict=True):
-    strong = jnp.asarray(strong)
+    strong, weak = jnp.asarray(strong), jnp.asarray(weak)
     x0_hat, carried = guidance.project(
       strong, weak, scale, carried=carried, **options
     )

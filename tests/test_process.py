@@ -19,7 +19,7 @@ def published(request):
   with jax.enable_x64(True):
     numbers = {
       key.removeprefix(f"{name}_"): data[key]
-      for key in data.files
+      for key in data
       if key.startswith(f"{name}_")
     }
     t = jnp.asarray(numbers["t"] + 1)  # published steps count from 0
