@@ -81,6 +81,11 @@ def _call(kind: str, function: Callable, options: dict):
     raise ValueError(f"{kind}: {error}") from error
 
 
+def _given(options: Any) -> dict[str, Any]:
+  """The options that are not left to their defaults by None."""
+  return {key: value for key, value in options.items() if value is not None}
+
+
 def real_time(config: Config) -> bool:
   """Whether time is a number of the schedule, not a step."""
   return config.schedule.name in REAL_TIME
@@ -220,8 +225,7 @@ def draw(config: Config):
         f"{config.schedule.name!r} has whole steps; use one of "
         f"{', '.join(TIMESTEPS)}"
       )
-    given = {"mean": config.time_mean, "std": config.time_std}
-    given = {k: value for k, value in given.items() if value is not None}
+    given = _given({"mean": config.time_mean, "std": config.time_std})
     return dj.timesteps.drawn_by(REAL_TIMESTEPS[name](**given))
   if real_time(config):
     even = name == "antithetic"
@@ -245,9 +249,7 @@ def sampler(
     The step or solver.
   """
   if name == "edm_heun":
-    churn = {} if churn is None else dict(churn)
-    given = {k: value for k, value in churn.items() if value is not None}
-    return dj.edm.heun(num, **given)
+    return dj.edm.heun(num, **_given(churn or {}))
   options = {}
   if name in TAKE_ETA:
     options["eta"] = 0.0 if eta is None else eta
@@ -279,8 +281,7 @@ def predictor(
 
 def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
   """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
-  apg = config.sampling.get("apg", {})
-  given = {key: value for key, value in apg.items() if value is not None}
+  given = _given(config.sampling.get("apg", {}))
   if "eta" not in given:
     return dj.guidance.classifier_free
   return functools.partial(dj.guidance.projected, **given)

@@ -49,12 +49,7 @@ def run(main: Callable[[list[str]], object]) -> None:
       the machine has not what it needs.
   """
   streams.steady()
-  usual = warnings.formatwarning
-  warnings.formatwarning = lambda message, kind, *place: (
-    f"warning: {message}\n"
-    if kind is UserWarning
-    else usual(message, kind, *place)
-  )
+  warnings.formatwarning = _warning
   try:
     main(sys.argv)
   except KeyboardInterrupt:
@@ -198,7 +193,6 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     SystemExit: Status 2 after one line that names what is wrong and the
       nearest that is right; status 0 after ``--help``.
   """
-  warnings.formatwarning = _warning
   if "--help" in argv or "-h" in argv:
     say(_help(values))
     raise SystemExit(0)

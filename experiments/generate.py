@@ -26,6 +26,11 @@ class Judge(NamedTuple):
   params: Any
 
 
+def class_count(config, judge: Judge | None) -> int | None:
+  """How many classes can be asked for; None where nothing knows any."""
+  return config.model.num_classes if judge is None else judge.net.num_labels
+
+
 class Generator:
   """Draws images 0, 1, 2, ... of a key, for any parameters of one network.
 
@@ -71,9 +76,7 @@ class Generator:
     low_res_noise: int = 0,
   ):
     schedule = assemble.schedule(config)
-    count = config.model.num_classes
-    if judge is not None:
-      count = judge.net.num_labels
+    count = class_count(config, judge)
     self._classes = np.array(classes or range(count or 0), np.int32)
     self._judge = None if judge is None else judge.params
     self.guidance = guidance

@@ -177,23 +177,39 @@ def replace(path: pathlib.Path, text: str) -> None:
 def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in the same directory.
 
+  Raises:
+    ValueError: If another does.
+  """
+  with alone(
+    workdir,
+    f"another process is training in {workdir}: wait for it or stop it, or "
+    "choose another --workdir",
+  ):
+    yield
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path, otherwise: str) -> Iterator[None]:
+  """Holds the lock of a folder.
+
   The system lets go of the lock when the process ends, however it ends. Of
-  the processes of one run, the first holds it.
+  the processes of one command, the first holds it.
+
+  Args:
+    folder: The folder.
+    otherwise: What to say where another process holds it.
 
   Raises:
-    ValueError: If another holds it.
+    ValueError: If another does.
   """
   if jax.process_index() > 0:
     yield
     return
-  lock = filelock.FileLock(workdir / "lock")
+  lock = filelock.FileLock(folder / "lock")
   try:
     lock.acquire(timeout=0)
   except filelock.Timeout:
-    raise ValueError(
-      f"another process is training in {workdir}: wait for it or stop it, or "
-      "choose another --workdir"
-    ) from None
+    raise ValueError(otherwise) from None
   try:
     yield
   finally:

@@ -21,7 +21,7 @@ from absl import flags
 
 import diffusion_jax as dj
 from experiments import assemble, cli, devices, runs
-from experiments.generate import Generator, Judge
+from experiments.generate import Generator, Judge, class_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,9 +295,7 @@ def _classes(values, config, judge, names: Sequence[str]) -> tuple[int, ...]:
   """The classes that --classes names; none for all."""
   if not values.classes:
     return ()
-  count = config.model.num_classes
-  if judge is not None:
-    count = judge.net.num_labels
+  count = class_count(config, judge)
   if count is None:
     raise ValueError(
       "--classes: this run's network knows no classes; a --classifier could "
@@ -415,7 +413,9 @@ def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
     steps = [step for step in checkpoints.steps() if step <= newest.step]
   trees, ends, widths = [], [], []
   for step in steps:
-    state = restore(workdir, config, net, shape, step)
+    state = newest
+    if step != newest.step:
+      state = restore(workdir, config, net, shape, step)
     for width in config.ema.stds:
       trees.append(jax.device_get(state.ema[dj.averages.name(width)]))
       ends.append(step)

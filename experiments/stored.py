@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
 import tqdm
@@ -24,7 +23,7 @@ from jax.experimental import multihost_utils
 import diffusion_jax as dj
 from diffusion_jax.data import sources
 from experiments import cli, runs, sample
-from experiments.generate import Generator
+from experiments.generate import Generator, class_count
 
 DESCRIPTION = "samples.json"
 
@@ -113,35 +112,16 @@ def drawn(
   """
   draws = list(zip(stages(plan), generators, strict=True))
   stored = _open(draws[0][0], quantise)
-  with _alone(stored.folder):
+  # Else another process could delete what this one measures.
+  with runs.alone(
+    stored.folder,
+    f"another process is measuring the same samples, in {stored.folder}: wait "
+    "for it, or pass another --seed",
+  ):
     _draw(stored, draws, quantise)
     yield stored
     if jax.process_index() == 0 and not keep:
       stored.remove()
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes from deleting what this one measures.
-
-  The system lets go of the lock when the process ends, however it ends. Of
-  the processes of one command, the first holds it.
-  """
-  if jax.process_index() > 0:
-    yield
-    return
-  lock = filelock.FileLock(folder / "lock")
-  try:
-    lock.acquire(timeout=0)
-  except filelock.Timeout:
-    raise ValueError(
-      f"another process is measuring the same samples, in {folder}: wait for "
-      "it, or pass another --seed"
-    ) from None
-  try:
-    yield
-  finally:
-    lock.release()
 
 
 def _draw(
@@ -196,9 +176,7 @@ def _open(plan: sample.Plan, quantise: str) -> Stored:
 
 def asked(plan: sample.Plan) -> tuple[int, ...]:
   """The classes that are drawn in turn; none where nothing knows any."""
-  count = plan.config.model.num_classes
-  if plan.judge is not None:
-    count = plan.judge.net.num_labels
+  count = class_count(plan.config, plan.judge)
   return plan.classes or tuple(range(count or 0))
 
 
@@ -246,7 +224,7 @@ def describe(plan: sample.Plan, quantise: str) -> dict[str, Any]:
 
 def _describe(plan: sample.Plan) -> dict[str, Any]:
   """What one stage of a cascade adds."""
-  config = json.loads(plan.config.to_json_best_effort())
+  config = runs.config_json(plan.config)
   parts = ("model", "schedule", "target", "variance", "low_res")
   judge = None if plan.judge is None else fingerprint(plan.judge.params)
   # Only where it is not 0: what a single stage is called stays the same.

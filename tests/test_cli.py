@@ -105,9 +105,9 @@ def test_an_empty_value_is_refused(given, capsys):
   assert "empty value" in refused(capsys, *given)
 
 
-def test_a_warning_is_one_line(monkeypatch):
+def test_a_warning_is_one_line(outputs, monkeypatch):
   monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-  parsed()
+  cli.run(lambda argv: parsed())
   text = warnings.formatwarning("left out\n2 pictures", UserWarning, "x.py", 1)
   assert text == "warning: left out 2 pictures\n"
 
