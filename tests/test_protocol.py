@@ -32,9 +32,10 @@ def finished(tmp_path):
   leave(tmp_path, "curve ours", samples=100)
   (tmp_path / "ours").mkdir()
   rows = [
-    {"step": 20, "samples": 500, "fid": 12.345},
     {"step": 10, "samples": 100, "fid": 20.0},
     {"step": 20, "samples": 100, "fid": 13.0},
+    {"step": 20, "samples": 500, "fid": 12.345},
+    {"step": 20, "samples": 100, "guidance": 1.5, "fid": 15.0},
   ]
   (tmp_path / "ours" / "evaluation.jsonl").write_text(
     "".join(json.dumps(row) + "\n" for row in rows)

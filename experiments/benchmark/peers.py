@@ -27,11 +27,12 @@ class Peer:
 
   Args:
     job: "unet" and "scheduler", what diffusers' config.json and
-      scheduler_config.json would say; "batch_size"; "dtype"; "compile".
+      scheduler_config.json would say; "batch_size"; "dtype"; "compile";
+      "seed", by default 0.
   """
 
   def __init__(self, job: Facts):
-    torch.manual_seed(0)
+    torch.manual_seed(job.get("seed", 0))
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

@@ -28,8 +28,9 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.pretrained import diffusers_config
-from experiments import cli, runs
+from experiments import assemble, cli, runs
 from experiments.protocol import page
+from experiments.reporting import read_metrics
 
 STAGES = ("train", "peer", "evaluate", "page")
 METRICS = "fid,kid,pr"
@@ -88,8 +89,7 @@ class Protocol:
 
   def result(self, name: str) -> dict[str, Any] | None:
     """What a stage has left."""
-    path = self.folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return page.result(self.folder, name)
 
   def keep(self, name: str, result: dict[str, Any]) -> None:
     """Leaves a result, whole or not at all."""
@@ -140,7 +140,7 @@ class Protocol:
     config, data = runs.load(self.ours)
     images = self.folder / "images.npy"
     if not images.is_file():
-      source = dj.data.load(self.data)
+      source = assemble.source(config)
       np.save(images, source.gather(np.arange(len(source)))["image"])
       begin = time.time()  # Reading data is counted for ours alone.
     shape = tuple(data["image_shape"])
@@ -157,7 +157,8 @@ class Protocol:
       images=str(images),
       seconds=ours["seconds"],
       unet=diffusers_config.config(net, shape),
-      batch=self.values.peer_batch,
+      batch_size=self.values.peer_batch,
+      parts=PARTS,
     )
     self.keep("peer", done | {"seconds": done["saved_seconds"][-1]})
 
@@ -203,7 +204,7 @@ class Protocol:
     if part is not None:
       drawn = self._peer(
         do="sample", part=part, num=num, steps=self.values.peer_steps,
-        batch=self.values.batch,
+        batch_size=self.values.batch,
       )  # fmt: skip
       said = self._evaluate(
         f"--samples={drawn['samples']}", f"--reference={self.data}",
@@ -226,11 +227,9 @@ class Protocol:
 
   def _last_row(self, num: int, guidance: float) -> dict[str, Any]:
     """The newest row of our run for so many samples at this guidance."""
-    text = (self.ours / "evaluation.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
     return [
       row
-      for row in rows
+      for row in read_metrics(self.ours / "evaluation.jsonl")
       if row["samples"] == num and (row["guidance"] or 1.0) == guidance
     ][-1]
 
@@ -276,10 +275,7 @@ def main(argv: list[str]) -> None:
   with cli.user_errors():
     protocol = Protocol(values, config)
     for stage in values.stages:
-      if stage not in STAGES:
-        raise ValueError(
-          f"--stages: {stage!r} is not one of {', '.join(STAGES)}"
-        )
+      assemble.named("--stages", stage, STAGES)
     for stage in values.stages:
       if stage in ("evaluate", "page") or protocol.result(stage) is None:
         getattr(protocol, stage)()

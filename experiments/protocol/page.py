@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 import diffusion_jax as dj
 from experiments import cli
+from experiments.reporting import read_metrics
 
 COLUMNS = {
   "Frechet distance": lambda row: _with_error(row, "fid", "fid_std", 2),
@@ -59,15 +60,19 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def curves(folder: pathlib.Path) -> dict[str, tuple[ArrayLike, ArrayLike]]:
   """Minutes and distance of each checkpoint, by name."""
   found = {}
-  ours, peer = (_read(folder / f"{name}.json") for name in ("train", "peer"))
-  curve = _read(folder / "curve ours.json")
-  if curve:
+  ours, peer, curve = (
+    result(folder, name) for name in ("train", "peer", "curve ours")
+  )
+  if ours and curve:
     minutes = {step: at / 60 for step, at in ours["checkpoints"]}
-    text = (folder / "ours" / "evaluation.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
-    # Of several measurements of a step, that of the curve is the last.
+    rows = read_metrics(folder / "ours" / "evaluation.jsonl")
+    # Of several measurements of a step, those of the curve.
     by_step = {
-      row["step"]: row["fid"] for row in rows if row["step"] in minutes
+      row["step"]: row["fid"]
+      for row in rows
+      if row["step"] in minutes
+      and row["samples"] == curve["samples"]
+      and row.get("guidance") is None
     }
     steps = sorted(by_step)
     found["ours"] = (
@@ -75,18 +80,20 @@ def curves(folder: pathlib.Path) -> dict[str, tuple[ArrayLike, ArrayLike]]:
       np.array([by_step[step] for step in steps]),
     )
   parts = {
-    int(path.stem.split()[-1]): _read(path)["fid"]
+    int(path.stem.split()[-1]): json.loads(path.read_text())["fid"]
     for path in folder.glob("curve diffusers *.json")
   }
-  if parts:
+  if peer and parts:
     order = sorted(parts)
     minutes = np.array(peer["saved_seconds"])[[k - 1 for k in order]] / 60
     found["diffusers"] = (minutes, np.array([parts[k] for k in order]))
   return found
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text()) if path.is_file() else {}
+def result(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+  """What a stage has left."""
+  path = folder / f"{name}.json"
+  return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _with_error(row, value: str, error: str, digits: int) -> str:

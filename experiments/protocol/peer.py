@@ -7,9 +7,10 @@ batch, data that stay on the card, channels-last, bfloat16 and torch.compile.
 A worker of the protocol; it reads a job in JSON on standard input:
 
   {"do": "train", "images": "images.npy", "seconds": 300, "out": "peer",
-   "unet": {...}, "batch": 128, "dtype": "bfloat16", "compile": true}
+   "unet": {...}, "batch_size": 128, "parts": 4, "seed": 0, "dtype": "bfloat16",
+   "compile": true}
   {"do": "sample", "out": "peer", "part": 4, "num": 50000, "steps": 25,
-   "batch": 1000, "seed": 0, "dtype": "bfloat16", "compile": true}
+   "batch_size": 1000, "seed": 0, "dtype": "bfloat16", "compile": true}
 
 and prints what it has done in one line of JSON. It imports no JAX.
 """
@@ -24,22 +25,24 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmark.peers import DEVICE, Peer
+
 # An extra: type checkers need not find them.
 torch: Any = importlib.import_module("torch")
 diffusers: Any = importlib.import_module("diffusers")
 training_utils: Any = importlib.import_module("diffusers.training_utils")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PARTS = 4  # of the time; at the end of each the average is saved
 WARMUP = 500  # steps
 
 
 def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
-  """Trains until ``seconds`` after ``begin``; saves the average in parts."""
-  torch.manual_seed(job["seed"])
+  """Trains until ``seconds`` after ``begin``; saves the average in parts.
+
+  A part is as long as the others; at its end the average is written.
+  """
+  peer = Peer(job)
+  net = peer.net.train()
   images = torch.from_numpy(np.load(job["images"])).to(DEVICE)
-  net = diffusers.UNet2DModel.from_config(job["unet"])
-  net.to(DEVICE, memory_format=torch.channels_last).train()
   scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000)
   optimizer = torch.optim.AdamW(
     net.parameters(),
@@ -57,15 +60,13 @@ def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
     power=0.75,
     foreach=True,
   )
-  predict = torch.compile(net) if job["compile"] else net
-  dtype = getattr(torch, job["dtype"])
   step, saved, loss = 0, [], torch.zeros(())
   while (done := (time.time() - begin) / job["seconds"]) < 1:
     # The script's decay, by time where it counts steps.
     warm = min(1.0, (step + 1) / WARMUP)
     for group in optimizer.param_groups:
       group["lr"] = 1e-4 * warm * 0.5 * (1 + math.cos(math.pi * done))
-    chosen = torch.randint(len(images), (job["batch"],), device=DEVICE)
+    chosen = torch.randint(len(images), (job["batch_size"],), device=DEVICE)
     x0 = images[chosen].permute(0, 3, 1, 2).float() / 127.5 - 1
     flipped = torch.rand(len(x0), 1, 1, 1, device=DEVICE) < 0.5
     x0 = torch.where(flipped, x0.flip(3), x0)
@@ -73,9 +74,7 @@ def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
     eps = torch.randn_like(x0)
     t = torch.randint(1000, (len(x0),), device=DEVICE)
     x_t = scheduler.add_noise(x0, eps, t)
-    with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
-      output = predict(x_t, t).sample
-    loss = torch.nn.functional.mse_loss(output.float(), eps)
+    loss = torch.nn.functional.mse_loss(peer(x_t, t), eps)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -84,17 +83,17 @@ def train(job: dict[str, Any], begin: float) -> dict[str, Any]:
     step += 1
     if step % 20 == 0 and DEVICE == "cuda":
       torch.cuda.synchronize()  # so that the clock says what is done
-    if done > (len(saved) + 1) / PARTS:
+    if done > (len(saved) + 1) / job["parts"]:
       saved.append(_save(job, net, average, len(saved) + 1, begin))
-  if len(saved) < PARTS:
-    saved.append(_save(job, net, average, PARTS, begin))
+  if len(saved) < job["parts"]:
+    saved.append(_save(job, net, average, job["parts"], begin))
   return {
     "steps": step,
-    "batch": job["batch"],
+    "batch": job["batch_size"],
     "loss": float(loss.detach()),
     "saved_seconds": saved,
-    "parameters": sum(p.numel() for p in net.parameters()),
-    "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu",
+    "parameters": peer.facts["parameters"],
+    "device": peer.facts["device"],
   }
 
 
@@ -114,24 +113,21 @@ def sample(job: dict[str, Any], begin: float) -> dict[str, Any]:
   (UniPC) a network that has learnt for minutes draws noise.
   """
   folder = pathlib.Path(job["out"], f"part{job['part']}")
-  net = diffusers.UNet2DModel.from_pretrained(folder)
-  net.to(DEVICE, memory_format=torch.channels_last).eval()
-  predict = torch.compile(net) if job["compile"] else net
-  dtype = getattr(torch, job["dtype"])
+  saved = diffusers.UNet2DModel.from_pretrained(folder)
+  peer = Peer(job | {"unet": saved.config})
+  peer.net.load_state_dict(saved.state_dict())
+  peer.net.eval()
   generator = torch.Generator(DEVICE).manual_seed(job["seed"])
-  size = net.config.sample_size
-  shape = (job["batch"], net.config.in_channels, size, size)
   parts = []
   with torch.inference_mode():
-    for _ in range(-(-job["num"] // job["batch"])):
+    for _ in range(-(-job["num"] // job["batch_size"])):
       scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000)
       scheduler.set_timesteps(job["steps"], device=DEVICE)
-      x = torch.randn(shape, generator=generator, device=DEVICE)
+      x = torch.randn(peer.shape, generator=generator, device=DEVICE)
       x = x.to(memory_format=torch.channels_last)
       for t in scheduler.timesteps:
-        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
-          output = predict(x, t.expand(len(x))).sample
-        x = scheduler.step(output.float(), t, x).prev_sample
+        output = peer(x, t.expand(len(x)))
+        x = scheduler.step(output, t, x).prev_sample
       levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
       parts.append(levels.permute(0, 2, 3, 1).cpu().numpy())
   path = pathlib.Path(job["out"], f"samples{job['part']}_{job['num']}.npz")
@@ -143,9 +139,6 @@ def main() -> None:
   """The worker."""
   begin = time.time()
   job = json.load(sys.stdin)
-  torch.backends.cuda.matmul.allow_tf32 = True
-  torch.backends.cudnn.allow_tf32 = True
-  torch.backends.cudnn.benchmark = True
   # The clock starts with the command, imports included.
   begin = job.get("begin", begin)
   done = {"train": train, "sample": sample}[job["do"]](job, begin)
