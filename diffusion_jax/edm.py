@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch
-from diffusion_jax.samplers import Step
+from diffusion_jax.samplers import Step, trapezoid
 from diffusion_jax.schedules import Schedule, Time
 
 
@@ -100,14 +100,12 @@ def _heun_step(
     t_hat = jnp.where(grow > 0, raised, t_hat)
   p = predict(schedule.at(t_hat).alpha * y, t_hat)
   slope = (y - p.x0_hat) / u_hat
-  euler = y + (u_s - u_hat) * slope
 
-  def corrected(y_s):
+  def slope_at(y_s):
     there = predict(alpha_s * y_s, jnp.maximum(s, schedule.first))
-    new_slope = (y_s - there.x0_hat) / u_s
-    return y + (u_s - u_hat) * (slope + new_slope) / 2
+    return (y_s - there.x0_hat) / u_s
 
-  y_s = jax.lax.cond(jnp.asarray(s) > 0, corrected, lambda y_s: y_s, euler)
+  y_s = trapezoid(y, u_s - u_hat, slope, slope_at, s)
   return alpha_s * y_s, p.x0_hat
 
 

@@ -13,12 +13,12 @@ methods. The network's target is ``targets.flow``, its times in training
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch
+from diffusion_jax.samplers import trapezoid
 from diffusion_jax.schedules import Schedule, Time
 
 Real = Float[Array, "..."]
@@ -51,13 +51,12 @@ def heun_step(
   (size, tau), (size_s, tau_s) = _straight(schedule, t), _straight(schedule, s)
   p = predict(x_t, t)
   z, slope = x_t / size, p.eps_hat - p.x0_hat
-  euler = z + (tau_s - tau) * slope
 
-  def corrected(z_s):
+  def slope_at(z_s):
     there = predict(size_s * z_s, jnp.maximum(s, schedule.first))
-    return z + (tau_s - tau) * (slope + there.eps_hat - there.x0_hat) / 2
+    return there.eps_hat - there.x0_hat
 
-  z_s = jax.lax.cond(jnp.asarray(s) > 0, corrected, lambda z_s: z_s, euler)
+  z_s = trapezoid(z, tau_s - tau, slope, slope_at, s)
   return size_s * z_s, p.x0_hat
 
 

@@ -25,7 +25,7 @@ from diffusion_jax.prediction import (
   p_mean_variance,
   read,
 )
-from diffusion_jax.process import Batch, per_example
+from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
 
 Scale = float | Float[Array, ""]
@@ -79,7 +79,7 @@ def classifier(
   """
 
   def guided(x_t, t, cond=None):
-    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    t = times(t, x_t)
     p = predict(x_t, t, cond)
     push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)
     eps_hat = p.eps_hat - scale * push
@@ -123,10 +123,9 @@ def classifier_step(
   Returns:
     x_s and the unguided prediction of the clean data.
   """
-  times = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
   prediction = predict(x_t, t)
   p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
-  mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times)
+  mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
   return mean + std * eps, prediction.x0_hat
 
@@ -162,7 +161,7 @@ def classifier_free(
   """
 
   def guided(x_t, t, cond=None):
-    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    t = times(t, x_t)
     strong, weak = _both(predict, null, x_t, t, cond)
     return _extrapolate(
       schedule, strong, weak, x_t, t, scale, interval, rescale
@@ -211,7 +210,7 @@ def projected(
   """
 
   def guided(x_t, t, cond=None):
-    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    t = times(t, x_t)
     strong, weak = _both(predict, null, x_t, t, cond)
     at = _scale_at(scale, t, x_t)
     x0_hat, _ = project(strong.x0_hat, weak.x0_hat, at, eta=eta, radius=radius)

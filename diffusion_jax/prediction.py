@@ -117,7 +117,7 @@ def predictor(
   network: Any = apply
 
   def predict(x_t, t, cond=None):
-    t = jnp.broadcast_to(jnp.asarray(t), x_t.shape[:1])
+    t = process.times(t, x_t)
     time = t if clock is None else clock(schedule, t)
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
     output = network(x, time) if cond is None else network(x, time, cond)

@@ -33,6 +33,11 @@ def per_example(
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
+def times(t: Time, like: Batch) -> Shaped[Array, " B"]:
+  """One time per example, which is what a network takes."""
+  return jnp.broadcast_to(jnp.asarray(t), like.shape[:1])
+
+
 def rates(schedule: Schedule, t: Time, like: Batch):
   """alpha_t and sigma_t, shaped to multiply ``like``."""
   at = schedule.at(t)

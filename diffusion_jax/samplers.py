@@ -150,6 +150,33 @@ def ddim_step(
   return x_s, p.x0_hat
 
 
+def trapezoid(
+  x: Batch,
+  h: Float[Array, "..."],
+  slope: Batch,
+  slope_at: Callable[[Batch], Batch],
+  s: Time,
+) -> Batch:
+  """Heun's method: x + h times the mean of the slopes at both ends of a step.
+
+  Args:
+    x: Where it starts.
+    h: The length of the step.
+    slope: dx/dh there.
+    slope_at: The slope where Euler's step ends; not asked for at s = 0.
+    s: The time where the step ends.
+
+  Returns:
+    Where it ends; at s = 0 the end of Euler's step.
+  """
+  return jax.lax.cond(
+    jnp.asarray(s) > 0,
+    lambda ahead: x + h * (slope + slope_at(ahead)) / 2,
+    lambda ahead: ahead,
+    x + h * slope,
+  )
+
+
 def noise(
   key: Key[Array, ""], s: Time, images: Int[Array, " B"], shape: Sequence[int]
 ) -> Float[Array, "B *image"]:

@@ -171,13 +171,12 @@ def from_betas(
   log_abar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
   # -expm1 keeps the digits of 1 - abar that a subtraction would cancel.
   abar, one_minus_abar = np.exp(log_abar), -np.expm1(log_abar)
-  if zero_terminal:
-    root = np.exp(log_abar[1:] / 2)
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    abar = np.append(1.0, root**2)
-    one_minus_abar = np.append(0.0, (1 - root) * (1 + root))
   with np.errstate(divide="ignore"):
     if zero_terminal:
+      root = np.exp(log_abar[1:] / 2)
+      root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+      abar = np.append(1.0, root**2)
+      one_minus_abar = np.append(0.0, (1 - root) * (1 + root))
       log_abar = np.log(abar)
     log_snr = log_abar - np.log(one_minus_abar)
   if shift != 1:

@@ -28,9 +28,13 @@ def antithetic(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
   Each t is uniform on 1..T, but together they cover 1..T (Kingma et al. 2021,
   appendix I.1), which takes most of the variance out of the batch's loss.
   """
-  offset = jax.random.uniform(key)
-  u = (offset + jnp.arange(batch) / batch) % 1
+  u = _evenly(key, batch)
   return jnp.minimum((u * T).astype(jnp.int32), T - 1) + 1
+
+
+def _evenly(key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
+  """Each uniform on [0, 1), all of them a stride apart."""
+  return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1
 
 
 def drawn_by(quantile: Quantile, *, even: bool = True):
@@ -46,10 +50,7 @@ def drawn_by(quantile: Quantile, *, even: bool = True):
   """
 
   def draw(key, batch, T):
-    if even:
-      u = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1
-    else:
-      u = jax.random.uniform(key, (batch,))
+    u = _evenly(key, batch) if even else jax.random.uniform(key, (batch,))
     return quantile(jnp.clip(u, 1e-6, 1 - 1e-6), T)
 
   return draw

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import grain
 import jax
 import numpy as np
@@ -168,9 +169,19 @@ def mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
   return found
 
 
-def gathered(config: Config, found: jax.sharding.Mesh) -> Callable:
-  """Puts split parameters together for the network, in a compiled step."""
-  return dj.parallel.gather(found) if config.fsdp else lambda params: params
+def applied(
+  config: Config, net: nn.Module, found: jax.sharding.Mesh
+) -> dj.objectives.Apply:
+  """The network as an objective calls it, its split parameters put together."""
+  gather = dj.parallel.gather(found) if config.fsdp else lambda params: params
+
+  def apply(params, x_t, t, cond, key):
+    return net.apply(
+      {"params": gather(params)}, x_t, t, cond, train=True,
+      rngs={"dropout": key},
+    )  # fmt: skip
+
+  return apply
 
 
 def settle(

@@ -42,22 +42,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.count_classes(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
-  gathered = loop.gathered(config, devices)
-
-  def apply(params, x_t, t, cond, dropout_key):
-    return net.apply(
-      {"params": gathered(params)},
-      x_t,
-      t,
-      cond,
-      train=True,
-      rngs={"dropout": dropout_key},
-    )
 
   step = functools.partial(
     dj.training.train_step,
     objective=dj.objectives.diffusion(
-      apply,
+      loop.applied(config, net, devices),
       schedule,
       loss_at=loss_at,
       draw=assemble.draw(config),

@@ -41,22 +41,12 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     source, held = dj.data.hold_out(source, config.held_out)
   net = assemble.classifier(config, source.image_shape, source.num_classes)
 
-  gathered = loop.gathered(config, devices)
-
-  def apply(params, x_t, t, cond, dropout_key):
-    return net.apply(
-      {"params": gathered(params)},
-      x_t,
-      t,
-      cond,
-      train=True,
-      rngs={"dropout": dropout_key},
-    )
-
   step = functools.partial(
     dj.training.train_step,
     objective=dj.objectives.classification(
-      apply, schedule, draw=assemble.draw(config)
+      loop.applied(config, net, devices),
+      schedule,
+      draw=assemble.draw(config),
     ),
     tx=tx,
     micro_batches=config.micro_batches,

@@ -266,8 +266,8 @@ MUTANTS = {
   ),
   "classifier's push by the standard deviation": _library(
     "guidance",
-    "scale * jnp.exp(p.log_var) * gradient(x_t, times)",
-    "scale * jnp.exp(0.5 * p.log_var) * gradient(x_t, times)",
+    "scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))",
+    "scale * jnp.exp(0.5 * p.log_var) * gradient(x_t, times(t, x_t))",
     "tests/test_guidance.py",
   ),
   "gradient of a mean over the batch": _library(
