@@ -187,7 +187,12 @@ def test_published_networks_split_almost_wholly(name):
 def test_one_hosts_sigterm_stops_every_process_after_the_same_step(tmp_path):
   def begin(steps):
     settings = processes(2)
-    flags = (*TINY, f"--workdir={tmp_path}/run", f"--config.num_steps={steps}")
+    flags = (
+      *TINY,
+      f"--workdir={tmp_path}/run",
+      f"--config.num_steps={steps}",
+      "--config.optim.decay_steps=10_000",
+    )
     return [
       subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *flags],
@@ -207,13 +212,14 @@ def test_one_hosts_sigterm_stops_every_process_after_the_same_step(tmp_path):
         worker.kill()
 
   workers = begin(10_000)
-  line = ""
-  while not line.startswith("step 10/"):
-    line = workers[0].stdout.readline()
-    assert line, "the first process has ended"
+  printed = ""
+  for line in iter(workers[0].stdout.readline, ""):
+    printed += line
+    if line.startswith("step 10/"):
+      break
   workers[1].send_signal(signal.SIGTERM)
   first, _ = end(workers)
-  assert [worker.returncode for worker in workers] == [0, 0], first
+  assert [worker.returncode for worker in workers] == [0, 0], printed + first
   assert "stopped by SIGTERM: the run is saved after step" in first
   step = int(first.rpartition("after step ")[2].partition(";")[0])
 
