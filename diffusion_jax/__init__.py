@@ -9,6 +9,9 @@
 (4, 8, 8, 1)
 """
 
+import importlib
+import typing
+
 from diffusion_jax import (
   averages as averages,
   bound as bound,
@@ -72,3 +75,16 @@ from diffusion_jax.samplers import (
 from diffusion_jax.schedules import (
   Schedule as Schedule,
 )
+
+if typing.TYPE_CHECKING:
+  from diffusion_jax import runs as runs
+
+
+def __getattr__(name: str) -> typing.Any:
+  """``dj.runs`` when it is first asked for: the library itself needs no more.
+
+  Configurations and checkpoints do: ml_collections, Orbax, filelock.
+  """
+  if name == "runs":
+    return importlib.import_module("diffusion_jax.runs")
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,14 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from experiments import assemble, cli, devices, runs, sample
+from diffusion_jax import runs
+from diffusion_jax.runs import (
+  configuration,
+  datasets,
+  restoring,
+)
+from experiments import cli
+from experiments.cli import devices, options
 
 JUMP = 10  # moves that inpainting repeats at a time
 # What of a picture's rows and columns is to be filled in.
@@ -145,47 +152,37 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   Raises:
     ValueError: If there is no such run or its model cannot edit.
   """
-  if values.workdir is None:
-    raise ValueError("--workdir is missing: the directory of a run")
-  workdir = pathlib.Path(values.workdir)
-  config, data = runs.load(workdir)
-  shape = tuple(data["image_shape"])
-  net = assemble.model(config, shape, data["num_classes"])
-  if assemble.low_res_shape(config, shape) is not None:
-    raise ValueError(f"{workdir} enlarges pictures; it does not edit them")
-  hides = assemble.hides_labels(config)
-  if config.model.num_classes is not None and not hides:
+  run = runs.open(options.workdir(values))
+  config, conditions = run.config, run.conditions
+  if conditions.low_res is not None:
+    raise ValueError(f"{run.workdir} enlarges pictures; it does not edit them")
+  if conditions.num_classes is not None and not conditions.label_dropout:
     raise ValueError(
-      f"{workdir} was trained without label_dropout: its network does not "
+      f"{run.workdir} was trained without label_dropout: its network does not "
       "know how to draw without a class, as editing does"
     )
-  ema = sample.average(config, values.ema)
-  schedule = assemble.schedule(config)
-  pairs = dj.spacing.named(schedule, "even", values.steps)
+  restoring.average(config, values.ema)  # refuses one that is not there
+  pairs = dj.spacing.named(run.schedule, "even", values.steps)
   if values.edit == "inpaint" and len(pairs) % JUMP:
     raise ValueError(
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
-  x0 = pictures(values, config, shape)
-  params, _ = sample.parameters(workdir, config, net, shape, ema)
-
-  predict = assemble.predictor(config, schedule, net, params)
-  conditions = assemble.conditions(config, schedule, shape)
+  x0 = pictures(values, config, run.image_shape)
+  predict = run.predict(values.ema, clip=True)
+  no_class = conditions.num_classes or 0
 
   def without_class(x_t, t, cond=None):
     del cond
-    none = conditions.given(
-      jnp.full(len(x_t), config.model.num_classes or 0), None
-    )
+    none = conditions.given(jnp.full(len(x_t), no_class), None)
     return predict(x_t, t, none)
 
-  return Model(schedule, dj.clipped(without_class, schedule), pairs), x0
+  return Model(run.schedule, without_class, pairs), x0
 
 
 def pictures(values, config, shape) -> np.ndarray:
   """The first pictures of --images, or of the run's data: [N, H, W, C]."""
   if values.images is None:
-    source = assemble.source(config, elsewhere="--images")
+    source = datasets.source(config, elsewhere="--images")
   else:
     source = dj.data.load(values.images, size=shape[:2], channels=shape[2])
   count = min(values.num, len(source))
@@ -218,7 +215,7 @@ def main(argv: list[str]) -> None:
       usual,
       text,
       lower_bound=0,
-      upper_bound=cli.MOST_SEED,
+      upper_bound=configuration.MOST_SEED,
       flag_values=values,
     )
   for name, usual, known, text in (

@@ -21,7 +21,9 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.pretrained import diffusers_config, files
-from experiments import assemble, cli, devices, runs, sample
+from diffusion_jax.runs import choices, directory, networks, restoring
+from experiments import cli
+from experiments.cli import devices
 
 
 def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
@@ -113,16 +115,16 @@ def export(values: flags.FlagValues) -> None:
   Raises:
     ValueError: For anything a user may have got wrong.
   """
-  write = FORMATS[assemble.named("--format", values.format, FORMATS)]
+  write = FORMATS[choices.named("--format", values.format, FORMATS)]
   out, workdir = pathlib.Path(values.out), pathlib.Path(values.workdir)
   if out.is_file() or (out.is_dir() and any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; choose another")
   cli.check_out(out)
-  config, data = runs.load(workdir)
+  config, data = directory.load(workdir)
   shape = tuple(data["image_shape"])
-  net = assemble.network(config, shape, data["num_classes"])
-  ema = sample.average(config, values.ema)
-  params, step = sample.parameters(workdir, config, net, shape, ema)
+  net = networks.network(config, shape, data["num_classes"])
+  ema = restoring.average(config, values.ema)
+  params, step = restoring.parameters(workdir, config, net, shape, ema)
   params = jax.device_get(params)
   with cli.system_errors():
     write(out, config, net, params, shape)

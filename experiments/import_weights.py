@@ -15,7 +15,7 @@ the run like any other; to measure or train, name the data:
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,12 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.models import Classifier, presets
-from diffusion_jax.models.unet import Encoder
-from diffusion_jax.pretrained import diffusers_config, files
-from experiments import assemble, cli, continuing, devices, runs
-from experiments.cli import Config
+from diffusion_jax.pretrained import diffusers_config, files, formats
+from diffusion_jax.runs import checks, choices, directory, networks, processes
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.training import continuing
+from experiments import cli
+from experiments.cli import devices
 from experiments.configs import common
 
 # What a source without settings of its process leaves open.
@@ -85,7 +87,7 @@ def usual(source: Source, preset: str | None) -> Config:
     ValueError: If the preset is unknown, or is not the source's model.
   """
   if preset is not None:
-    assemble.named("--preset", preset, presets.PRESETS)
+    choices.named("--preset", preset, presets.PRESETS)
     found = presets.PRESETS[preset]
     if isinstance(found.net, Classifier):
       return common.published_classifier(preset, data=_no_data(found.size))
@@ -147,7 +149,7 @@ def _check_preset(source: Source, config: Config, preset: str) -> None:
       )
   if source.process:
     there = common.make(schedule=source.process["schedule"])
-    if not assemble.same_noise(config, there):
+    if not processes.same_noise(config, there):
       raise ValueError(
         f"--preset={preset} has the schedule {config.schedule.to_dict()}, the "
         f"source {source.process['schedule']}"
@@ -170,46 +172,6 @@ def check_said(source: Source, preset, argv: Sequence[str]) -> None:
     )
 
 
-class Format(NamedTuple):
-  """How weights are recognised and read.
-
-  Attributes:
-    prefix: Of a name that every network has.
-    first: The first convolution, whose input is the image.
-    axis: Of its input channels.
-    read: To our parameters.
-  """
-
-  prefix: str
-  first: str
-  axis: int
-  read: Callable[..., dict[str, Any]]
-
-
-FORMATS = (
-  Format(
-    "time_embed.", "input_blocks.0.0.weight", 1, dj.pretrained.from_openai
-  ),
-  Format("time_embedding.", "conv_in.weight", 1, dj.pretrained.from_diffusers),
-  Format("temb/", "conv_in/W", 2, dj.pretrained.from_tensorflow),
-)
-
-
-def format_of(weights: Mapping[str, np.ndarray]) -> Format:
-  """The format that the names of weights are in.
-
-  Raises:
-    ValueError: If it is none that is known.
-  """
-  for known in FORMATS:
-    if any(name.startswith(known.prefix) for name in weights):
-      return known
-  some = ", ".join(sorted(weights)[:3])
-  raise ValueError(
-    f"the weights are in no known format; their names are {some}, ..."
-  )
-
-
 def image_shape(
   config: Config, source: Source, weights: Mapping[str, np.ndarray]
 ) -> tuple[int, int, int]:
@@ -224,32 +186,20 @@ def image_shape(
       f"{source.path} does not say how large its images are: pass "
       '--config.data.size="(32,)"'
     )
-  known = format_of(weights)
-  if known.first not in weights:
-    raise ValueError(f"missing from the weights: {known.first}")
-  shape = weights[known.first].shape
+  layout = formats.format_of(weights)
+  if layout.first not in weights:
+    raise ValueError(f"missing from the weights: {layout.first}")
+  shape = weights[layout.first].shape
   if len(shape) != 4:
-    raise ValueError(f"{known.first} is {shape} in the weights, not a kernel")
+    raise ValueError(f"{layout.first} is {shape} in the weights, not a kernel")
   # A network that enlarges is given the small picture beside the noisy one.
-  channels = shape[known.axis] // (2 if config.low_res.size else 1)
+  channels = shape[layout.axis] // (2 if config.low_res.size else 1)
   said = None if source.unet is None else source.unet.get("in_channels", 3)
   if said not in (None, channels):
     raise ValueError(
-      f"in_channels={said} in {source.path}, but {known.first} has {channels}"
+      f"in_channels={said} in {source.path}, but {layout.first} has {channels}"
     )
   return size[0], size[-1], channels
-
-
-def convert(weights: Mapping[str, np.ndarray], net: Encoder) -> dict[str, Any]:
-  """Parameters from weights, in whichever format their names are.
-
-  Raises:
-    ValueError: If the names are of no known format, or do not fit.
-  """
-  known = format_of(weights)
-  if isinstance(net, Classifier) and known.prefix != "time_embed.":
-    raise ValueError("the preset is OpenAI's classifier, the weights are not")
-  return known.read(weights, net)
 
 
 def describe(config: Config, shape, name: str) -> dict[str, Any]:
@@ -269,19 +219,19 @@ def write(
   workdir: pathlib.Path, config: Config, data: dict, params, origin: dict
 ) -> None:
   """Writes the run: the weights are the parameters and every average."""
-  tx = assemble.optimizer(config)
-  state = assemble.state(config, jax.tree.map(jax.numpy.asarray, params), tx)
+  tx = networks.optimizer(config)
+  state = networks.state(config, jax.tree.map(jax.numpy.asarray, params), tx)
   with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
     checkpoints.save(state)
   text = json.dumps(origin, indent=2) + "\n"
   (workdir / "imported.json").write_text(text)
-  runs.describe_run(workdir, runs.config_json(config), data)
+  directory.describe_run(workdir, directory.config_json(config), data)
 
 
 def check_empty(workdir: pathlib.Path) -> None:
   """Refuses a directory that holds something."""
-  runs.check_place(workdir)
-  if runs.is_run(workdir):
+  directory.check_place(workdir)
+  if directory.is_run(workdir):
     raise ValueError(
       f"{workdir} is not empty, it holds a run; choose another --workdir"
     )
@@ -328,14 +278,14 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
     ValueError: For anything a user may have got wrong.
   """
   workdir = pathlib.Path(values.workdir)
-  assemble.check(config, assemble.schedule(config))
+  checks.check(config, processes.schedule(config))
   if config.get("kind") != "classifier":
-    assemble.loss_at(config)
+    processes.loss_at(config)
   weights = tensors(source)
   shape = image_shape(config, source, weights)
   data = describe(config, shape, values.source)
-  net = assemble.network(config, shape, data["num_classes"])
-  params = convert(weights, net)
+  net = networks.network(config, shape, data["num_classes"])
+  params = formats.convert(weights, net)
   origin = {
     "source": values.source,
     "path": str(source.path),

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from absl import flags
 
 from diffusion_jax.models import presets
-from experiments import cli, devices
+from experiments import cli
+from experiments.cli import devices
 
 HEADS = ("name", "size", "parameters", "schedule", "variance", "loss", "steps")
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments import sample
+from diffusion_jax.runs import planning
+from diffusion_jax.runs.options import SamplingOptions
 
 # The smallest network that still is one.
 TINY = (
@@ -61,9 +62,7 @@ def refused(capsys, module, *flags) -> str:
 
 def params_of(workdir):
   """The raw parameters of a run's newest checkpoint."""
-  values = sample.define_flags(sample.flags.FlagValues(), num=1)
-  values(["", f"--workdir={workdir}", "--ema=raw"])
-  return sample.plan(values).params
+  return planning.plan(workdir, SamplingOptions(ema="raw")).params
 
 
 def rows(path):

@@ -38,10 +38,6 @@ def _library(file: str, right: str, wrong: str, tests: str) -> Mutant:
   return Mutant(f"diffusion_jax/{file}.py", right, wrong, tests)
 
 
-def _command(file: str, right: str, wrong: str, tests: str) -> Mutant:
-  return Mutant(f"experiments/{file}.py", right, wrong, tests)
-
-
 MUTANTS = {
   # ------------------------------------------------------------- process
   "alpha squared": _library(
@@ -509,28 +505,27 @@ MUTANTS = {
     "if not _checksum(folder / name):",
     "tests/test_resume.py -k checksums",
   ),
-  "other data accepted": _command(
-    "continuing",
+  "other data accepted": _library(
+    "runs/training/continuing",
     'same_data = old_data.get("fingerprint") == data["fingerprint"]',
     "same_data = True",
     "tests/test_resume.py -k fingerprint",
   ),
-  "lock not taken": _command(
-    "runs",
+  "lock not taken": _library(
+    "runs/directory",
     "  with locked(workdir):",
     "  with contextlib.nullcontext():",
     "tests/test_resume.py -k lock",
   ),
-  "stray words accepted": _command(
-    "cli",
+  "stray words accepted": Mutant(
+    "experiments/cli/arguments.py",
     "if len(rest) > 1:",
     "if len(rest) > 9:",
     "tests/test_malformed.py -k flag",
   ),
-  "stages of a cascade share their noise": _command(
-    "sample",
-    "return jax.random.fold_in("
-    "jax.random.fold_in(root, assemble.STAGES), stage)",
+  "stages of a cascade share their noise": _library(
+    "runs/planning",
+    "return jax.random.fold_in(jax.random.fold_in(root, STAGES), stage)",
     "return root",
     "tests/test_upsampling.py -k share_no",
   ),

@@ -17,8 +17,12 @@ import numpy as np
 import optax
 
 import diffusion_jax as dj
-from experiments import assemble, devices, loop, train
-from experiments.generate import Generator
+from diffusion_jax.runs import networks, processes
+from diffusion_jax.runs.generate import Generator
+from diffusion_jax.runs.options import SamplingOptions
+from diffusion_jax.runs.training import diffusion
+from experiments import train
+from experiments.cli import devices, training
 
 STEPS = 50
 COLLECTIVE = re.compile(
@@ -40,7 +44,7 @@ def pmap_step(config, net, state, batch, key):
 
   Written for the simple loss without dropout, from the equations.
   """
-  schedule, tx = assemble.schedule(config), assemble.optimizer(config)
+  schedule, tx = processes.schedule(config), networks.optimizer(config)
   key_t, key_eps, _ = jax.random.split(jax.random.fold_in(key, state.step), 3)
   x0, count = batch["image"], jax.device_count()
   t = jax.random.randint(key_t, x0.shape[:1], 1, schedule.T + 1)
@@ -74,9 +78,9 @@ def flat(params) -> np.ndarray:
 def measure(flags: list[str]) -> dict[str, np.ndarray]:
   """Trains some steps, draws some images; what came of it."""
   argv = ["train", "--config=configs/digits.py:smoke", *flags]
-  config = loop.command_line(argv, train.DEFAULT_CONFIG).config
+  config = training.command_line(argv, train.DEFAULT_CONFIG).config
   folder = pathlib.Path(tempfile.mkdtemp())
-  run = train.prepare(config, folder)
+  run = diffusion.prepare(config, folder)
   key_init, key = jax.random.split(jax.random.key(0))
   state = run.init(key_init)
   place = dj.parallel.split_block(run.mesh)
@@ -104,9 +108,9 @@ def measure(flags: list[str]) -> dict[str, np.ndarray]:
     config,
     net,
     run.source.image_shape,
-    sampler="ancestral",
-    pairs=dj.timesteps.spaced(1000, 4),
-    batch=6,  # no multiple of the devices
+    # The batch is no multiple of the devices.
+    SamplingOptions(sampler="ancestral", batch=6),
+    dj.timesteps.spaced(1000, 4),
   )
   held = {"params": state.params, "ema": state.ema, "moments": state.opt_state}
   return {

@@ -8,7 +8,7 @@ import reference
 
 import diffusion_jax as dj
 from diffusion_jax import averages, state
-from experiments import assemble, sample
+from diffusion_jax.runs import networks, restoring
 from experiments.configs import common
 
 
@@ -99,22 +99,22 @@ def test_a_small_weight_keeps_its_digits():
 
 def test_names():
   config = common.make(ema={"rates": (0.999, 0.9), "stds": (0.1, 0.05)})
-  assert assemble.averages(config) == ["0.9", "0.999", "std0.05", "std0.1"]
-  assert sample.average(config, None) == "0.999"
-  assert sample.average(config, "std:0.10") == "std0.1"
-  assert sample.average(config, "std:0.07") == "std0.07"
-  made = assemble.state(
+  assert networks.averages(config) == ["0.9", "0.999", "std0.05", "std0.1"]
+  assert restoring.average(config, None) == "0.999"
+  assert restoring.average(config, "std:0.10") == "std0.1"
+  assert restoring.average(config, "std:0.07") == "std0.07"
+  made = networks.state(
     config, {"w": jnp.zeros(2)}, dj.training.optimizer(lr=1)
   )
   assert sorted(made.ema) == ["0.9", "0.999", "std0.05", "std0.1"]
   for wanted, message in (
-    ("std:0.5", "--ema=std:0.5: an average of width 0.5 must be in"),
-    ("0.5", "--ema '0.5' is not one of raw, 0.9, "),
+    ("std:0.5", "`ema=std:0.5`: an average of width 0.5 must be in"),
+    ("0.5", "`ema` '0.5' is not one of raw, 0.9, "),
   ):
     with pytest.raises(ValueError, match=message):
-      sample.average(config, wanted)
+      restoring.average(config, wanted)
   with pytest.raises(ValueError, match="has kept no such averages"):
-    sample.average(common.make(), "std:0.1")
+    restoring.average(common.make(), "std:0.1")
   with pytest.raises(ValueError, match="width 0.3 must be in"):
     state.create({}, dj.training.optimizer(lr=1), ("std0.3",))
   with pytest.raises(ValueError, match="must be some, and distinct"):

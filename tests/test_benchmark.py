@@ -19,15 +19,17 @@ from jax.extend import core
 
 import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
-from experiments import assemble, devices, flops
-from experiments.benchmark import (
+from diffusion_jax.runs import datasets, networks
+from diffusion_jax.runs.training import compiling, flops
+from experiments.cli import devices
+from experiments.configs import digits
+from experiments.tools.benchmark import (
   __main__ as benchmark,
   ours,
   peaks,
   rounds,
   rows,
 )
-from experiments.configs import digits
 
 TINY = (
   "--config=configs/digits.py:smoke",
@@ -151,18 +153,18 @@ def test_flags_for_a_cpu_are_left_to_who_knows_better(version, monkeypatch):
 def test_programs_that_run_once_are_compiled_in_a_hurry(monkeypatch):
   name = "xla_backend_optimization_level"
   monkeypatch.setenv("XLA_FLAGS", "")
-  assert devices.compiler_options(effort=0) == {name: 0}
+  assert compiling.compiler_options(effort=0) == {name: 0}
   monkeypatch.setenv("XLA_FLAGS", f"--{name}=1")
-  assert devices.compiler_options(effort=0) is None
+  assert compiling.compiler_options(effort=0) is None
   monkeypatch.setenv("XLA_FLAGS", "")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert devices.compiler_options(effort=0) is None
+  assert compiling.compiler_options(effort=0) is None
 
 
 def test_parameters_do_not_depend_on_how_hard_their_program_is_compiled():
   config = digits.get_config("smoke")
-  source = assemble.source(config)
-  net = assemble.model(config, source.image_shape, 10)
+  source = datasets.source(config)
+  net = networks.model(config, source.image_shape, 10)
   x, t = jnp.zeros((1, 8, 8, 1)), jnp.ones(1, jnp.int32)
   drawn = [
     jax.jit(net.init, compiler_options={"xla_backend_optimization_level": n})(

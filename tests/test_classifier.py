@@ -12,8 +12,18 @@ import pytest
 from commands import CLASSIFIER, assert_one_error, command, rows
 
 import diffusion_jax as dj
-from experiments import assemble, sample, train_classifier
-from experiments.generate import Generator
+from diffusion_jax.runs import (
+  directory,
+  networks,
+  processes,
+  restoring,
+  samplers,
+)
+from diffusion_jax.runs.generate import Generator
+from diffusion_jax.runs.options import SamplingOptions
+from diffusion_jax.runs.training import classification
+from experiments import sample, train_classifier
+from experiments.configs import common
 
 
 def test_cross_entropy_of_bayes_rule_is_the_entropy_left():
@@ -60,7 +70,7 @@ def test_accuracy_is_counted_in_the_right_quarter():
       sure = jnp.where(t <= 20, 1.0, -1.0)
       return sure[:, None] * jax.nn.one_hot(label, 3)
 
-  right, count = train_classifier.right_by_quarter(
+  right, count = classification.right_by_quarter(
     Half(), schedule, {}, jnp.zeros((64, 2, 2, 1)), label, jax.random.key(0)
   )
   np.testing.assert_array_equal(count, 16)
@@ -93,10 +103,10 @@ def runs_of_both(zoo, tmp_path, few_numbers):
 
 
 def checkpoint(workdir):
-  config, data = sample.runs.load(workdir)
+  config, data = directory.load(workdir)
   shape = tuple(data["image_shape"])
-  net = assemble.network(config, shape, data["num_classes"])
-  return sample.restore(workdir, config, net, shape)
+  net = networks.network(config, shape, data["num_classes"])
+  return restoring.restore(workdir, config, net, shape)
 
 
 def test_held_out_pictures_get_noise_of_their_own():
@@ -109,7 +119,7 @@ def test_held_out_pictures_get_noise_of_their_own():
 
   held = dj.data.hold_out(dj.data.load("digits"), 5)[1]
   key, state = jax.random.key(0), types.SimpleNamespace(params=None, step=4)
-  train_classifier.measure_held_out(right, held, 4, state, key)
+  classification.measure_held_out(right, held, 4, state, key)
   steps = [jax.random.fold_in(key, step) for step in range(500)]
   assert len(seen) > 50
   assert not any(jax.random.key_data(k).tolist() in seen for k in steps)
@@ -152,8 +162,8 @@ def test_a_classifier_pushes_samples_to_what_it_takes_for_the_class(
   assert np.abs(off.astype(int) - free).max() <= 1
 
   state = checkpoint(classifier)
-  config, _ = sample.runs.load(classifier)
-  net = assemble.classifier(config, (8, 8, 1), 10)
+  config, _ = directory.load(classifier)
+  net = networks.classifier(config, (8, 8, 1), 10)
 
   def log_prob(images):
     x = dj.images.from_uint8(images)
@@ -171,13 +181,13 @@ def test_another_scale_compiles_nothing():
       traces.append(1)
       return x_t * 0.1 + dj.process.per_example(cond["y"], x_t) * 0.01
 
-  config = sample.runs.common.make()
+  config = common.make()
   config.model.num_classes = 3
-  schedule = assemble.schedule(config)
+  schedule = processes.schedule(config)
   generator = Generator(
     config, Net(), (2, 2, 1),
-    sampler="ddim", pairs=assemble.walk(schedule, "ddim", None, 4), batch=4,
-    guidance=1.5,
+    SamplingOptions(sampler="ddim", batch=4, guidance=1.5),
+    samplers.walk(schedule, "ddim", None, 4),
   )  # fmt: skip
   one = generator({}, jax.random.key(0), 4)
   count = len(traces)
@@ -209,13 +219,13 @@ def test_bad_classifiers_are_one_line(name, runs_of_both, capsys):
 
 
 def noised_in_fewer_steps(run):
-  config = sample.runs.read_json(run, "config")
+  config = directory.read_json(run, "config")
   config["schedule"]["T"] = 500
   (run / "config.json").write_text(json.dumps(config))
 
 
 def of_larger_pictures(run):
-  data = sample.runs.read_json(run, "data")
+  data = directory.read_json(run, "data")
   data["image_shape"] = [16, 16, 1]
   (run / "data.json").write_text(json.dumps(data))
 

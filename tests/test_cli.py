@@ -9,8 +9,9 @@ import warnings
 import pytest
 from absl import flags
 
-from experiments import cli, devices, runs, streams
-from experiments.train import DEFAULT_CONFIG
+from diffusion_jax.runs import console, directory
+from experiments import cli, train
+from experiments.cli import devices, streams
 
 
 def parsed(*given):
@@ -18,7 +19,7 @@ def parsed(*given):
   values, argv = flags.FlagValues(), ["train", *given]
   flags.DEFINE_string("workdir", None, "", flag_values=values)
   flags.DEFINE_list("upsampler", None, "", flag_values=values)
-  cli.define_config(values, argv, DEFAULT_CONFIG)
+  cli.define_config(values, argv, train.DEFAULT_CONFIG)
   return cli.parse(argv, values)
 
 
@@ -43,7 +44,7 @@ def refused(capsys, *given) -> str:
 def test_a_space_is_as_good_as_an_equals_sign(given):
   config = parsed(*given).config
   assert (config.num_steps, config.seed) == (20, -3)
-  name = cli.config_name(["train", *given], DEFAULT_CONFIG)
+  name = cli.config_name(["train", *given], train.DEFAULT_CONFIG)
   assert name == "digits-smoke"
   assert cli.peek(["train", *given], "config")["config"] == (
     "configs/digits.py:smoke"
@@ -78,11 +79,11 @@ def test_the_configuration_of_a_run_may_have_none(tmp_path):
     ["train", "--config.optim.decay_steps=None"],
     flags.FlagValues(),
   )
-  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  cli.define_known_config(values, argv, directory.changeable(tmp_path))
   optim = cli.parse(argv, values).config.optim
   assert optim.clip is None and optim.decay_steps is None
   argv, values = ["train", "--config.optim.clip=2"], flags.FlagValues()
-  cli.define_known_config(values, argv, runs.changeable(tmp_path))
+  cli.define_known_config(values, argv, directory.changeable(tmp_path))
   assert cli.parse(argv, values).config.optim.clip == 2.0
 
 
@@ -131,11 +132,18 @@ def test_the_home_directory_is_expanded(monkeypatch, tmp_path):
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+# Without what the other commands import.
+SPEAKER = """
+import experiments, runpy, types
+streams = types.SimpleNamespace(**runpy.run_path("experiments/cli/streams.py"))
+"""
+
+
 def speak(code, redirect="", **options):
   """Runs a program that has imported nothing but ``streams``."""
   return subprocess.run(
     ["sh", "-c", f'exec "$0" "$@" {redirect}', sys.executable]
-    + ["-c", f"from experiments import streams\n{code}"],
+    + ["-c", SPEAKER + code],
     cwd=ROOT,
     check=False,
     **options,
@@ -261,13 +269,13 @@ def test_an_output_that_can_be_written(tmp_path, monkeypatch):
 
 
 def test_only_what_is_slow_is_said(capsys):
-  with cli.said_if_slow("reading"):
+  with console.said_if_slow("reading"):
     pass
   assert not capsys.readouterr().out
-  with cli.said_if_slow("reading", seconds=0) as said:
+  with console.said_if_slow("reading", seconds=0) as said:
     del said
-    for timer in cli.threading.enumerate():
-      if isinstance(timer, cli.threading.Timer):
+    for timer in console.threading.enumerate():
+      if isinstance(timer, console.threading.Timer):
         timer.join()
   assert capsys.readouterr().out == "reading\n"
 
@@ -280,7 +288,7 @@ def test_a_path_may_have_colons(tmp_path):
   path.parent.mkdir()
   path.write_text(f"{CONFIG}  return digits.get_config(variant)\n")
   for named, steps in ((path, 1500), (f"{path}:smoke", 20)):
-    values = cli.flags.FlagValues()
+    values = flags.FlagValues()
     argv = ["", f"--config={named}", "--config.batch_size=4"]
     cli.define_config(values, argv, "configs/digits.py")
     config = cli.parse(argv, values).config
@@ -292,6 +300,6 @@ def test_a_configuration_that_is_a_dict_is_refused(tmp_path, capsys):
   path = tmp_path / "mine.py"
   path.write_text(f"{CONFIG}  return digits.get_config().to_dict()\n")
   with pytest.raises(SystemExit) as stop:
-    cli.define_config(cli.flags.FlagValues(), ["", f"--config={path}"], "x")
+    cli.define_config(flags.FlagValues(), ["", f"--config={path}"], "x")
   assert stop.value.code == 2
   assert "no configuration but a dict; begin" in capsys.readouterr().err

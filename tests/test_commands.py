@@ -19,12 +19,11 @@ from PIL import Image
 from prepared import write_cifar
 
 from diffusion_jax.models import presets
+from diffusion_jax.runs import checks, directory, networks, processes
+from diffusion_jax.runs.training import loop
 from experiments import (
-  assemble,
   evaluate,
-  loop,
   presets as list_presets,
-  runs,
   sample,
   train,
 )
@@ -63,18 +62,18 @@ def test_a_run_leaves_what_it_promises(trained):
     (4, "raw"), (4, "ema0.995"), (8, "raw"), (8, "ema0.995"),
   ]  # fmt: skip
   assert "distance" not in previews[2] and 0 < previews[3]["distance"] < 1
-  assert runs.read_json(trained, "config")["model"]["channels"] == 8
-  data = runs.read_json(trained, "data")
+  assert directory.read_json(trained, "config")["model"]["channels"] == 8
+  data = directory.read_json(trained, "data")
   assert data["image_shape"] == [8, 8, 1] and data["examples"] == 1797
-  assert "jax" in runs.read_json(trained, "versions")
+  assert "jax" in directory.read_json(trained, "versions")
   assert list((trained / "tensorboard").glob("events.*"))
   with Image.open(trained / "samples" / "denoising.gif") as gif:
     assert 2 <= gif.n_frames <= 3  # equal frames are stored once
 
 
 def test_a_tree_that_is_not_installed_has_no_version(monkeypatch):
-  monkeypatch.setattr(runs, "PACKAGES", ("numpy", "no-such-package"))
-  found = runs.versions()
+  monkeypatch.setattr(directory, "PACKAGES", ("numpy", "no-such-package"))
+  found = directory.versions()
   assert found["numpy"] == np.__version__
   assert found["no-such-package"] == "not installed"
 
@@ -245,7 +244,7 @@ def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
     "--config.micro_batches=2",
     "--config.num_steps=2",
   )
-  data = runs.read_json(workdir, "data")
+  data = directory.read_json(workdir, "data")
   assert data["image_shape"] == [12, 8, 3]
   assert data["class_names"] == ["cats", "dogs"]
   command(sample, f"--workdir={workdir}", "--num=2", f"--out={tmp_path}/a.npz")
@@ -266,7 +265,7 @@ def test_cifar_trains_from_prepared_tfds_data(few_numbers, tmp_path):
     "--config.preview.steps=2",
   )
   assert (workdir / "checkpoints" / "1").is_dir()
-  assert runs.read_json(workdir, "data")["name"] == "cifar10/3.0.2 train"
+  assert directory.read_json(workdir, "data")["name"] == "cifar10/3.0.2 train"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(few_numbers, tmp_path, capsys):
@@ -416,7 +415,7 @@ def test_bad_training_input_is_one_line_and_status_2(
 def test_a_config_that_does_not_fit_the_run_is_refused(
   few, capsys, flag, message
 ):
-  lr = runs.read_json(few, "config")["optim"]["lr"]
+  lr = directory.read_json(few, "config")["optim"]["lr"]
   message = message.replace("0.001", str(lr))
   with pytest.raises(SystemExit) as stop:
     command(train, *BLIND, f"--workdir={few}", flag)
@@ -438,7 +437,7 @@ BAD_SAMPLING = {
     "there already",
   ),
   "guidance": (["--workdir={run}", "--guidance=2"], "without label_dropout"),
-  "classes": (["--workdir={run}", "--classes=3"], "knows no classes"),
+  "classes": (["--workdir={run}", "--classes=3"], "is unconditional"),
   "eta": (
     ["--workdir={run}", "--sampler=unipc", "--eta=1"],
     "has no eta; ddim",
@@ -512,15 +511,15 @@ def test_every_config_assembles(name):
   sample.cli.define_config(values, argv, train.DEFAULT_CONFIG)
   sample.cli.parse(argv, values)
   config = values.config
-  schedule = assemble.schedule(config)
-  assemble.check(config, schedule)
+  schedule = processes.schedule(config)
+  checks.check(config, schedule)
   classes = config.model.num_classes or config.model.get("num_labels") or 10
   if config.model.num_classes == 0:  # as many as the data have
     config.model.num_classes = classes
-  net = assemble.network(config, (64, 64, 3), classes)
+  net = networks.network(config, (64, 64, 3), classes)
   shapes = jax.eval_shape(
-    lambda key: assemble.init(
-      config, net, (64, 64, 3), assemble.optimizer(config), key
+    lambda key: networks.init(
+      config, net, (64, 64, 3), networks.optimizer(config), key
     ),
     jax.random.key(0),
   )

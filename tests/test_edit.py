@@ -10,7 +10,8 @@ from oracles import Mixture
 from PIL import Image
 
 import diffusion_jax as dj
-from experiments import assemble, edit, runs
+from diffusion_jax.runs import directory, processes
+from experiments import edit
 from experiments.configs import common
 
 # Nothing of it is clipped to [-1, 1].
@@ -22,8 +23,10 @@ def trained(zoo, tmp_path, few_numbers):
   """A run that knows no classes, and one that always knows the class."""
   plain = zoo.copy("few", tmp_path / "plain")
   told = zoo.copy("conditional", tmp_path / "told")
-  config = runs.read_json(told, "config")
-  runs.replace(told / "config.json", json.dumps(config | {"label_dropout": 0}))
+  config = directory.read_json(told, "config")
+  directory.replace(
+    told / "config.json", json.dumps(config | {"label_dropout": 0})
+  )
   return plain, told
 
 
@@ -75,7 +78,7 @@ def test_variations_keep_less_from_noisier_steps(trained, tmp_path):
 def test_interpolation_runs_from_one_picture_to_the_next():
   # Gaussian data: their noise is known, and so is what lies between.
   config = common.make(schedule={"name": "cosine"})
-  schedule = assemble.schedule(config)
+  schedule = processes.schedule(config)
   exact = dj.clipped(NARROW.predictor(schedule), schedule)
   x0 = NARROW.sample(jax.random.key(0), (4, 8, 8, 1))
   asked = edit.Request(jax.random.key(1), "right")

@@ -11,7 +11,9 @@ import sklearn.datasets
 from commands import assert_one_error, command
 
 import diffusion_jax as dj
-from experiments import efficientnet, evaluate, features, measures, scores
+from diffusion_jax.runs.evaluation import features, measures, scores
+from experiments import evaluate
+from experiments.tools import efficientnet
 
 NETWORKS = """
 import jax

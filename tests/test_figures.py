@@ -1,11 +1,12 @@
-"""experiments.figures, run as a user runs it."""
+"""experiments.tools.figures, run as a user runs it."""
 
 import numpy as np
 import pytest
 from commands import TINY, assert_one_error, command
 from PIL import Image
 
-from experiments import figures, train
+from experiments import train
+from experiments.tools import figures
 
 
 def test_a_figure_is_the_same_file_every_time(tmp_path, capsys):

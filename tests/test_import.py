@@ -15,12 +15,11 @@ from reference import PUBLISHED, assert_same
 import diffusion_jax as dj
 from diffusion_jax.models import presets
 from diffusion_jax.pretrained import files
+from diffusion_jax.runs import directory, networks, processes, restoring
 from experiments import (
-  assemble,
   evaluate,
   export_weights,
   import_weights,
-  runs,
   sample,
   train,
   train_classifier,
@@ -46,10 +45,10 @@ PROCESS = ("schedule.name=linear", "schedule.T=1000", "target=eps",
 
 
 def state_of(workdir):
-  config, data = runs.load(workdir)
+  config, data = directory.load(workdir)
   shape = tuple(data["image_shape"])
-  net = import_weights.assemble.network(config, shape, data["num_classes"])
-  return net, sample.restore(workdir, config, net, shape)
+  net = networks.network(config, shape, data["num_classes"])
+  return net, restoring.restore(workdir, config, net, shape)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +75,14 @@ def test_an_imported_run_gives_the_published_outputs(imported):
   for params in (state.params, state.ema["0.9999"]):
     out = jax.jit(net.apply)({"params": params}, numbers["x"], numbers["t"] + 1)
     np.testing.assert_allclose(out, numbers["out"], rtol=0, atol=1e-4)
-  config, data = runs.load(imported)
+  config, data = directory.load(imported)
   assert config.schedule.to_dict() == {
     "name": "linear", "T": 1000, "scale": False,
     "beta_start": 0.0001, "beta_end": 0.02,
   }  # fmt: skip
   assert (config.variance, config.target) == ("fixed_large", "eps")
   assert data["image_shape"] == [16, 16, 3]
-  origin = runs.read_json(imported, "imported")
+  origin = directory.read_json(imported, "imported")
   assert origin["source"].endswith("ddpm") and origin["preset"] is None
 
 
@@ -153,8 +152,8 @@ def test_an_imported_run_is_fine_tuned(imported, tmp_path, capsys):
   ]
   assert 0 < max(moved) < 1e-6
   # From now on it is a run like any other: its data are known.
-  assert runs.read_json(workdir, "data")["name"] == "digits"
-  assert runs.read_json(workdir, "config")["model"]["dropout"] == 0.1
+  assert directory.read_json(workdir, "data")["name"] == "digits"
+  assert directory.read_json(workdir, "config")["model"]["dropout"] == 0.1
   with pytest.raises(SystemExit) as stop:
     command(train, run, "--config.optim.lr=1e-3")
   # --workdir alone starts from the run's configuration: nothing else differs.
@@ -218,7 +217,7 @@ def test_openais_model_of_a_preset(published, tmp_path, capsys):
   source, run = published / "64x64_diffusion.pt", tmp_path / "run"
   flags = ("--preset=adm-imagenet64", f"--workdir={run}")
   command(import_weights, f"--source={source}", *flags)
-  config, data = runs.load(run)
+  config, data = directory.load(run)
   assert config.model.qkv_order == "qkv" and config.schedule.name == "cosine"
   assert config.variance == "learned_range" and config.sampling.steps == 250
   assert (data["num_classes"], data["image_shape"]) == (10, [16, 16, 3])
@@ -249,7 +248,7 @@ def test_openais_classifier(published, tmp_path, capsys):
   source, run = published / "64x64_classifier.pt", tmp_path / "run"
   flags = ("--preset=adm-classifier64", f"--workdir={run}")
   command(import_weights, f"--source={source}", *flags)
-  config, data = runs.load(run)
+  config, data = directory.load(run)
   assert config.kind == "classifier" and config.model.num_labels == 10
   assert data["num_classes"] == 10
   net, state = state_of(run)
@@ -444,9 +443,9 @@ def test_what_a_source_does_not_say_is_taken_from_the_command(model, tmp_path):
   workdir = tmp_path / "run"
   flags = [f"--config.{flag}" for flag in PROCESS]
   command(import_weights, f"--source={FOLDER}", f"--workdir={workdir}", *flags)
-  config, _ = runs.load(workdir)
+  config, _ = directory.load(workdir)
   assert config.schedule.T == 1000 and config.variance == "fixed_large"
-  assert assemble.schedule(config).T == 1000
+  assert processes.schedule(config).T == 1000
 
 
 @pytest.mark.parametrize(
@@ -499,10 +498,10 @@ def test_diffusers_loads_what_is_exported(imported, tmp_path):
     y = unet(x, torch.tensor(numbers["t"])).sample.permute(0, 2, 3, 1)
   np.testing.assert_allclose(y, numbers["out"], rtol=0, atol=1e-5)
   scheduler = diffusers.DDPMScheduler.from_pretrained(out)
-  config, _ = runs.load(imported)
+  config, _ = directory.load(imported)
   np.testing.assert_allclose(
     np.sqrt(scheduler.alphas_cumprod),
-    assemble.schedule(config).alpha[1:],
+    processes.schedule(config).alpha[1:],
     rtol=1e-4,  # theirs are products of float32
   )
   assert scheduler.config.variance_type == "fixed_large"

@@ -12,7 +12,8 @@ import pytest
 from commands import TINY, command, refused
 from PIL import Image
 
-from experiments import edit, evaluate, export_weights, loop, sample, train
+from diffusion_jax.runs.training import loop
+from experiments import edit, evaluate, export_weights, sample, train
 
 # Overrides of experiments.train: no configuration can mean these.
 OVERRIDES = [

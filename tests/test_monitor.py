@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from experiments.monitor import Monitor
+from diffusion_jax.runs.training.monitor import Monitor
 
 DIGITS = dj.data.load("digits")
 PARAMS = {"w": np.array([3.0, 4.0], np.float32)}

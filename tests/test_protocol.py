@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.protocol import page
+from experiments.tools.protocol import page
 
 
 def leave(folder, name, **result):
@@ -78,7 +78,7 @@ def test_the_whole_protocol_runs_small(tmp_path):
       with file.open(f"{'ab'[k % 2]}/{k}.png", "w") as opened:
         picture.save(opened, "PNG")
   command = [
-    sys.executable, "-m", "experiments.protocol",
+    sys.executable, "-m", "experiments.tools.protocol",
     f"--config.data.name={tmp_path / 'pictures.zip'}",
     "--config.num_steps=8", "--config.batch_size=8",
     "--config.model.channels=32", "--config.model.head_channels=32",

@@ -13,7 +13,8 @@ from commands import TINY, assert_one_error, command
 from PIL import Image
 
 import diffusion_jax as dj
-from experiments import runs, train
+from diffusion_jax.runs import directory
+from experiments import train
 from experiments.configs import common
 from experiments.report import __main__ as report, charts, findings, neighbours
 from experiments.report.markup import element, picture, render
@@ -218,8 +219,8 @@ def empty_run(tmp_path, name="empty", **changes):
   )
   workdir = tmp_path / name
   workdir.mkdir()
-  data = runs.describe(dj.data.load("digits"), config)
-  runs.describe_run(workdir, runs.config_json(config), data)
+  data = directory.describe(dj.data.load("digits"), config)
+  directory.describe_run(workdir, directory.config_json(config), data)
   return workdir
 
 
@@ -243,7 +244,7 @@ def without_versions(run):
 
 
 def without_data(run):
-  config, data = (runs.read_json(run, name) for name in ("config", "data"))
+  config, data = (directory.read_json(run, name) for name in ("config", "data"))
   config["data"]["name"] = "<gone>"
   data["path"] = str(run / "<gone>")
   (run / "config.json").write_text(json.dumps(config))
@@ -259,7 +260,7 @@ def torn(run):
 
 
 def stopped(run):
-  config = runs.read_json(run, "config")
+  config = directory.read_json(run, "config")
   config["num_steps"] = 20
   (run / "config.json").write_text(json.dumps(config))
 
@@ -297,7 +298,7 @@ def test_missing_parts_are_named(trained, tmp_path, change, sentences):
 def test_other_data_than_those_of_the_run_are_named(trained, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(trained, run)
-  data = runs.read_json(run, "data")
+  data = directory.read_json(run, "data")
   (run / "data.json").write_text(json.dumps({**data, "fingerprint": "0"}))
   warning = "The data have changed since this run was trained"
   assert warning in shown(run, "--nonetwork").text
@@ -309,7 +310,7 @@ def test_a_flag_of_zero_is_a_flag(trained):
   values(["", f"--workdir={trained}", "--eta=0"])
   record = report.read(trained)
   plan = report.plan_or_why_not(values, record)
-  assert (plan.sampler, plan.eta) == ("ddim", 0)
+  assert (plan.options.sampler, plan.options.eta) == ("ddim", 0)
 
 
 def test_data_that_are_gone_are_named(trained, tmp_path):

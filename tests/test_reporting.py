@@ -1,6 +1,7 @@
 import json
 
-from experiments.reporting import Log, read_metrics
+from diffusion_jax.runs import directory
+from diffusion_jax.runs.training.reporting import Log
 
 
 def log_of(workdir, first_step=0, quiet=False):
@@ -18,12 +19,12 @@ def test_previews_have_a_file_of_their_own(tmp_path):
     log.metrics(2, {"loss": 0.5})
     log.preview(2, "raw", {"drift": [0.1, -0.2], "saturated": 0.5})
     log.preview(2, "ema0.9", {"drift": [0.0, 0.0], "distance": 0.25})
-  assert read_metrics(tmp_path / "previews.jsonl") == [
+  assert directory.read_rows(tmp_path / "previews.jsonl") == [
     {"step": 2, "of": "raw", "drift": [0.1, -0.2], "saturated": 0.5},
     {"step": 2, "of": "ema0.9", "drift": [0.0, 0.0], "distance": 0.25},
   ]
   # Every row of metrics.jsonl stays a row of training.
-  (row,) = read_metrics(tmp_path / "metrics.jsonl")
+  (row,) = directory.read_rows(tmp_path / "metrics.jsonl")
   assert row["loss"] == 0.5 and row["images"] == 8
 
 
@@ -38,7 +39,9 @@ def test_a_resumed_run_drops_what_lies_beyond_its_checkpoint(tmp_path):
     log.metrics(5, {"loss": 2.0})
     log.preview(5, "raw", {"saturated": 0.0})
   for name in ("metrics", "previews"):
-    steps = [row["step"] for row in read_metrics(tmp_path / f"{name}.jsonl")]
+    steps = [
+      row["step"] for row in directory.read_rows(tmp_path / f"{name}.jsonl")
+    ]
     assert steps == [2, 4, 5]
 
 
@@ -53,5 +56,5 @@ def test_what_is_damaged_in_a_log_is_no_row(tmp_path):
   (tmp_path / "metrics.jsonl").write_bytes(rows)
   with log_of(tmp_path, first_step=4) as log:
     log.metrics(5, {"loss": 2.0})
-  found = read_metrics(tmp_path / "metrics.jsonl")
+  found = directory.read_rows(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in found] == [2, 5]

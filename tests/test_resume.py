@@ -19,17 +19,18 @@ import reference
 from commands import BLIND, TINY, assert_one_error, command, params_of
 
 import diffusion_jax as dj
-from experiments import (
-  assemble,
+from diffusion_jax.runs import checks, datasets, directory, processes
+from diffusion_jax.runs.training import (
   continuing,
-  devices,
+  diffusion,
   interruption,
-  loop,
-  runs,
-  soak,
-  train,
+  setup,
+  stepping,
 )
+from experiments import train
+from experiments.cli import devices
 from experiments.configs import digits
+from experiments.tools import soak
 
 
 @pytest.fixture
@@ -107,15 +108,15 @@ def test_where_data_lie_is_known_from_anywhere(begun, tmp_path, monkeypatch):
   data, run = tmp_path / "data", begun(path=str(tmp_path / "data"))
   config = json.loads((run / "config.json").read_text())
   config["data"]["name"] = "data"
-  runs.replace(run / "config.json", json.dumps(config))
+  directory.replace(run / "config.json", json.dumps(config))
   monkeypatch.chdir(run)
   with pytest.raises(ValueError, match=f"no data at {data}: .*--images=PATH"):
-    assemble.source(runs.load(run)[0], elsewhere="--images")
+    datasets.source(directory.load(run)[0], elsewhere="--images")
   data.mkdir()
-  assert runs.load(run)[0].data.name == str(data)
+  assert directory.load(run)[0].data.name == str(data)
   data.rmdir()
   (run / "data").mkdir()  # has come along with the run
-  assert runs.load(run)[0].data.name == "data"
+  assert directory.load(run)[0].data.name == "data"
 
 
 def test_a_closed_terminal_is_a_signal_too_unless_nohup_ignores_it():
@@ -140,7 +141,7 @@ def test_a_signal_cuts_a_preview_short(
     signal.raise_signal(signal.SIGTERM)
     raise AssertionError("the preview went on")
 
-  monkeypatch.setattr(train, "preview", long_preview)
+  monkeypatch.setattr(diffusion, "preview", long_preview)
   flags = (*TINY, f"--workdir={tmp_path}/run", "--config.num_steps=8")
   with pytest.raises(SystemExit) as stop:
     command(train, *flags)
@@ -149,7 +150,7 @@ def test_a_signal_cuts_a_preview_short(
 
 
 def test_a_second_run_in_the_directory_is_refused(whole, capsys):
-  with runs.locked(whole), pytest.raises(SystemExit) as stop:
+  with directory.locked(whole), pytest.raises(SystemExit) as stop:
     command(train, *BLIND, f"--workdir={whole}", "--config.num_steps=8")
   assert_one_error(stop, capsys, "another process is training in .*whole")
 
@@ -338,21 +339,21 @@ def test_what_a_killed_save_left_is_cleared_by_the_next_writer_only(
 def test_a_kill_while_a_run_is_described_leaves_what_may_be_taken(
   tmp_path, monkeypatch
 ):
-  run, replace = tmp_path / "run", runs.replace
+  run, replace = tmp_path / "run", directory.replace
 
   def killed(path, text):
     if path.name == "config.json":
       raise KeyboardInterrupt
     replace(path, text)
 
-  with runs.opened(run), monkeypatch.context() as patch:
-    patch.setattr(runs, "replace", killed)
+  with directory.opened(run), monkeypatch.context() as patch:
+    patch.setattr(directory, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-      runs.describe_run(run, {}, {})
-  assert not runs.is_run(run)
-  with runs.opened(run):
-    runs.describe_run(run, {}, {})
-  assert runs.is_run(run)
+      directory.describe_run(run, {}, {})
+  assert not directory.is_run(run)
+  with directory.opened(run):
+    directory.describe_run(run, {}, {})
+  assert directory.is_run(run)
 
 
 def test_a_mounted_or_linked_or_hidden_nothing_can_be_a_run(
@@ -367,10 +368,10 @@ def test_a_mounted_or_linked_or_hidden_nothing_can_be_a_run(
     raise PermissionError(errno.EACCES, "the parent cannot be written")
 
   # As in a container: the directory is there, all that is above is not ours.
-  monkeypatch.setattr(runs.pathlib.Path, "rename", refused)
-  with runs.opened(tmp_path / "link"):
-    runs.describe_run(tmp_path / "link", {}, {})
-  assert runs.is_run(volume)
+  monkeypatch.setattr(directory.pathlib.Path, "rename", refused)
+  with directory.opened(tmp_path / "link"):
+    directory.describe_run(tmp_path / "link", {}, {})
+  assert directory.is_run(volume)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_what_else_there_is_stays_as_it_is(make, message, tmp_path):
   before = names_in(tmp_path)
   with (
     pytest.raises(ValueError, match=message),
-    runs.opened(tmp_path / "run"),
+    directory.opened(tmp_path / "run"),
   ):
     pass
   assert names_in(tmp_path) == before
@@ -402,7 +403,10 @@ def test_what_else_there_is_stays_as_it_is(make, message, tmp_path):
   ],
 )
 def test_a_name_that_loses_checkpoints_is_refused(name, message, tmp_path):
-  with pytest.raises(ValueError, match=message), runs.opened(tmp_path / name):
+  with (
+    pytest.raises(ValueError, match=message),
+    directory.opened(tmp_path / name),
+  ):
     pass
   assert not list(tmp_path.iterdir())
 
@@ -435,7 +439,9 @@ def begun(tmp_path):
   def begin(name="run", step=None, imported=False, **data):
     run = tmp_path / name
     run.mkdir()
-    runs.describe_run(run, runs.config_json(config_of()), DIGITS | data)
+    directory.describe_run(
+      run, directory.config_json(config_of()), DIGITS | data
+    )
     if imported:
       (run / "imported.json").write_text("{}")
     if step is not None:
@@ -479,7 +485,7 @@ def test_the_fingerprint_says_what_data_are_and_not_their_path(begun):
   assert continuing.check(run, config, moved) == {
     "path": ("/old/data", "/new/data")
   }
-  with pytest.raises(ValueError, match="fingerprint is 'a' there.*--new_data"):
+  with pytest.raises(ValueError, match="fingerprint is 'a' there.*`new_data`"):
     continuing.check(run, config, moved | {"fingerprint": "b"})
 
 
@@ -501,10 +507,10 @@ def test_other_data_go_on_where_that_is_asked_for(begun):
 
 def test_the_end_of_the_decay_moves_with_that_of_the_run(begun):
   config = config_of(num_steps=40)
-  with pytest.raises(ValueError, match="rate is 0: set .*decay_steps=40 as"):
-    assemble.check(config, assemble.schedule(config))
+  with pytest.raises(ValueError, match="rate is 0: set .*decay_steps=40"):
+    checks.check(config, processes.schedule(config))
   config.optim.decay_steps = 40
-  assemble.check(config, assemble.schedule(config))
+  checks.check(config, processes.schedule(config))
   changes = continuing.check(begun(step=20), config, DIGITS)
   assert changes == {"optim.decay_steps": (20, 40)}
 
@@ -512,13 +518,13 @@ def test_the_end_of_the_decay_moves_with_that_of_the_run(begun):
 def test_a_run_on_devices_that_its_batch_does_not_fit_hears_what_would(begun):
   run, config = begun(step=10), config_of(batch_size=9, micro_batches=2)
   with pytest.raises(ValueError, match="the nearest are 8 and 10"):
-    loop.mesh(config, run.with_name("new"))
+    setup.training_mesh(config, run.with_name("new"))
   config.batch_size, config.micro_batches = 8, 1
   devices = jax.devices() * 3
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, "devices", lambda: devices)
     with pytest.raises(ValueError, match="go on with 1 or 2 devices"):
-      loop.mesh(config, run)
+      setup.training_mesh(config, run)
 
 
 def test_files_are_replaced_whole(tmp_path, monkeypatch):
@@ -529,11 +535,11 @@ def test_files_are_replaced_whole(tmp_path, monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(runs.pathlib.Path, "replace", killed)
+    patch.setattr(directory.pathlib.Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-      runs.replace(path, "new")
+      directory.replace(path, "new")
   assert path.read_text() == "old"
-  runs.replace(path, "new")
+  directory.replace(path, "new")
   assert path.read_text() == "new"
 
 
@@ -548,10 +554,10 @@ def test_where_it_is_computed_may_change(whole, capsys):
 
 def test_a_run_of_before_a_key_was_there_goes_on(whole, tmp_path, capsys):
   workdir = shutil.copytree(whole, tmp_path / "run")
-  config = runs.read_json(workdir, "config")
+  config = directory.read_json(workdir, "config")
   del config["steps_per_dispatch"], config["optim"]["decay"]
   del config["label_dropout"]
-  runs.replace(workdir / "config.json", json.dumps(config))
+  directory.replace(workdir / "config.json", json.dumps(config))
   command(train, *BLIND, f"--workdir={workdir}", "--config.num_steps=8")
   assert "complete after 8 steps" in capsys.readouterr().out
 
@@ -569,14 +575,14 @@ def config_of(**changes):
 def test_blocks_cover_every_step_and_stop_where_something_is_due(most):
   every = {"log": 6, "preview": 12, "checkpoint": 9}
   config = config_of(num_steps=50, steps_per_dispatch=most, every=every)
-  found = list(loop.blocks(config, 0, iter(range(100))))
+  found = list(stepping.blocks(config, 0, iter(range(100))))
   assert [b for _, block in found for b in block] == list(range(50))
   ends = [end for end, _ in found]
-  assert {n for n in range(1, 51) if loop.due(config, n)} <= set(ends)
+  assert {n for n in range(1, 51) if stepping.actions(config, n)} <= set(ends)
   assert {len(block) for _, block in found} <= {1, most}
   # How steps are grouped does not depend on where a run goes on.
   for cut, (end, _) in enumerate(found[:-1], start=1):
-    rest = loop.blocks(config, end, iter(range(end, 100)))
+    rest = stepping.blocks(config, end, iter(range(end, 100)))
     assert list(rest) == found[cut:]
 
 
@@ -611,10 +617,10 @@ def test_a_block_of_steps_is_one_dispatch_with_the_same_result(
   whole, tmp_path, monkeypatch
 ):
   sizes = []
-  settle = loop.settle
+  build = setup.build
 
   def counted(*args, **shown):
-    run = settle(*args, **shown)
+    run = build(*args, **shown)
     block = run.train_block
 
     def train_block(state, batches, key):
@@ -622,9 +628,9 @@ def test_a_block_of_steps_is_one_dispatch_with_the_same_result(
       return block(state, batches, key)
 
     monkeypatch.setattr(train_block, "lower", block.lower, raising=False)
-    return loop.dataclasses.replace(run, train_block=train_block)
+    return setup.dataclasses.replace(run, train_block=train_block)
 
-  monkeypatch.setattr(loop, "settle", counted)
+  monkeypatch.setattr(setup, "build", counted)
   flags = (
     "--config.num_steps=8", "--config.steps_per_dispatch=4",
     "--config.every.log=4",

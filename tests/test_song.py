@@ -10,7 +10,7 @@ import reference
 
 import diffusion_jax as dj
 from diffusion_jax.models import presets, resampling
-from experiments import assemble
+from diffusion_jax.runs import checks, networks, processes, samplers
 from experiments.configs import edm as configs
 
 SMALL = {
@@ -130,7 +130,7 @@ def test_the_published_networks_have_their_size(variant, params):
   size = 64 if "64" in variant else 32
   if config.model.num_classes == 0:
     config.model.num_classes = 10
-  net = assemble.model(config, (size, size, 3), 10)
+  net = networks.model(config, (size, size, 3), 10)
   x, one = jnp.zeros((1, size, size, 3)), jnp.ones((1,), int)
   cond = None if config.model.num_classes is None else {"y": one}
   made = jax.eval_shape(
@@ -173,14 +173,14 @@ def test_settings_are_checked():
 
 def test_the_recipe_is_the_papers():
   config = configs.get_config("cifar10-cond-vp")
-  schedule = assemble.schedule(config)
-  assemble.check(config, schedule)
+  schedule = processes.schedule(config)
+  checks.check(config, schedule)
   assert config.batch_size * config.num_steps == pytest.approx(200e6, rel=1e-3)
   # A half-life of half a million pictures.
   assert config.ema.rates[0] ** (500_000 / config.batch_size) == pytest.approx(
     0.5
   )
-  pairs = assemble.walk(
+  pairs = samplers.walk(
     schedule, config.sampling.sampler, config.sampling.spacing,
     config.sampling.steps,
   )  # fmt: skip

@@ -3,7 +3,8 @@
 import pytest
 from commands import assert_one_error, command, rows
 
-from experiments import evaluate, stored, sweep
+from diffusion_jax.runs.evaluation import stored, sweep
+from experiments import evaluate
 
 SWEEP = (
   "--num=20", "--steps=2", "--metrics=fid,kid", "--curve", "--ema=sweep",

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import absl.flags
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,8 @@ import pytest
 from commands import UPSAMPLER, assert_one_error, command, params_of
 
 import diffusion_jax as dj
+from diffusion_jax.runs import directory, drawing, planning
+from diffusion_jax.runs.options import SamplingOptions
 from experiments import evaluate, sample, train
 
 
@@ -119,19 +120,22 @@ def test_a_cascade_enlarges_what_its_first_stage_draws(cascade, tmp_path):
   noisy = draw(out, *flags, "--low_res_noise=50")
   assert (noisy != whole).any()
   # By hand, each stage with its own noise.
-  values = sample.define_flags(absl.flags.FlagValues(), num=5)
-  values(["sample", *flags])
-  plan = sample.plan(values)
-  small = sample.generator(plan)(plan.params, sample.stage_key(0, 0), 5)
+  root = jax.random.key(0)
+  asked = SamplingOptions(num=5, upsampler=(upsampler,))
+  plan = planning.plan(base, asked)
+  small = drawing.generator(plan)(plan.params, planning.stage_key(root, 0), 5)
   stage = dataclasses.replace(plan.upsamplers[0], low_res=small)
-  large = sample.generator(stage)(stage.params, sample.stage_key(0, 1), 5)
+  large = drawing.generator(stage)(stage.params, planning.stage_key(root, 1), 5)
   np.testing.assert_array_equal(dj.images.to_uint8(large), whole)
 
 
 def test_stages_of_a_cascade_share_no_noise():
   noise = [
     dj.samplers.noise(key, 7, jnp.arange(64), (8, 8, 3)).ravel()
-    for key in (jax.random.key(3), *(sample.stage_key(3, k) for k in range(3)))
+    for key in (
+      jax.random.key(3),
+      *(planning.stage_key(jax.random.key(3), k) for k in range(3)),
+    )
   ]
   # A run that draws alone keeps its pictures.
   np.testing.assert_array_equal(noise[0], noise[1])
@@ -199,7 +203,7 @@ def test_guidance_of_scale_1_is_the_class_alone(few_numbers, tmp_path):
     f"--workdir={workdir}",
     "--config.num_steps=2",
   )
-  assert sample.runs.read_json(workdir, "config")["model"]["num_classes"] == 10
+  assert directory.read_json(workdir, "config")["model"]["num_classes"] == 10
   plain = draw(tmp_path / "a.npz", f"--workdir={workdir}")
   guided = draw(tmp_path / "a.npz", f"--workdir={workdir}", "--guidance=1")
   assert np.abs(plain.astype(int) - guided).max() <= 1

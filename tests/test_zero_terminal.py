@@ -16,7 +16,7 @@ from diffusion_jax import (
   targets,
   weights,
 )
-from experiments import assemble
+from diffusion_jax.runs import checks, processes
 from experiments.configs import common
 
 MAKE = {
@@ -91,9 +91,9 @@ def test_a_noise_that_says_nothing_is_no_target():
   for changes in ({}, {"target": "v", "loss": {"weight": "edm"}}):
     config = common.make(schedule=schedule, **changes)
     with pytest.raises(ValueError, match="zero_terminal leaves no signal"):
-      assemble.check(config, assemble.schedule(config))
+      checks.check(config, processes.schedule(config))
   config = common.make(schedule=schedule, target="v")
-  assemble.check(config, assemble.schedule(config))
+  checks.check(config, processes.schedule(config))
   with pytest.raises(ValueError, match="at least 2 betas"):
     schedules.from_betas([0.1], zero_terminal=True)
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import assemble
+from diffusion_jax.runs import networks as of_runs
 
-MODEL, CLASSIFIER = assemble.model, assemble.classifier
+MODEL, CLASSIFIER = of_runs.model, of_runs.classifier
 
 
 class FewNumbers(nn.Module):
@@ -74,6 +74,6 @@ def classifier(config, image_shape, num_classes):
 def networks():
   """Has the commands make these networks."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(assemble, "model", model)
-    patch.setattr(assemble, "classifier", classifier)
+    patch.setattr(of_runs, "model", model)
+    patch.setattr(of_runs, "classifier", classifier)
     yield

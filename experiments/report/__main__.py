@@ -17,7 +17,10 @@ from absl import flags
 from PIL import Image
 
 import diffusion_jax as dj
-from experiments import assemble, cli, devices, sample
+from diffusion_jax.runs import datasets, planning
+from diffusion_jax.runs.options import SamplingOptions
+from experiments import cli
+from experiments.cli import devices, options
 from experiments.report import animation, curves, findings, sections, tables
 from experiments.report.markup import Element, element, render
 from experiments.report.record import Record, read
@@ -27,7 +30,7 @@ STYLE = pathlib.Path(__file__).with_name("style.css")
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
   """Those of experiments.sample, and where the page goes."""
-  sample.define_flags(values, num=64)
+  options.define(values, SamplingOptions)
   flags.DEFINE_string(
     "out",
     None,
@@ -45,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
 
 def plan_or_why_not(
   values: flags.FlagValues, record: Record
-) -> sample.Plan | str:
+) -> planning.Plan | str:
   """What is to be drawn, or a sentence why nothing is.
 
   Raises:
@@ -65,13 +68,14 @@ def plan_or_why_not(
     values.sampler = config.preview.sampler
     values.steps = config.preview.steps
     values.spacing = config.preview.get("spacing")
-  return sample.plan(values)
+  asked = options.read(values, SamplingOptions)
+  return planning.plan(record.workdir, asked)
 
 
 def source_or_why_not(record: Record) -> dj.data.Source | str:
   """The data, or a sentence why they cannot be read."""
   try:
-    return assemble.source(
+    return datasets.source(
       record.config, elsewhere="experiments.train --config.data.name"
     )
   except (ValueError, OSError) as error:
@@ -79,7 +83,7 @@ def source_or_why_not(record: Record) -> dj.data.Source | str:
 
 
 def found_out(
-  plan: sample.Plan | str, source: dj.data.Source | str
+  plan: planning.Plan | str, source: dj.data.Source | str
 ) -> list[Element]:
   """The sections that need network and data."""
   if isinstance(plan, str):
@@ -99,7 +103,7 @@ def found_out(
   ]
 
 
-def film(plan: sample.Plan | str, record: Record) -> Element:
+def film(plan: planning.Plan | str, record: Record) -> Element:
   """The section of the animation: the run's own, or one made now."""
   path = record.workdir / "samples" / "denoising.gif"
   if frames := animation.read(path):
@@ -111,7 +115,7 @@ def film(plan: sample.Plan | str, record: Record) -> Element:
 
 
 def drawings(
-  plan: sample.Plan | str | None, record: Record
+  plan: planning.Plan | str | None, record: Record
 ) -> list[Element | None]:
   """All sections with pictures; of a classifier, which has no plan, a few."""
   if plan is None:
@@ -190,9 +194,7 @@ def main(argv: list[str]) -> None:
   values = define_flags(flags.FlagValues())
   cli.parse(argv, values)
   with cli.user_errors():
-    if values.workdir is None:
-      raise ValueError("--workdir is missing: the directory of a run")
-    record = read(pathlib.Path(values.workdir))
+    record = read(options.workdir(values))
     out = pathlib.Path(values.out or record.workdir / "report.html")
     if out.suffix != ".html":
       raise ValueError(f"--out={out} must end in .html")

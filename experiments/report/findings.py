@@ -1,6 +1,5 @@
 """What a report finds out about a run with its network."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
-from experiments import assemble, sample
-from experiments.monitor import spread
+from diffusion_jax.runs import drawing, networks, planning, processes, restoring
+from diffusion_jax.runs.training import monitor
 from experiments.report import neighbours
 from experiments.report.charts import Line, chart
 from experiments.report.markup import Element, element, picture
@@ -46,7 +45,7 @@ class Neighbours(NamedTuple):
 
 
 def loss_curves(
-  plan: sample.Plan, source: dj.data.Source
+  plan: planning.Plan, source: dj.data.Source
 ) -> dict[str, dj.diagnostics.LossCurve]:
   """The loss against t of the raw parameters and of the plan's average.
 
@@ -54,15 +53,15 @@ def loss_curves(
   denser at the clean end, where it changes fast.
   """
   config = plan.config
-  schedule = assemble.schedule(config)
-  loss_at = assemble.loss_at(config)
-  conditions = assemble.conditions(config, schedule, plan.image_shape)
-  if assemble.real_time(config):
+  schedule = processes.schedule(config)
+  loss_at = processes.loss_at(config)
+  conditions = networks.conditions(config, schedule, plan.image_shape)
+  if processes.real_time(config):
     t = jnp.asarray(dj.spacing.named(schedule, "log_snr", STEPS)[::-1, 0])
   else:
     parts = np.linspace(0, 1, STEPS) ** 2
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
-  real = source.gather(spread(len(source), IMAGES))
+  real = source.gather(monitor.spread(len(source), IMAGES))
   x0, y = (
     jnp.asarray(dj.images.from_uint8(real["image"])),
     jnp.asarray(real["label"]),
@@ -70,21 +69,23 @@ def loss_curves(
 
   @jax.jit
   def curve(params):
-    predict = assemble.predictor(config, schedule, plan.net, params)
+    predict = processes.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
       dj.given(predict, conditions.of(x0, y)),
       schedule,
       x0,
       t,
-      jax.random.key(plan.seed),
+      jax.random.key(plan.options.seed),
       loss_at=loss_at,
     )
 
-  raw = sample.restore(plan.workdir, config, plan.net, plan.image_shape).params
-  known: dict[str, Any] = {"raw": raw}
+  raw = restoring.restore(
+    plan.workdir, config, plan.net, plan.image_shape
+  ).params
+  params: dict[str, Any] = {"raw": raw}
   if plan.ema != "raw":
-    known[f"ema{plan.ema}"] = plan.params
-  return {name: jax.device_get(curve(p)) for name, p in known.items()}
+    params[f"ema{plan.ema}"] = plan.params
+  return {name: jax.device_get(curve(p)) for name, p in params.items()}
 
 
 def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
@@ -98,10 +99,10 @@ def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
     What was found.
   """
   drawn = dj.images.to_uint8(samples)
-  chosen = spread(len(source), PICTURES)
+  chosen = monitor.spread(len(source), PICTURES)
   look = functools.partial(neighbours.nearest, source=source, chosen=chosen)
   index, distance = look(drawn, num=min(NEAREST, len(source)))
-  some = chosen[spread(len(chosen), TYPICAL)]
+  some = chosen[monitor.spread(len(chosen), TYPICAL)]
   _, typical = look(source.gather(some)["image"], own=some)
   found = source.gather(index.ravel())["image"]
   return Neighbours(
@@ -114,7 +115,7 @@ def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
   )
 
 
-def loss_against_t(plan: sample.Plan, source: dj.data.Source) -> Element:
+def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Element:
   """The section of the loss curves."""
   config = plan.config
   curves = loss_curves(plan, source)
@@ -137,25 +138,26 @@ def loss_against_t(plan: sample.Plan, source: dj.data.Source) -> Element:
   figure = chart(
     lines, title=CURVE, x_label="t", y_label="loss", log=True, note=note
   )
-  told = element(
+  words = element(
     "p",
     f"The loss that is trained on ({config.loss.name}, of {config.target}), "
     f"at each time t from almost clean ({times[0]:,.4g}) to noise "
     f"({times[-1]:,.4g}), on pictures that the network has learnt from. "
     + ("A network that knows nothing of the noise scores 1." * idle),
   )
-  return section(CURVE, deck(figure, told))
+  return section(CURVE, deck(figure, words))
 
 
-def memory(plan: sample.Plan, source: dj.data.Source) -> Element:
+def memory(plan: planning.Plan, source: dj.data.Source) -> Element:
   """The section of samples beside the pictures of the data nearest to them."""
-  found = neighbours_of(sample.draw(plan), source)
+  found = neighbours_of(drawing.draw(plan), source)
   nearest, typical = found.distance[:, 0], float(np.median(found.typical))
   closest = np.argsort(nearest, kind="stable")[:SHOWN]
   how = (
-    f"{len(nearest)} samples of step {plan.step:,} ({plan.sampler}, "
-    f"{len(plan.pairs)} steps, seed {plan.seed}), of which the {len(closest)} "
-    f"closest to the data are shown, each beside its {NEAREST} nearest of "
+    f"{len(nearest)} samples of step {plan.step:,} ({plan.options.sampler}, "
+    f"{len(plan.pairs)} steps, seed {plan.options.seed}), of which the "
+    f"{len(closest)} closest to the data are shown, each beside its {NEAREST} "
+    "nearest of "
     f"{found.searched:,} pictures of the data."
   )
   verdict = (
@@ -218,8 +220,8 @@ def _enlarged(x: np.ndarray) -> np.ndarray:
   )
 
 
-def film(plan: sample.Plan, num: int = 32) -> list[np.ndarray]:
+def film(plan: planning.Plan, num: int = 32) -> list[np.ndarray]:
   """Frames of a few samples on their way from noise."""
-  plan = dataclasses.replace(plan, num=num, batch=num)
-  walk = sample.generator(plan).walk(plan.params, plan.key, 0)
+  plan = plan.asking(num=num, batch=num)
+  walk = drawing.generator(plan).walk(plan.params, plan.key, 0)
   return [dj.images.grid(dj.parallel.fetch(x), columns=8) for x in walk]

@@ -3,7 +3,7 @@
 import numpy as np
 
 import diffusion_jax as dj
-from experiments.measures import pixels
+from diffusion_jax.runs.evaluation import measures
 
 _VALUES = 2**24  # in memory at a time
 
@@ -29,13 +29,13 @@ def nearest(
     Indices and Euclidean distances of pixels in [-1, 1], both [B, num], the
     nearest first; where there are fewer, the distance is infinite.
   """
-  x = pixels(x)
+  x = measures.pixels(x)
   square = (x**2).sum(axis=1)[:, None]
   index = np.zeros((len(x), num), int)
   best = np.full((len(x), num), np.inf)
   size = max(1, _VALUES // x.shape[1])
   for part in np.split(chosen, range(size, len(chosen), size)):
-    y = pixels(source.gather(part)["image"])
+    y = measures.pixels(source.gather(part)["image"])
     far = square - 2 * x @ y.T + (y**2).sum(axis=1)
     if own is not None:
       far[own[:, None] == part] = np.inf

@@ -4,9 +4,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from experiments import runs
-from experiments.cli import Config
-from experiments.reporting import read_metrics
+from diffusion_jax.runs import directory
+from diffusion_jax.runs.configuration import Config
 
 
 class Record(NamedTuple):
@@ -49,7 +48,7 @@ def read(workdir: pathlib.Path) -> Record:
   Raises:
     ValueError: If it is none.
   """
-  config, data = runs.load(workdir)
+  config, data = directory.load(workdir)
   steps = [
     int(path.name)
     for path in (workdir / "checkpoints").glob("*")
@@ -63,15 +62,15 @@ def read(workdir: pathlib.Path) -> Record:
     imported=_json(workdir, "imported"),
     metrics=[
       row
-      for row in read_metrics(workdir / "metrics.jsonl")
+      for row in directory.read_rows(workdir / "metrics.jsonl")
       if isinstance(row.get("step"), int)
     ],
     previews=[
       row
-      for row in read_metrics(workdir / "previews.jsonl")
+      for row in directory.read_rows(workdir / "previews.jsonl")
       if {"step", "of"} <= row.keys()
     ],
-    evaluations=read_metrics(workdir / "evaluation.jsonl"),
+    evaluations=directory.read_rows(workdir / "evaluation.jsonl"),
     grids=_grids(workdir / "samples"),
     checkpoint=max(steps, default=None),
   )
@@ -80,7 +79,7 @@ def read(workdir: pathlib.Path) -> Record:
 def _json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
   """A file that a report can do without, where it is missing or damaged."""
   try:
-    return runs.read_json(workdir, name)
+    return directory.read_json(workdir, name)
   except (OSError, ValueError):
     return {}
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from experiments import assemble
+from diffusion_jax.runs import networks, processes
 from experiments.report.charts import number
 from experiments.report.markup import Child, Element, element, picture
 from experiments.report.record import Record, parameters
@@ -58,7 +58,7 @@ def headline(record: Record) -> Element:
     facts["Network"] = f"U-Net predicting {config.target}{count}"
     facts["Variance"] = str(config.variance).replace("_", " ")
   facts["Schedule"] = config.schedule.name
-  if not assemble.real_time(config):
+  if not processes.real_time(config):
     facts["Schedule"] += f", T = {config.schedule.T:,}"
   facts["Loss"] = config.loss.name
   rows = record.metrics
@@ -80,12 +80,12 @@ def _count_parameters(record: Record) -> int | None:
   """How many the network has; None where it cannot be built."""
   config, shape = record.config, tuple(record.data["image_shape"])
   try:
-    net = assemble.network(config, shape, record.data["num_classes"])
-    tx = assemble.optimizer(config)
+    net = networks.network(config, shape, record.data["num_classes"])
+    tx = networks.optimizer(config)
   except ValueError:
     return None
   state = jax.eval_shape(
-    functools.partial(assemble.init, config, net, shape, tx), jax.random.key(0)
+    functools.partial(networks.init, config, net, shape, tx), jax.random.key(0)
   )
   return sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
 

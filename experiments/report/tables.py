@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from experiments import cli, continuing
+from diffusion_jax.runs.training import continuing
+from experiments import cli
 from experiments.configs import common
 from experiments.report.markup import Child, Element, element, table
 from experiments.report.record import Record
@@ -111,7 +112,7 @@ def settings(record: Record) -> Element:
     element(
       "p",
       "The configuration; in bold what differs from the usual values of "
-      "experiments/configs/common.py. The run goes on, or draws, with",
+      "diffusion_jax/runs/configuration.py. The run goes on, or draws, with",
     ),
     element(
       "pre",

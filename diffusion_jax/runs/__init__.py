@@ -1,0 +1,82 @@
+"""Run directories: train one, open it, draw from it, measure it.
+
+  import diffusion_jax as dj
+
+  run = dj.runs.open("runs/digits")
+  pictures = run.sample(64, steps=20)  # [64, H, W, C] in [-1, 1]
+  run.evaluate(num=1000, metrics=("fid",))
+
+The commands of experiments/ do the same with the same options. From what
+knows least to what knows most:
+
+  console, configuration, choices   words; every key; names among choices
+  directory                         what a run directory holds
+  processes, samplers, networks,    a configuration's objects, and what it
+  datasets, checks                  may not say
+  options                           what may be asked of a run
+  restoring, guiding, generate      parameters; classes; pictures of a network
+  planning, drawing                 what is asked, checked; and drawn
+  training/, evaluation/            the loop; the figures
+  run                               the object
+"""
+
+import pathlib
+import signal
+
+from diffusion_jax.runs.configuration import (
+  Config as Config,
+  make as make,
+  make_classifier as make_classifier,
+  published as published,
+  published_classifier as published_classifier,
+)
+from diffusion_jax.runs.options import (
+  PathLike as PathLike,
+  SamplingOptions as SamplingOptions,
+)
+from diffusion_jax.runs.run import Run as Run
+from diffusion_jax.runs.training import classification, diffusion, loop
+
+
+def open(workdir: PathLike) -> Run:
+  """Opens a run directory.
+
+  Args:
+    workdir: As experiments.train, experiments.import_weights or ``train``
+      have left it, or still write it.
+
+  Returns:
+    The run.
+
+  Raises:
+    ValueError: If it is no run directory; names the nearest that is.
+  """
+  return Run(workdir)
+
+
+def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
+  """Trains a run to its last step, or goes on with it, as experiments.train.
+
+  Args:
+    config: See ``make``; what it leaves to the data is written into it.
+    workdir: Its directory, new, empty, or that of the same run.
+    new_data: Whether to go on with other data than before.
+
+  Returns:
+    The run.
+
+  Raises:
+    ValueError: If something does not fit, before anything is written.
+    RuntimeError: If training cannot go on; see ``training.loop.Failed``.
+    KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
+    SystemExit: If another signal does.
+  """
+  kind = classification if config.get("kind") == "classifier" else diffusion
+  prepared = kind.prepare(config, pathlib.Path(workdir).expanduser())
+  with loop.opened(prepared, new_data=new_data) as changes:
+    stopped = loop.train(prepared, changes)
+  if stopped is signal.SIGINT:
+    raise KeyboardInterrupt
+  if stopped is not None:
+    raise SystemExit(0)
+  return Run(prepared.workdir)

@@ -1,0 +1,87 @@
+"""What a configuration may not say, found before anything is compiled."""
+
+import math
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, configuration, processes, samplers
+from diffusion_jax.runs.configuration import Config
+
+
+def _check_process(config: Config) -> None:
+  """Refuses what has no meaning in real time, or where no signal is left."""
+  for key, value, whole in (
+    ("kind", "classifier", config.get("kind") == "classifier"),
+    ("target", "mean", config.target == "mean"),
+    ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
+  ):
+    if whole and processes.real_time(config):
+      raise ValueError(
+        f"{key}={value} is of whole steps, schedule.name="
+        f"{config.schedule.name!r} has none; use one of "
+        f"{', '.join(processes.SCHEDULES)}"
+      )
+  if not config.schedule.get("zero_terminal", False):
+    return
+  ends = config.loss.get("weight") in ("bound", "truncated_snr", "edm")
+  if config.target == "eps" or ends or config.loss.name in ("vlb", "hybrid"):
+    raise ValueError(
+      f"schedule.zero_terminal leaves no signal at t = T, where target="
+      f"{config.target}, loss.name={config.loss.name} and loss.weight="
+      f"{config.loss.get('weight')} are not all finite: use target=v or x0 and "
+      "the simple loss, its weight none, p2, min_snr or sigmoid"
+    )
+
+
+def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
+  """Refuses what samples of a run cannot be drawn with."""
+  for sampling in (config.preview, config.sampling):
+    choices.named("sampler", sampling.sampler, samplers.SAMPLERS)
+    pairs = samplers.walk(
+      noise, sampling.sampler, sampling.spacing, sampling.steps
+    )
+    if sampling.sampler == "edm_heun":
+      samplers.sampler(
+        "edm_heun", num=len(pairs), churn=config.sampling.get("churn")
+      )
+  guidance = config.sampling.get("guidance")
+  if guidance is not None and not math.isfinite(guidance):
+    raise ValueError(f"sampling.guidance={guidance} must be a finite number")
+  radius = config.sampling.get("apg", {}).get("radius")
+  if radius is not None and not radius > 0:
+    raise ValueError(f"sampling.apg.radius={radius} must be above 0, or None")
+
+
+def check(config: Config, noise: dj.schedules.Schedule) -> None:
+  """Refuses names and numbers that would only fail after compiling."""
+  choices.named("target", config.target, dj.targets.TARGETS)
+  choices.named("variance", config.variance, dj.prediction.VARIANCES)
+  _check_process(config)
+  if config.get("kind") != "classifier":
+    _check_sampling(config, noise)
+  for key, value in {
+    "num_steps": config.num_steps,
+    "keep_checkpoints": config.keep_checkpoints,
+    "steps_per_dispatch": config.steps_per_dispatch,
+  }.items():
+    if value < 1:
+      raise ValueError(f"{key}={value} must be at least 1")
+  if config.preview.num < 0:
+    raise ValueError(
+      f"preview.num={config.preview.num} must be at least 1, or 0 for none"
+    )
+  if not 0 <= config.seed <= configuration.MOST_SEED:
+    raise ValueError(
+      f"seed={config.seed} must be in 0..{configuration.MOST_SEED}"
+    )
+  decay = config.optim.decay_steps
+  if config.optim.get("decay", "cosine") not in dj.optimizers.ENDING:
+    decay = None
+  if decay is not None and 0 < decay < config.num_steps:
+    raise ValueError(
+      f"num_steps={config.num_steps} goes beyond optim.decay_steps={decay}, "
+      "after which the learning rate is 0: set `config.optim.decay_steps="
+      f"{config.num_steps}` as well"
+    )
+  for what, interval in config.every.items():
+    if interval < 1:
+      raise ValueError(f"every.{what}={interval} must be at least 1 step")

@@ -1,0 +1,275 @@
+"""Every key of a configuration, with what it means and its usual value."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from diffusion_jax.models import presets
+
+# A locked ml_collections.ConfigDict. Any, because what its keys hold has no
+# static type.
+Config = Any
+
+# jax.random.key takes the lowest 32 bits of a seed.
+MOST_SEED = 2**32 - 1
+
+
+def make(**changes: Mapping[str, Any] | Any) -> Config:
+  """The usual values, changed. An unknown key is an error.
+
+  Args:
+    **changes: By key; a dict changes the keys of a section.
+
+  Returns:
+    The configuration, to be changed further or returned.
+  """
+  config: Config = ml_collections.ConfigDict(
+    {
+      "seed": 0,  # of parameters, data order, noise: everything
+      "num_steps": 100_000,
+      "batch_size": 128,  # images per step, over all devices
+      "micro_batches": 1,  # pieces of a batch in memory one after another
+      "steps_per_dispatch": 1,  # steps in one program, for small networks
+      # Each device holds its part of the parameters, averages and optimizer
+      # state only, and gathers parameters while it uses them.
+      "fsdp": False,
+      "flip": False,  # mirror half of the images
+      "data": {
+        "name": "digits",  # or a folder, .zip, .npz, .npy, or a TFDS name
+        "split": "train",  # of a TFDS data set
+        "size": (),  # (), (n,) or (height, width); () is as stored
+        "channels": config_dict.placeholder(int),  # 1 or 3 to convert
+        # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
+        "random_crop": False,
+        "skip_broken": False,  # leave out pictures that cannot be read
+        "data_dir": config_dict.placeholder(str),  # of TFDS
+      },
+      # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
+      # flow, trig of diffusion_jax.continuous, whose real time has no T.
+      "schedule": {"name": "linear", "T": 1000},
+      "target": "eps",  # the network predicts: eps, x0, mean, v, flow, jit, edm
+      "sigma_data": 0.5,  # standard deviation of the data, for target edm
+      # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
+      "variance": "fixed_large",
+      # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
+      # edm, sigmoid, at a log-SNR moved by shift=k; or in a space, the target
+      # whose error counts. hybrid or vlb, which learn the variance.
+      "loss": {
+        "name": "simple",
+        "weight": "none",
+        "space": config_dict.placeholder(str),
+      },
+      # Part of the labels that training hides, for classifier-free guidance.
+      "label_dropout": 0.0,
+      # To enlarge pictures of this size, () is not to. The network learns of
+      # pictures made small and noised to random steps 0..noise.
+      "low_res": {"size": (), "noise": 0},
+      # Or antithetic; importance, by past losses; in real time also log_normal
+      # (of sigma) and logit_normal (of t / T), with this mean and deviation.
+      "timesteps": "uniform",
+      "time_mean": config_dict.placeholder(float),
+      "time_std": config_dict.placeholder(float),
+      # Arguments of diffusion_jax.UNet.
+      "model": {
+        "channels": 128,
+        "multipliers": (1, 2, 2, 2),
+        "num_blocks": 2,
+        "attention_levels": (1,),  # 0 is the full size
+        "heads": 1,
+        "head_channels": config_dict.placeholder(int),  # instead of heads
+        "qkv_order": "qkv",
+        "dropout": 0.0,
+        "scale_shift": False,  # adaptive group normalisation
+        "resample": "conv",  # or block
+        # To condition on; 0 is as many as the data have, None is not to.
+        "num_classes": config_dict.placeholder(int),
+        "time_scale": 1.0,
+        "time_origin": 1.0,
+        "embedding": "sin_cos",
+        "groups": config_dict.placeholder(int),
+        "epsilon": 1e-6,
+        "padding": "same",
+        "stem": config_dict.placeholder(int),
+        "skip_scale": 1.0,
+        "taps": (1, 1),
+        "project": False,
+        "up_attention": "every",  # or last
+        "pyramid": False,
+        "early_classes": False,
+        "augment_labels": 0,
+        "dtype": "float32",  # of activations; or bfloat16
+        "remat": False,  # compute activations again for the gradient
+      },
+      # Arguments of diffusion_jax.training.optimizer.
+      "optim": {
+        "name": "adam",  # also AdamW; or muon, schedule_free
+        "lr": 2e-4,
+        "warmup_steps": 5000,
+        "decay_steps": config_dict.placeholder(int),  # to 0 at this step
+        # Or linear; stable, linear in the last fifth; inverse_sqrt from
+        # decay_steps on. Without decay_steps constant.
+        "decay": "cosine",
+        "clip": config_dict.FieldReference(1.0),  # or None
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+      },
+      # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: of what
+      # checkpoints keep, others are made by --ema=std:0.07.
+      "ema": {"rates": (0.9999,), "warmup": False, "stds": ()},
+      # Steps between logged lines, sample grids, checkpoints.
+      "every": {"log": 100, "preview": 5_000, "checkpoint": 5_000},
+      "keep_checkpoints": 3,
+      # Sample grids while training: few steps; and what experiments.sample
+      # does unless told otherwise.
+      "preview": {
+        "num": 64,  # 0 is none
+        "sampler": "unipc",
+        "steps": 20,
+        "spacing": config_dict.placeholder(str),
+        # Measure their Frechet distance to the data, in random features.
+        "frechet": False,
+      },
+      "sampling": {
+        "sampler": "ancestral",
+        "steps": 1000,
+        "spacing": config_dict.placeholder(str),  # by default the sampler's
+        "guidance": config_dict.placeholder(float),  # scale; 1 is off
+        # With an eta, guidance is projected (APG), its update no longer than
+        # the radius.
+        "apg": {
+          "eta": config_dict.placeholder(float),
+          "radius": config_dict.placeholder(float),
+        },
+        "clip": True,  # x0_hat to [-1, 1]
+        # Noise that edm_heun adds on its way, see diffusion_jax.edm.
+        "churn": {
+          "S_churn": 0.0,
+          "S_min": 0.0,
+          "S_max": config_dict.placeholder(float),
+          "S_noise": 1.0,
+        },
+      },
+    }
+  )
+  config.lock()
+  # A schedule or a weight brings arguments of its own.
+  with config.schedule.unlocked(), config.loss.unlocked():
+    config.update(changes)
+  return config
+
+
+def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
+  """As ``make``, of a classifier of noisy images.
+
+  Args:
+    **changes: As for ``make``; ``model`` has the settings of
+      ``models.Classifier``.
+
+  Returns:
+    The configuration.
+  """
+  config = make(ema={"rates": ()}, optim={"warmup_steps": 0, "clip": None})
+  with config.unlocked():
+    config.kind = "classifier"
+    # Every how many-th example is not learnt from but measured; 0 is none.
+    config.held_out = 0
+    config.loss = {"name": "cross_entropy"}
+    config.model.update({"num_labels": 1000, "pool": "attention"})
+  with config.schedule.unlocked():
+    config.update(changes)
+  return config
+
+
+def check_variant(variant: str, allowed: Sequence[str]) -> None:
+  """Checks the part of --config after the colon.
+
+  Raises:
+    ValueError: Naming what is allowed.
+  """
+  if variant not in ("", *allowed):
+    raise ValueError(
+      f"unknown variant {variant!r}; this configuration has "
+      f"{', '.join(allowed) or 'none'}"
+    )
+
+
+def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
+  """The configuration that trains a published model, see ``models.presets``.
+
+  Args:
+    name: Of the preset.
+    **changes: As for ``make``.
+
+  Returns:
+    The configuration.
+  """
+  preset = presets.PRESETS[name]
+  training, low_res = dict(preset.training), preset.low_res
+  rescale = training.pop("rescale_vlb", True)
+  loss: dict[str, Any] = {"name": preset.loss, "weight": "none"}
+  if preset.loss == "hybrid":
+    loss["vlb_weight"] = 1e-3 if rescale else 1 / preset.schedule["T"]
+  optim = {"warmup_steps": 0, "clip": None}
+  optim |= {
+    key: training.pop(key)
+    for key in ("lr", "warmup_steps", "clip", "weight_decay")
+    if key in training
+  }
+  sampling = {
+    key: preset.sampling[key]
+    for key in ("sampler", "steps")
+    if key in preset.sampling
+  }
+  return make(
+    **{
+      "schedule": preset.schedule,
+      "target": preset.target,
+      "variance": preset.variance,
+      "loss": loss,
+      "model": settings(preset.net),
+      "optim": optim,
+      "ema": {"rates": (training.pop("ema"),), "warmup": False},
+      "every": {"log": 100, "preview": 10_000, "checkpoint": 5_000},
+      "sampling": sampling,
+      "low_res": {"size": () if low_res is None else (low_res,)},
+      **training,
+      **changes,
+    }
+  )
+
+
+def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
+  """As ``published``, of a classifier."""
+  preset = presets.PRESETS[name]
+  training = dict(preset.training)
+  optim = {
+    key: training.pop(key)
+    for key in ("lr", "weight_decay", "decay", "decay_steps")
+  }
+  return make_classifier(
+    **{
+      "schedule": preset.schedule,
+      "model": settings(preset.net),
+      "optim": optim,
+      **training,
+      **changes,
+    }
+  )
+
+
+def settings(net: Any) -> dict[str, Any]:
+  """The settings of a network that ``config.model`` holds."""
+  # What follows from the data or the variance is not a setting.
+  derived = {
+    "out_channels", "noisy_low_res", "dtype", "remat", "parent", "name",
+  }  # fmt: skip
+  return {
+    field.name: getattr(net, field.name)
+    for field in dataclasses.fields(net)
+    if field.name not in derived
+  }

@@ -1,0 +1,81 @@
+"""Draws what a plan says, through all stages of a cascade."""
+
+import dataclasses
+import sys
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from diffusion_jax.runs import console
+from diffusion_jax.runs.generate import Generator
+from diffusion_jax.runs.planning import Plan
+
+Generators = dict[tuple[Any, ...], Generator]
+"""By what is compiled of a plan."""
+
+
+def draw(plan: Plan, generators: Generators | None = None) -> np.ndarray:
+  """Draws the planned images, stage by stage.
+
+  Args:
+    plan: The plan.
+    generators: Those of earlier plans, which are used again where nothing else
+      would be compiled; new ones are added.
+
+  Returns:
+    [num, H, W, C].
+  """
+  generators = {} if generators is None else generators
+  images = _draw_stage(plan, generators)
+  for stage in plan.upsamplers:
+    stage = dataclasses.replace(stage, low_res=images)
+    stage = stage.asking(num=plan.num, batch=plan.options.batch)
+    images = _draw_stage(stage, generators)
+  return images
+
+
+def generator(plan: Plan) -> Generator:
+  """What draws the images of one stage."""
+  return Generator(
+    plan.config,
+    plan.net,
+    plan.image_shape,
+    plan.options,
+    plan.pairs,
+    classifier=plan.classifier,
+    low_res=plan.low_res,
+  )
+
+
+def announce(plan: Plan) -> None:
+  """Says what one stage is about to draw."""
+  guidance = plan.options.guidance
+  size = " x ".join(map(str, plan.image_shape[:2]))
+  console.say_first(
+    f"{plan.num} images of {size} from step {plan.step}, "
+    f"{plan.options.sampler} with "
+    f"{len(plan.pairs)} steps each, "
+    + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")
+    + ("" if guidance is None else f", guidance {guidance:g}")
+  )
+
+
+def _draw_stage(plan: Plan, generators: Generators) -> np.ndarray:
+  """Draws what one run is to draw, under a progress bar."""
+  announce(plan)
+  if plan.program not in generators:
+    generators[plan.program] = generator(plan)
+  draws = generators[plan.program]
+  draws.guidance, draws.low_res = plan.options.guidance, plan.low_res
+  if plan.classifier is not None:
+    draws.guiding = plan.classifier.params
+  with tqdm.tqdm(
+    total=100, unit="%", disable=not sys.stderr.isatty(), leave=False
+  ) as bar:
+    return draws(
+      plan.params,
+      plan.key,
+      plan.num,
+      progress=lambda done: bar.update(int(100 * done) - bar.n),
+    )

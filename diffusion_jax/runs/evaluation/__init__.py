@@ -1,0 +1,1 @@
+"""Evaluation: what is measured of samples, and how they are kept meanwhile."""

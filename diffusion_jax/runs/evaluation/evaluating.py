@@ -1,0 +1,161 @@
+"""Measures all that is asked of a run, a row for each set of parameters."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import console
+from diffusion_jax.runs.evaluation import (
+  features,
+  measures,
+  scores,
+  stored,
+  subject,
+  sweep,
+)
+from diffusion_jax.runs.evaluation.options import EvaluationOptions
+from diffusion_jax.runs.evaluation.subject import Subject
+from diffusion_jax.runs.options import PathLike
+
+
+def measure(
+  asked: Subject,
+  samples: dj.data.Source | None,
+  theirs: Callable[[], features.Seen],
+  options: EvaluationOptions,
+) -> dict[str, Any]:
+  """All figures.
+
+  Args:
+    asked: What is measured.
+    samples: None where no metric looks at any.
+    theirs: What metrics of features need to know of the data.
+    options: How.
+
+  Returns:
+    The second part of a row.
+  """
+  row, plan, data = {}, asked.plan, asked.data
+  for name in asked.metrics:
+    if name == "frechet" and samples is not None:
+      drawn = samples.gather(np.arange(asked.num))["image"]
+      rule = None if plan is None else options.quantise
+      key = jax.random.key(options.seed)
+      row |= measures.frechet(drawn, data.pictures, rule, key)
+    elif name == "bpd" and plan is not None:
+      row |= measures.bits_per_dim(plan, data.pictures)
+  if asked.network is not None:
+    row |= scores.measure(
+      asked.of_features,
+      asked.network,
+      data,
+      theirs(),
+      samples,
+      asked.num,
+      seed=options.seed,
+      batch=options.batch,
+    )
+  return row
+
+
+def check_row(path: pathlib.Path | None, asked: Subject) -> None:
+  """Looks, before any work, whether the row can be kept.
+
+  Raises:
+    ValueError: If neither can the samples.
+  """
+  if path is None or os.access(path if path.exists() else path.parent, os.W_OK):
+    return
+  if asked.draws:
+    raise ValueError(
+      f"{path.parent} cannot be written, where samples are kept meanwhile: "
+      "make it writable, or copy the run"
+    )
+  console.say_first(
+    f"{path} cannot be written, so the figures are only printed"
+  )
+
+
+def keep(path: pathlib.Path | None, row: dict[str, Any]) -> None:
+  """Appends a row; one that cannot be written is printed, and never lost.
+
+  Raises:
+    OSError: If it could not be written.
+  """
+  line = json.dumps(row)
+  if path is None or not os.access(path.parent, os.W_OK):
+    console.say_first(line)
+    return
+  if jax.process_index() > 0:
+    return
+  try:
+    with path.open("a") as file:
+      file.write(line + "\n")
+  except OSError as error:
+    console.say(line)
+    raise OSError(f"{error}: the row is printed instead") from error
+  console.say(f"appended to {path}")
+
+
+def _samples(asked: Subject, options: EvaluationOptions, generators):
+  """What is measured: drawn or given samples, or none."""
+  if asked.plan is not None and asked.draws:
+    return stored.drawn(asked.plan, generators, keep=options.keep_samples)
+  return contextlib.nullcontext(asked.given)
+
+
+def evaluate(
+  workdir: PathLike | None, options: EvaluationOptions
+) -> list[dict[str, Any]]:
+  """Measures all that is asked; says the figures and keeps them in the run.
+
+  Args:
+    workdir: Of the run; None where given samples are measured alone.
+    options: What is asked.
+
+  Returns:
+    A row for each set of parameters, as evaluation.jsonl has them.
+
+  Raises:
+    ValueError: If something is missing or does not fit.
+    OSError: If the figures could not be kept.
+  """
+  folder = None if workdir is None else pathlib.Path(workdir)
+  asked = subject.read(folder, options)
+  path = None if folder is None else folder / "evaluation.jsonl"
+  check_row(path, asked)
+
+  @functools.cache
+  def theirs() -> features.Seen:
+    assert asked.network is not None
+    return scores.look_at_data(
+      asked.of_features, asked.network, asked.data, options.batch
+    )
+
+  generators, plans = [], [asked.plan]
+  if asked.plan is not None and asked.draws:
+    generators = stored.generators(asked.plan)
+  if asked.plan is not None and asked.sweeps:
+    plans = sweep.plans(asked.plan, asked.steps, asked.averages)
+  rows = []
+  for plan in plans:
+    one = dataclasses.replace(asked, plan=plan)
+    made = subject.how(one, options)
+    row = sweep.find(path, made) if path and asked.sweeps else None
+    if row is None:
+      with _samples(one, options, generators) as samples:
+        row = made | measure(one, samples, theirs, options)
+        keep(path, row)
+    rows.append(row)
+  if asked.sweeps:
+    sweep.say_table(rows, asked.metrics)
+  return rows

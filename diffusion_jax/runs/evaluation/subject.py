@@ -1,0 +1,258 @@
+"""What is asked to be measured, read and checked."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, datasets, directory, planning
+from diffusion_jax.runs.evaluation import (
+  features,
+  measures,
+  references,
+  scores,
+  stored,
+  sweep,
+)
+from diffusion_jax.runs.evaluation.options import (
+  METRICS,
+  NO_SAMPLES,
+  EvaluationOptions,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is measured.
+
+  Attributes:
+    metrics: Which figures are asked for.
+    plan: How samples are drawn, or whose bits are counted; None if they are
+      given, or none are looked at.
+    given: The samples, if they are.
+    num: How many.
+    data: What they are compared with.
+    network: Of features, if any metric needs one.
+    steps: The checkpoints to measure; none where there is no plan.
+    averages: Of each.
+  """
+
+  metrics: Sequence[str]
+  plan: planning.Plan | None
+  given: dj.data.Source | None
+  num: int
+  data: references.Reference
+  network: features.Features | None
+  steps: Sequence[int] = ()
+  averages: Sequence[str] = ()
+
+  @property
+  def of_features(self) -> list[str]:
+    """The metrics of features."""
+    return [name for name in self.metrics if name in scores.METRICS]
+
+  @property
+  def draws(self) -> bool:
+    """Whether samples are drawn."""
+    return self.plan is not None and not set(self.metrics) <= NO_SAMPLES
+
+  @property
+  def sweeps(self) -> bool:
+    """Whether there may be more than one row."""
+    return len(self.steps) * len(self.averages) > 1
+
+
+def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
+  """Reads and checks all that is asked.
+
+  Args:
+    workdir: Of the run; None where given samples are measured alone.
+    options: What is asked.
+
+  Returns:
+    What is measured.
+
+  Raises:
+    ValueError: If something is missing or does not fit.
+  """
+  for name in options.metrics:
+    choices.named("`metrics`", name, METRICS)
+  plan = given = None
+  if options.samples is not None:
+    given = dj.data.load(str(options.samples))
+  elif not set(options.metrics) <= set(scores.OF_DATA):
+    plan = _plan(workdir, options)
+  data = _data(workdir, options, plan)
+  num = options.num or _usual_num(data, given)
+  if given is not None:
+    _check_given(options.metrics, given, num)
+    shape = given.image_shape
+  elif plan is not None:
+    _check_plan(options.metrics, plan, data, num)
+    plan = plan.asking(num=num, batch=min(plan.options.batch, num))
+    shape = plan.last.image_shape
+  else:
+    shape = data.pictures.image_shape
+  if "frechet" in options.metrics:
+    measures.check_shapes(shape, data.pictures.image_shape)
+    if min(num, len(data.pictures) // 2) < 2:
+      raise ValueError(
+        f"frechet of {num} samples to {len(data.pictures)} images: must be at "
+        "least 2 and 4"
+      )
+  subject = Subject(options.metrics, plan, given, num, data, None)
+  subject = _spread_out(subject, options)
+  if not subject.of_features:
+    return subject
+  network = features.named(options.features, options.inception)
+  scores.check(subject.of_features, network, data, shape, num)
+  return dataclasses.replace(subject, network=network)
+
+
+def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
+  """With the checkpoints and averages that `curve` and `ema` name."""
+  plan, swept = subject.plan, options.ema == sweep.SWEEP
+  if plan is not None:
+    return dataclasses.replace(
+      subject,
+      steps=sweep.steps(plan) if options.curve else [plan.step],
+      averages=sweep.averages(plan) if swept else [plan.ema],
+    )
+  if options.curve or swept:
+    raise ValueError(
+      f"`curve` and `ema={sweep.SWEEP}` measure what a `workdir` draws: leave "
+      "`samples` out, and name a metric of samples"
+    )
+  return subject
+
+
+def _plan(
+  workdir: pathlib.Path | None, options: EvaluationOptions
+) -> planning.Plan:
+  """What is drawn; of a sweep, with the usual average first."""
+  if workdir is None:
+    raise ValueError("`workdir` is missing: the directory of a run")
+  ema = None if options.ema == sweep.SWEEP else options.ema
+  return planning.plan(workdir, dataclasses.replace(options, ema=ema))
+
+
+def _usual_num(data: references.Reference, given) -> int:
+  """As many samples as were given, or as there are data."""
+  if given is None and data.source is None:
+    raise ValueError(
+      f"`num` is missing: {data.name} does not say of how many pictures its "
+      "statistics are"
+    )
+  return len(data.pictures if given is None else given)
+
+
+def _data(
+  workdir: pathlib.Path | None,
+  options: EvaluationOptions,
+  plan: planning.Plan | None,
+) -> references.Reference:
+  """What to compare with: what is named, or the run's data."""
+  if options.reference is not None:
+    return references.named(str(options.reference))
+  if plan is not None:
+    return _trained_on(plan.last.workdir)
+  if workdir is None:
+    raise ValueError(
+      "there is nothing to compare with: name a `reference`, or a `workdir` "
+      "whose data to take"
+    )
+  return _trained_on(workdir)
+
+
+def _trained_on(workdir: pathlib.Path) -> references.Reference:
+  """The data of a run, if they are still what it was trained on.
+
+  Raises:
+    ValueError: If they have changed.
+  """
+  config, data = directory.load(workdir)
+  source = datasets.source(config, elsewhere="`reference`")
+  trained_on = data.get("fingerprint")  # none of imported weights
+  if trained_on not in (None, source.fingerprint):
+    raise ValueError(
+      f"{source.name} has changed since {workdir} was trained on it "
+      f"(fingerprint {trained_on} then, {source.fingerprint} now): put it "
+      "back, or name what to compare with as `reference`"
+    )
+  return references.of_source(source)
+
+
+def _check_given(metrics, given: dj.data.Source, num: int) -> None:
+  """Refuses what given samples cannot be asked."""
+  for name in ("bpd", "agreement"):
+    if name in metrics:
+      raise ValueError(
+        f"{name} asks the network of a `workdir`; leave `samples` out"
+      )
+  if num > len(given):
+    raise ValueError(
+      f"`num={num}` images were asked for, `samples` has {len(given)}"
+    )
+
+
+def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
+  """Refuses what the run cannot be asked."""
+  if "agreement" in metrics:
+    asked = stored.asked(plan)
+    if not asked:
+      raise ValueError(
+        "agreement needs a class-conditional network, or a `classifier`"
+      )
+    if max(asked) >= data.pictures.num_classes:
+      raise ValueError(
+        f"agreement: samples are of class {max(asked)}, {data.name} has "
+        f"{data.pictures.num_classes} classes; compare with labelled data"
+      )
+  if "bpd" not in metrics:
+    return
+  if plan.upsamplers:
+    raise ValueError(
+      "bpd is that of one model: measure the run and its `upsampler` apart"
+    )
+  if num > len(data.pictures):
+    raise ValueError(
+      f"`num={num}` images were asked for, the data have {len(data.pictures)}"
+    )
+
+
+def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
+  """The first part of a row: how the samples are made."""
+  source, plan = subject.data.source, subject.plan
+  row = {
+    "data": None if source is None else len(source),
+    "fingerprint": subject.data.fingerprint,
+    "seed": options.seed,
+    "metrics": list(subject.metrics),
+  }
+  if subject.network is not None:
+    row["feature_network"] = subject.network.name
+  if not set(subject.metrics) <= NO_SAMPLES:
+    row["samples"] = subject.num
+  if subject.given is not None:
+    return row | {
+      "pictures": str(options.samples),
+      "pictures_hash": subject.given.fingerprint,
+    }
+  if plan is None:
+    return row
+  drawing = plan.options
+  return row | {
+    "step": plan.step,
+    "ema": drawing.ema,
+    "sampler": drawing.sampler,
+    "steps": len(plan.pairs),
+    "spacing": drawing.spacing,
+    "eta": drawing.eta,
+    "quantise": drawing.quantise,
+    "guidance": drawing.guidance,
+    "classifier": None if plan.classifier is None else plan.classifier.name,
+    "upsamplers": [str(stage.workdir) for stage in plan.upsamplers],
+    "low_res_noise": options.low_res_noise,
+    "samples_hash": stored.identity(plan),
+  }

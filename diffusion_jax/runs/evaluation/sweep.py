@@ -1,0 +1,105 @@
+"""The same samples from several checkpoints or averages of one run."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import diffusion_jax as dj
+from diffusion_jax.runs import console, directory, networks, planning, restoring
+
+SWEEP = "sweep"  # as ema
+
+# What a table shows of each metric: the figure and its error.
+FIGURES = {
+  "frechet": ("frechet", "frechet_std"),
+  "bpd": ("bpd", "bpd_standard_error"),
+  "fid": ("fid", "fid_std"),
+  "sfid": ("sfid", "sfid_std"),
+  "fid_inf": ("fid_inf", "fid_inf_std"),
+  "is": ("is", "is_std"),
+  "kid": ("kid", "kid_standard_error"),
+  "pr": ("precision", None),
+  "agreement": ("agreement", None),
+}
+LARGE_IS_GOOD = ("is", "pr", "agreement")
+
+
+def averages(plan: planning.Plan) -> list[str]:
+  """The raw parameters and each average of a run, the fastest first."""
+  return ["raw", *networks.averages(plan.config)]
+
+
+def steps(plan: planning.Plan) -> list[int]:
+  """The checkpoints that are kept, the oldest first."""
+  with dj.checkpoint.Checkpoints(
+    plan.workdir / "checkpoints", read_only=True
+  ) as checkpoints:
+    return checkpoints.steps()
+
+
+def plans(
+  plan: planning.Plan, steps: Sequence[int], averages: Sequence[str]
+) -> Iterator[planning.Plan]:
+  """The plan with the parameters of each checkpoint and each average.
+
+  All else, the noise too, is the same. A damaged checkpoint is passed over.
+
+  Raises:
+    ValueError: If all are damaged.
+  """
+  good = 0
+  for step in steps:
+    try:
+      state = restoring.restore(
+        plan.workdir, plan.config, plan.net, plan.image_shape, step
+      )
+    except dj.checkpoint.Damaged as error:
+      console.warn(f"checkpoint {step} is passed over: {error}")
+      continue
+    good += 1
+    for name in averages:
+      params = restoring.weights(state, name)
+      one = dataclasses.replace(plan, params=params, step=step)
+      yield one.asking(ema=name)
+  if not good:
+    raise ValueError(f"every checkpoint of {plan.workdir} is damaged")
+
+
+def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:
+  """The last row of a file that was made in this way; None without one."""
+  made = json.loads(json.dumps(made))
+  rows = reversed(directory.read_rows(path))
+  return next((row for row in rows if made.items() <= row.items()), None)
+
+
+def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
+  """Prints the figures of all rows, and the best last.
+
+  Best is by the first metric.
+  """
+  shown = [name for name in metrics if name in FIGURES]
+  lines = [["step", "average", *(FIGURES[name][0] for name in shown)]]
+  for row in rows:
+    figures = [_figure(row, *FIGURES[name]) for name in shown]
+    lines.append([str(row["step"]), row["ema"], *figures])
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  for line in lines:
+    padded = map(str.ljust, line, widths)
+    console.say_first("  ".join(padded).rstrip())
+  if not shown:
+    return
+  figure, error = FIGURES[shown[0]]
+  choose = max if shown[0] in LARGE_IS_GOOD else min
+  best = choose(rows, key=lambda row: row[figure])
+  console.say_first(
+    f"best: step {best['step']}, average {best['ema']}, {figure} "
+    f"{_figure(best, figure, error)}"
+  )
+
+
+def _figure(row: dict[str, Any], name: str, error: str | None) -> str:
+  if error is None:
+    return f"{row[name]:.4g}"
+  return f"{row[name]:.4g} +- {row[error]:.2g}"

@@ -1,0 +1,91 @@
+"""The classes that can be asked for, and a classifier that guides to them."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import diffusion_jax as dj
+from diffusion_jax.runs import directory, networks, processes, restoring
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.options import SamplingOptions
+
+
+class GuidingClassifier(NamedTuple):
+  """A classifier to guide with.
+
+  Attributes:
+    name: Of its run.
+    net: Its network.
+    params: Its parameters.
+  """
+
+  name: str
+  net: dj.models.Classifier
+  params: Any
+
+
+def class_count(
+  config: Config, classifier: GuidingClassifier | None
+) -> int | None:
+  """How many classes can be asked for; None where there are none."""
+  if classifier is None:
+    return config.model.num_classes
+  return classifier.net.num_labels
+
+
+def classes_in_turn(
+  config: Config,
+  options: SamplingOptions,
+  classifier: GuidingClassifier | None,
+) -> tuple[int, ...]:
+  """The classes that are drawn in turn; none where there are none."""
+  count = class_count(config, classifier)
+  return tuple(map(int, options.classes)) or tuple(range(count or 0))
+
+
+def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
+  """What `classes` may say, and the class that it means.
+
+  A number counts from 0, unless classes are named by numbers themselves: of
+  folders 3, 7 and 10, sorted as text, no. 1 is "3", which nobody would mean.
+
+  >>> class_numbers(["cat", "dog"], 2)
+  {'0': 0, '1': 1, 'cat': 0, 'dog': 1}
+  >>> class_numbers(["10", "3", "7"], 3)
+  {'10': 0, '3': 1, '7': 2}
+  """
+  named = {name: number for number, name in enumerate(names)}
+  if any(name.isdecimal() for name in names):
+    return named
+  return {str(number): number for number in range(count)} | named
+
+
+def guiding_classifier(
+  workdir: pathlib.Path, config, data
+) -> GuidingClassifier:
+  """The classifier of a run, which must be made for what is sampled.
+
+  Raises:
+    ValueError: If it is of other images, classes or noise.
+  """
+  theirs, their_data = directory.load(workdir)
+  ours = {
+    "image_shape": data["image_shape"], "num_classes": data["num_classes"],
+  }  # fmt: skip
+  if not ours["num_classes"]:  # unknown, of imported weights
+    del ours["num_classes"]
+  for what, value in ours.items():
+    if their_data[what] != value:
+      raise ValueError(
+        f"`classifier={workdir}` has {what} {their_data[what]}, the run {value}"
+      )
+  shape = tuple(data["image_shape"])
+  net = networks.classifier(theirs, shape, their_data["num_classes"])
+  if not processes.same_noise(theirs, config):
+    raise ValueError(
+      f"`classifier={workdir}` has the schedule {theirs.schedule.to_dict()}, "
+      f"the run {config.schedule.to_dict()}"
+    )
+  state = restoring.restore(workdir, theirs, net, shape)
+  ema = restoring.average(theirs, None)
+  return GuidingClassifier(str(workdir), net, restoring.weights(state, ema))

@@ -1,0 +1,190 @@
+"""From a configuration to its network, its conditions and its state."""
+
+import jax.numpy as jnp
+import optax
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, processes
+from diffusion_jax.runs.configuration import Config
+
+
+def check_draws(config: Config) -> None:
+  """Refuses the configuration of a classifier."""
+  if config.get("kind") == "classifier":
+    raise ValueError(
+      "this run is a classifier, which draws no images: train it with "
+      "experiments.train_classifier, pass it as `classifier` of "
+      "experiments.sample"
+    )
+
+
+def model(
+  config: Config,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+) -> dj.UNet:
+  """The U-Net of ``config.model`` for images of this shape.
+
+  Raises:
+    ValueError: If the network does not fit the images or their classes, or
+      the run is a classifier.
+  """
+  check_draws(config)
+  options = config.model.to_dict()
+  outputs = 2 if config.variance.startswith("learned") else 1
+  options["out_channels"] = outputs * image_shape[-1]
+  asked = options["num_classes"]
+  if asked is not None and asked != num_classes:
+    raise ValueError(
+      f"model.num_classes={asked}, but the data have {num_classes} classes"
+    )
+  if hides_labels(config):
+    options["num_classes"] = (asked or 0) + 1  # the last is no class
+  if low_res_shape(config, image_shape) is not None:
+    options["noisy_low_res"] = _low_res_noise(config) > 0
+  net = choices.call("model", dj.UNet, options)
+  dj.models.check_size(image_shape[:2], len(net.multipliers))
+  return net
+
+
+def low_res_shape(
+  config: Config, image_shape: tuple[int, int, int]
+) -> tuple[int, int, int] | None:
+  """(h, w, C) of the pictures that a run enlarges; None if it does not.
+
+  Raises:
+    ValueError: If they are no equal parts of the large ones, or are as large.
+  """
+  size = config.low_res.size if "low_res" in config else ()
+  if not size:
+    return None
+  if len(size) > 2 or not all(isinstance(n, int) for n in size):
+    raise ValueError(
+      f"low_res.size={tuple(size)} must be (), (n,) or (height, width)"
+    )
+  small = size[0], size[-1]
+  if small == tuple(image_shape[:2]):
+    raise ValueError(
+      f"low_res.size={tuple(size)} is the size of the data: an upsampler must "
+      "enlarge; name a smaller one, or () for no upsampler"
+    )
+  dj.upsampling.check_size(image_shape[:2], small)
+  return *small, image_shape[-1]
+
+
+def _low_res_noise(config: Config) -> int:
+  """The largest step of noise on small pictures."""
+  most = config.low_res.noise
+  if not 0 <= most <= config.schedule.T:
+    raise ValueError(
+      f"low_res.noise={most} must be a step in 0..T={config.schedule.T}"
+    )
+  return most
+
+
+def classifier(
+  config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> dj.models.Classifier:
+  """The classifier of ``config.model`` for images of this shape.
+
+  Raises:
+    ValueError: If it does not fit the images or their classes, or the run is
+      not a classifier.
+  """
+  if config.get("kind") != "classifier":
+    raise ValueError(
+      "this run is not a classifier; experiments.train_classifier trains one"
+    )
+  net = choices.call("model", dj.models.Classifier, config.model.to_dict())
+  if net.num_labels != num_classes:
+    raise ValueError(
+      f"model.num_labels={net.num_labels}, but the data have {num_classes} "
+      "classes"
+    )
+  dj.models.check_size(image_shape[:2], len(net.multipliers))
+  return net
+
+
+def network(
+  config: Config, image_shape: tuple[int, int, int], num_classes: int
+) -> dj.UNet | dj.models.Classifier:
+  """The network of a run, a U-Net or a classifier."""
+  make = classifier if config.get("kind") == "classifier" else model
+  return make(config, image_shape, num_classes)
+
+
+def hides_labels(config: Config) -> bool:
+  """Whether training hides labels, which classifier-free guidance needs.
+
+  Raises:
+    ValueError: If there are no labels to hide, or the part is none.
+  """
+  rate = config.get("label_dropout", 0.0)
+  if not 0 <= rate < 1:
+    raise ValueError(f"label_dropout={rate} must be in [0, 1)")
+  if rate and config.model.num_classes is None:
+    raise ValueError(
+      f"label_dropout={rate} hides labels, but the network takes none: "
+      "set model.num_classes"
+    )
+  return rate > 0
+
+
+def conditions(
+  config: Config,
+  noise: dj.schedules.Schedule,
+  image_shape: tuple[int, int, int],
+) -> dj.conditions.Conditions:
+  """What the network is told of each image.
+
+  Its class, where the network knows any, and the picture made small, where it
+  is to enlarge.
+  """
+  small = low_res_shape(config, image_shape)
+  return dj.conditions.Conditions(
+    noise,
+    num_classes=config.model.num_classes,
+    label_dropout=config.label_dropout if hides_labels(config) else 0.0,
+    low_res=None if small is None else small[:2],
+    noise=0 if small is None else _low_res_noise(config),
+  )
+
+
+def optimizer(
+  config: Config,
+) -> optax.GradientTransformation:
+  """The optimizer of ``config.optim``."""
+  return choices.call("optim", dj.training.optimizer, config.optim.to_dict())
+
+
+def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
+  """The state before the first step; a pure function of the key."""
+  x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
+  cond = None
+  if config.get("kind") != "classifier":
+    cond = conditions(config, processes.schedule(config), image_shape).of(
+      x, one - 1
+    )
+  return state(config, net.init(key, x, one, cond)["params"], tx)
+
+
+def averages(config: Config) -> list[str]:
+  """The names of a run's averages: by rate, the slowest last, then by width."""
+  return [
+    *(str(rate) for rate in sorted(config.ema.rates)),
+    *(dj.averages.name(std) for std in sorted(config.ema.get("stds", ()))),
+  ]
+
+
+def state(config, params, tx) -> dj.state.TrainState:
+  """The state before the first step, of known parameters."""
+  history = (
+    dj.importance.history(
+      dj.objectives.BINS if processes.real_time(config) else config.schedule.T
+    )
+    if config.get("timesteps") == "importance"
+    else None
+  )
+  names = averages(config)
+  rates = config.ema.rates
+  return dj.state.create(params, tx, (*rates, *names[len(rates) :]), history)

@@ -1,0 +1,173 @@
+"""What may be asked of a run: one list for Python, for flags and for files."""
+
+import dataclasses
+import difflib
+import math
+import operator
+import os
+import types
+import typing
+from typing import Any, Self
+
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, samplers
+from diffusion_jax.runs.configuration import MOST_SEED
+
+PathLike = str | os.PathLike[str]
+
+
+def option(default: Any, text: str, **bounds: Any) -> Any:
+  """A field of options.
+
+  Args:
+    default: Its value where nothing is asked.
+    text: What it is, for people.
+    **bounds: ``least`` and ``most`` of a number, ``among`` of a name.
+
+  Returns:
+    The field.
+  """
+  return dataclasses.field(default=default, metadata={"text": text, **bounds})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+  """How to draw. None is what the run's configuration says.
+
+  Raises:
+    ValueError: For a value out of its bounds.
+  """
+
+  num: int | None = option(64, "how many images", least=1)
+  steps: int | None = option(
+    None,
+    "moves per image (Heun calls the network twice in each); by default the "
+    "configuration's",
+    least=1,
+  )
+  sampler: str | None = option(
+    None,
+    f"one of {', '.join(samplers.SAMPLERS)}; by default the configuration's, "
+    f"and {samplers.FEW_STEPS_SAMPLER} where `steps` asks for at most "
+    f"{samplers.FEW}",
+  )
+  spacing: str | None = option(
+    None,
+    f"where the steps are: {', '.join(dj.spacing.NAMES)}, or as published, "
+    "like 250, 10,10,15,20 or ddim25; by default what suits the sampler",
+  )
+  eta: float | None = option(
+    None,
+    f"of {', '.join(samplers.TAKE_ETA)}: 0 adds no noise, 1 as much as "
+    "ancestral sampling",
+    least=0.0,
+    most=1.0,
+  )
+  guidance: float | None = option(
+    None,
+    "scale of classifier-free guidance, where the run was trained with "
+    "label_dropout: 1 is off, more follows the class more closely. With "
+    "`classifier` that of its gradient: 0 is off, 1 the default",
+  )
+  classifier: PathLike | None = option(
+    None, "run directory of a classifier to guide with"
+  )
+  classes: tuple[str | int, ...] = option(
+    (),
+    "names of the classes to draw in turn; or their numbers, from 0 on, where "
+    "no name is a number; by default all",
+  )
+  upsampler: tuple[PathLike, ...] = option(
+    (),
+    "run directories of upsamplers, smallest first: each enlarges the images "
+    "of the one before",
+  )
+  low_res: PathLike | np.ndarray | None = option(
+    None,
+    "pictures (folder, .zip, .npz, .npy) for `workdir` to enlarge, if it is "
+    "an upsampler; by default those of its own data, made small",
+  )
+  low_res_noise: int = option(
+    0,
+    "step to which upsamplers that know noisy pictures have them noised: "
+    "0 trusts the small picture, more makes up for its faults",
+    least=0,
+  )
+  seed: int = option(0, "of all noise", least=0, most=MOST_SEED)
+  ema: str | None = option(
+    None, "average: its rate, std:WIDTH, or raw; by default the slowest"
+  )
+  batch: int = option(64, "images at a time", least=1)
+  quantise: str = option(
+    "round",
+    "how floats become bytes: to the nearest level or, as OpenAI's scripts "
+    "do, the one below",
+    among=tuple(dj.images.QUANTISE),
+  )
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      value = _check(field, kind(type(self), field.name), value)
+      object.__setattr__(self, field.name, value)
+    if self.ema is not None:  # a rate may be named by its number
+      object.__setattr__(self, "ema", str(self.ema))
+
+  @classmethod
+  def of(cls, **asked: Any) -> Self:
+    """The options of these names.
+
+    Raises:
+      ValueError: For a name that is none; says the nearest that is.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in asked:
+      if name not in names:
+        near = difflib.get_close_matches(name, names, n=1) or names
+        raise ValueError(f"there is no option {name!r}: {', '.join(near)}")
+    return cls(**asked)
+
+
+def kind(options: type[SamplingOptions], name: str) -> type:
+  """The type of an option that is not None: int, float, str, bool, tuple."""
+  hint = typing.get_type_hints(options)[name]
+  if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    hint = typing.get_args(hint)[0]
+  return typing.get_origin(hint) or hint
+
+
+def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
+  """A value of a field, as its type has it.
+
+  Raises:
+    ValueError: If it is of another kind, or out of its bounds.
+  """
+  if "among" in field.metadata:
+    return choices.named(f"`{field.name}`", value, field.metadata["among"])
+  if of is tuple:
+    if isinstance(value, str | int | os.PathLike):
+      value = (value,)
+    listed = () if value is None else tuple(value)
+    return tuple(
+      os.fspath(x) if isinstance(x, os.PathLike) else x for x in listed
+    )
+  if isinstance(value, os.PathLike):  # a path, or an opened run
+    return os.fspath(value)
+  if value is None or of not in (int, float):
+    return value
+  asked = f"`{field.name}={value}`"
+  try:
+    number = operator.index(value) if of is int else float(value)
+  except (TypeError, ValueError):
+    words = "a whole number" if of is int else "a number"
+    raise ValueError(f"{asked} must be {words}") from None
+  if not math.isfinite(number):
+    raise ValueError(f"{asked} must be a finite number")
+  least = field.metadata.get("least", -math.inf)
+  most = field.metadata.get("most", math.inf)
+  if not least <= number <= most:
+    bounds = f"at least {least}" if most == math.inf else f"in {least}..{most}"
+    raise ValueError(f"{asked} must be {bounds}")
+  return number

@@ -1,0 +1,307 @@
+"""From what is asked of a run to all that drawing needs, checked."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import (
+  choices,
+  configuration,
+  datasets,
+  directory,
+  guiding,
+  networks,
+  processes,
+  restoring,
+  samplers,
+)
+from diffusion_jax.runs.guiding import GuidingClassifier
+from diffusion_jax.runs.options import PathLike, SamplingOptions
+
+# A number that no step and no image reaches, for a key of its own; more are in
+# ``training.classification`` and ``dj.conditions``.
+STAGES = 2**32 - 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is to be drawn, and the network that draws it.
+
+  Attributes:
+    workdir: Of the run.
+    config: Its configuration.
+    image_shape: (H, W, C).
+    net: The network.
+    params: Its parameters.
+    step: Of the checkpoint that they are from.
+    options: What was asked, where that was None what is usual: the sampler,
+      the average and the guidance by name, classes by number.
+    pairs: The (t, s) to walk.
+    classifier: To guide with.
+    low_res: The small pictures to enlarge, [N, h, w, C].
+    root: The key of all noise, if that is not of the seed.
+    stage: Of a cascade, from 0.
+    upsamplers: Its further stages.
+  """
+
+  workdir: pathlib.Path
+  config: configuration.Config
+  image_shape: tuple[int, int, int]
+  net: dj.UNet
+  params: Any
+  step: int
+  options: SamplingOptions
+  pairs: dj.timesteps.Pairs
+  classifier: GuidingClassifier | None = None
+  low_res: np.ndarray | None = None
+  root: jax.Array | None = None
+  stage: int = 0
+  upsamplers: tuple["Plan", ...] = ()
+
+  @property
+  def num(self) -> int:
+    """How many images."""
+    return self.options.num or 0
+
+  @property
+  def ema(self) -> str:
+    """Which parameters: raw, or the average of this name."""
+    return self.options.ema or "raw"
+
+  @property
+  def key(self) -> jax.Array:
+    """The root of this stage's noise, see ``stage_key``."""
+    root = jax.random.key(self.options.seed) if self.root is None else self.root
+    return stage_key(root, self.stage)
+
+  @property
+  def program(self) -> tuple[Any, ...]:
+    """What of this stage is compiled: plans that share it share a Generator."""
+    options = dataclasses.replace(
+      self.options,
+      guidance=None if self.options.guidance is None else 1.0,
+      num=None,
+      steps=None,  # see pairs
+      ema=None,
+      low_res=None,
+      seed=0,
+    )
+    return self.workdir, options, self.pairs.tobytes()
+
+  def asking(self, **changes: Any) -> "Plan":
+    """The plan with other options, of the run's stage alone."""
+    options = dataclasses.replace(self.options, **changes)
+    return dataclasses.replace(self, options=options)
+
+  @property
+  def last(self) -> "Plan":
+    """The stage of a cascade that makes the final images."""
+    return (self, *self.upsamplers)[-1]
+
+
+def stage_key(root: jax.Array, stage: int) -> jax.Array:
+  """The root of the noise of a cascade's stage, counted from 0.
+
+  Noise is keyed by image and step, which all stages share: each needs a root
+  of its own. That of the first is the one it has when it draws alone.
+  """
+  if stage == 0:
+    return root
+  return jax.random.fold_in(jax.random.fold_in(root, STAGES), stage)
+
+
+def plan(
+  workdir: PathLike, options: SamplingOptions, *, root: jax.Array | None = None
+) -> Plan:
+  """Reads a run directory and checks what is asked of it.
+
+  Args:
+    workdir: The directory.
+    options: What is asked.
+    root: The key of all noise, instead of the seed's.
+
+  Returns:
+    The plan.
+
+  Raises:
+    ValueError: If there is no such run, checkpoint, average or sampler.
+  """
+  first = _stage(options, pathlib.Path(workdir))
+  small = networks.low_res_shape(first.config, first.image_shape)
+  if small is not None:
+    first = dataclasses.replace(first, low_res=_low_res(options, first, small))
+  elif options.low_res is not None:
+    raise ValueError(f"`low_res`: {first.workdir} enlarges no pictures")
+  stages = [first]
+  for name in options.upsampler:
+    stages.append(_upsampler(options, pathlib.Path(name), stages[-1]))
+  if options.low_res_noise and not any(s.net.noisy_low_res for s in stages):
+    raise ValueError(
+      "`low_res_noise`: no upsampler here has learnt from noisy pictures, see "
+      "low_res.noise of configurations"
+    )
+  stages = [dataclasses.replace(stage, root=root) for stage in stages]
+  return dataclasses.replace(stages[0], upsamplers=tuple(stages[1:]))
+
+
+def _stage(
+  options: SamplingOptions, workdir: pathlib.Path, *, enlarges: bool = False
+) -> Plan:
+  """What one run is to draw; ``enlarges`` where it is not the first."""
+  config, data = directory.load(workdir)
+  shape = tuple(data["image_shape"])
+  net = networks.model(config, shape, data["num_classes"])
+  ema = restoring.average(config, None if enlarges else options.ema)
+  sampler, spacing, pairs = _walk(options, config)
+  classifier = None
+  if options.classifier is not None and not enlarges:
+    classifier = guiding.guiding_classifier(
+      pathlib.Path(options.classifier), config, data
+    )
+  skip = enlarges and config.model.num_classes is None
+  names = data["class_names"]
+  classes = () if skip else _classes(options, config, classifier, names)
+  params, step = restoring.parameters(workdir, config, net, shape, ema)
+  noise = options.low_res_noise if net.noisy_low_res else 0
+  if noise and noise > config.low_res.noise:
+    raise ValueError(
+      f"`low_res_noise={noise}`: {workdir} has learnt from pictures noised to "
+      f"steps 0..{config.low_res.noise}"
+    )
+  guidance = config.sampling.get("guidance")
+  return Plan(
+    workdir=workdir,
+    config=config,
+    image_shape=shape,
+    net=net,
+    params=params,
+    step=step,
+    options=dataclasses.replace(
+      options,
+      sampler=sampler,
+      spacing=spacing,
+      classes=classes,
+      guidance=(
+        guidance if enlarges else _guidance(options, config, classifier)
+      ),
+      low_res_noise=noise,
+      ema=ema,
+      batch=min(options.batch, options.num or options.batch),
+    ),
+    pairs=pairs,
+    classifier=classifier,
+  )
+
+
+def _upsampler(
+  options: SamplingOptions, workdir: pathlib.Path, below: Plan
+) -> Plan:
+  """The next stage of a cascade.
+
+  Raises:
+    ValueError: If it does not enlarge what the stage below it draws.
+  """
+  stage = _stage(options, workdir, enlarges=True)
+  small = networks.low_res_shape(stage.config, stage.image_shape)
+  if small != below.image_shape:
+    size = "nothing" if small is None else " x ".join(map(str, small))
+    raise ValueError(
+      f"`upsampler={workdir}` enlarges {size}; {below.workdir} draws "
+      f"{' x '.join(map(str, below.image_shape))}"
+    )
+  count = guiding.class_count(below.config, below.classifier)
+  if stage.config.model.num_classes is not None and count is None:
+    raise ValueError(
+      f"`upsampler={workdir}` is class-conditional; {below.workdir} draws no "
+      "classes"
+    )
+  return dataclasses.replace(stage, stage=below.stage + 1)
+
+
+def _low_res(
+  options: SamplingOptions, plan: Plan, shape: tuple[int, int, int]
+) -> np.ndarray:
+  """The small pictures that `low_res` names, or those of the run's data."""
+  if isinstance(options.low_res, np.ndarray):
+    if options.low_res.ndim != 4 or options.low_res.shape[1:] != shape:
+      raise ValueError(
+        f"`low_res` has shape {options.low_res.shape}: {plan.workdir} enlarges "
+        f"pictures of [N, {', '.join(map(str, shape))}]"
+      )
+    return options.low_res
+  if options.low_res is None:
+    source = datasets.source(plan.config, elsewhere="`low_res`")
+    return datasets.low_res(plan.config, source, options.num or len(source))
+  source = dj.data.load(str(options.low_res), size=shape[:2], channels=shape[2])
+  count = min(len(source), options.num or len(source))
+  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+
+
+def _walk(
+  options: SamplingOptions, config: configuration.Config
+) -> tuple[str, str | None, dj.timesteps.Pairs]:
+  """The sampler, the spacing's name and the walk that are asked for."""
+  usual = config.sampling.sampler
+  if options.steps is not None and options.steps <= samplers.FEW:
+    usual = samplers.FEW_STEPS_SAMPLER
+  if options.eta is not None and usual not in samplers.TAKE_ETA:
+    usual = "ddim"
+  sampler = choices.named(
+    "`sampler`", options.sampler or usual, samplers.SAMPLERS
+  )
+  if options.eta is not None and sampler not in samplers.TAKE_ETA:
+    raise ValueError(
+      f"`sampler={sampler}` has no eta; {', '.join(samplers.TAKE_ETA)} have"
+    )
+  spacing = options.spacing or config.sampling.get("spacing")
+  steps = options.steps
+  if steps is None and spacing in (None, *dj.spacing.NAMES):
+    steps = config.sampling.steps
+  schedule = processes.schedule(config)
+  return sampler, spacing, samplers.walk(schedule, sampler, spacing, steps)
+
+
+def _classes(
+  options: SamplingOptions,
+  config: configuration.Config,
+  classifier: GuidingClassifier | None,
+  names: Sequence[str],
+) -> tuple[int, ...]:
+  """The classes that `classes` names; none for all."""
+  if not options.classes:
+    return ()
+  count = guiding.class_count(config, classifier)
+  if count is None:
+    raise ValueError(
+      "`classes`: this run's network is unconditional; a `classifier` could "
+      "guide it"
+    )
+  numbers = guiding.class_numbers(names, count)
+  return tuple(
+    numbers[choices.named("`classes`", str(name), numbers)]
+    for name in options.classes
+  )
+
+
+def _guidance(
+  options: SamplingOptions,
+  config: configuration.Config,
+  classifier: GuidingClassifier | None,
+) -> float | None:
+  """The scale of guidance, by default the configuration's."""
+  if classifier is not None:
+    return 1.0 if options.guidance is None else options.guidance
+  if options.guidance is None:
+    return config.sampling.get("guidance")
+  if not networks.hides_labels(config):
+    raise ValueError(
+      "`guidance`: this run was trained without label_dropout, so its network "
+      "does not know how to draw without a class; pass a `classifier`"
+    )
+  # The conditional network alone: half the work.
+  return None if options.guidance == 1 else options.guidance

@@ -1,0 +1,154 @@
+"""From a configuration to its process: schedule, target, loss, times."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices
+from diffusion_jax.runs.configuration import Config
+
+SCHEDULES = (
+  "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
+)  # fmt: skip
+# Of real time: the paths of EDM, of the VP SDE, of flow matching, a circle's.
+REAL_TIME = {
+  "ve": dj.continuous.edm,
+  "vp": dj.continuous.linear,
+  "flow": dj.continuous.flow,
+  "trig": dj.continuous.cosine,
+}
+LOSSES = ("simple", "vlb", "hybrid")
+TIMESTEPS = ("uniform", "antithetic", "importance")
+REAL_TIMESTEPS = {
+  "log_normal": dj.timesteps.log_normal,
+  "logit_normal": dj.timesteps.logit_normal,
+}
+
+
+WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
+
+
+def real_time(config: Config) -> bool:
+  """Whether time is a number of the schedule, not a step."""
+  return config.schedule.name in REAL_TIME
+
+
+def schedule(config: Config) -> dj.schedules.Schedule:
+  """The noise schedule of ``config.schedule``; real time has no steps T."""
+  options = config.schedule.to_dict()
+  name = choices.named(
+    "schedule", options.pop("name"), (*SCHEDULES, *REAL_TIME)
+  )
+  kind = f"schedule {name!r}"
+  if name not in REAL_TIME:
+    return choices.call(kind, getattr(dj.schedules, name), options)
+  del options["T"]
+  shift = options.pop("shift", 1.0)
+  made = choices.call(kind, REAL_TIME[name], options)
+  return made if shift == 1 else made.shifted(shift)
+
+
+def same_noise(ours: Config, theirs: Config) -> bool:
+  """Whether two configurations have the same schedule."""
+  a, b = schedule(ours), schedule(theirs)
+  if isinstance(a, dj.schedules.Table) and isinstance(b, dj.schedules.Table):
+    return np.array_equal(a.log_snr, b.log_snr)
+  return ours.schedule.to_dict() == theirs.schedule.to_dict()
+
+
+def loss_at(config: Config) -> dj.losses.LossAt:
+  """The loss of ``config.loss``, at given steps and noise.
+
+  Raises:
+    ValueError: If loss, weight and variance do not fit together.
+  """
+  options = config.loss.to_dict()
+  name = choices.named("loss", options.pop("name"), LOSSES)
+  weight = choices.named("loss weight", options.pop("weight"), WEIGHTS)
+  space = options.pop("space", None)
+  if space is not None and (name != "simple" or weight != "none"):
+    raise ValueError(
+      f"loss.space={space!r} is of loss.name=simple and loss.weight=none, not "
+      f"of {name!r} and {weight!r}"
+    )
+  if name == "simple":
+    if config.variance.startswith("learned"):
+      raise ValueError(
+        f"variance={config.variance!r} is learned, which the simple loss does "
+        "not do; use loss.name=hybrid or vlb, or a fixed variance"
+      )
+    if space is not None:
+      choices.named("loss.space", space, dj.targets.TARGETS)
+      return functools.partial(
+        dj.losses.weighted_mse, space=dj.targets.TARGETS[space]
+      )
+    if weight == "none":
+      return dj.losses.weighted_mse
+    shift = options.pop("shift", 1.0)
+    weigh = choices.call(
+      f"weight {weight!r}", getattr(dj.weights, weight), options
+    )
+    if shift != 1:
+      weigh = dj.weights.shifted(weigh, shift)
+    return functools.partial(dj.losses.weighted_mse, weight=weigh)
+  if real_time(config):
+    raise ValueError(
+      f"loss {name!r} is of whole steps, schedule.name="
+      f"{config.schedule.name!r} has none; use loss.name=simple"
+    )
+  if weight != "none":
+    raise ValueError(f"loss {name!r} has no weight; {weight!r} was given")
+  core = {"vlb": dj.losses.vlb_at, "hybrid": dj.losses.hybrid_at}[name]
+  if name == "hybrid" and not config.variance.startswith("learned"):
+    raise ValueError(
+      "loss 'hybrid' learns the variance; "
+      f"variance={config.variance!r} is fixed"
+    )
+  return functools.partial(core, **options)
+
+
+def draw(config: Config):
+  """How the times to train on are drawn, where no loss history decides.
+
+  Raises:
+    ValueError: If the schedule has no such times.
+  """
+  name = choices.named(
+    "timesteps", config.timesteps, (*TIMESTEPS, *REAL_TIMESTEPS)
+  )
+  if name in REAL_TIMESTEPS:
+    if not real_time(config):
+      raise ValueError(
+        f"timesteps={name!r} is of real time, schedule.name="
+        f"{config.schedule.name!r} has whole steps; use one of "
+        f"{', '.join(TIMESTEPS)}"
+      )
+    given = choices.given({"mean": config.time_mean, "std": config.time_std})
+    return dj.timesteps.drawn_by(REAL_TIMESTEPS[name](**given))
+  if real_time(config):
+    even = name == "antithetic"
+    return dj.timesteps.drawn_by(dj.timesteps.everywhere, even=even)
+  name = "uniform" if name == "importance" else name
+  return getattr(dj.timesteps, name)
+
+
+def door(config: Config) -> dict[str, Any]:
+  """How the network of ``config`` is read: arguments of ``dj.predictor``."""
+  read = {"variance": config.variance}
+  if config.target == "edm":
+    return read | {
+      "target": dj.targets.edm(config.sigma_data),
+      "scale": dj.edm.c_in(config.sigma_data),
+      "clock": dj.edm.c_noise,
+    }
+  return read | {"target": dj.targets.TARGETS[config.target]}
+
+
+def predictor(
+  config: Config, noise: dj.schedules.Schedule, net, params
+) -> dj.prediction.Predict:
+  """The network of a run, with these parameters, behind its door."""
+  apply = functools.partial(net.apply, {"params": params})
+  return dj.predictor(apply, noise, **door(config))

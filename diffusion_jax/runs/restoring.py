@@ -1,0 +1,85 @@
+"""The parameters of a run: raw, or an average of them."""
+
+from typing import Any
+
+import jax
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, configuration, console, networks
+
+
+def average(config: configuration.Config, wanted: str | None) -> str:
+  """The name of the average that `ema` means, by default the slowest.
+
+  Raises:
+    ValueError: If the run has no such average.
+  """
+  names = networks.averages(config)
+  if wanted is None:
+    rates = names[: len(config.ema.rates)]
+    return (rates or names or ["raw"])[-1]
+  kind, _, width = wanted.partition(":")
+  if kind != dj.averages.PREFIX or not width:
+    return choices.named("`ema`", wanted, ("raw", *names))
+  try:
+    dj.averages.exponent(float(width))
+  except ValueError as error:
+    raise ValueError(f"`ema={wanted}`: {error}") from error
+  if not config.ema.get("stds", ()):
+    raise ValueError(
+      f"`ema={wanted}`: this run has kept no such averages; train with "
+      "`config.ema.stds='(0.05, 0.1)'`"
+    )
+  return dj.averages.name(float(width))
+
+
+def weights(state: dj.state.TrainState, ema: str) -> Any:
+  """The parameters that `ema` names, of one state."""
+  return dj.optimizers.evaluated(state) if ema == "raw" else state.ema[ema]
+
+
+def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
+  """The parameters that `ema` names, of the newest checkpoint, and its step.
+
+  A width that was not tracked is made of those that the checkpoints keep.
+  """
+  newest = restore(workdir, config, net, shape)
+  std = dj.averages.std_in(ema)
+  if std is None or ema in newest.ema:
+    return weights(newest, ema), int(newest.step)
+  with dj.checkpoint.Checkpoints(
+    workdir / "checkpoints", read_only=True
+  ) as checkpoints:
+    steps = [step for step in checkpoints.steps() if step <= newest.step]
+  trees, ends, widths = [], [], []
+  for step in steps:
+    state = newest
+    if step != newest.step:
+      state = restore(workdir, config, net, shape, step)
+    for width in config.ema.stds:
+      trees.append(jax.device_get(state.ema[dj.averages.name(width)]))
+      ends.append(step)
+      widths.append(width)
+  coefs = dj.averages.coefficients(ends, widths, int(newest.step), std)
+  return dj.averages.combined(trees, coefs), int(newest.step)
+
+
+def restore(
+  workdir, config, net, shape, step: int | None = None
+) -> dj.state.TrainState:
+  """Reads a checkpoint, by default the newest good one, onto every device."""
+  if not (workdir / "checkpoints").is_dir():
+    raise ValueError(f"{workdir} has no checkpoints yet; train first")
+  tx = networks.optimizer(config)
+  abstract = jax.eval_shape(
+    lambda key: networks.init(config, net, shape, tx, key), jax.random.key(0)
+  )
+  here = dj.parallel.replicated(dj.parallel.data_mesh())
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract
+  )
+  with dj.checkpoint.Checkpoints(
+    workdir / "checkpoints", read_only=True
+  ) as checkpoints:
+    tell = console.warn if step is None else None
+    return checkpoints.restore(like, step, tell=tell)

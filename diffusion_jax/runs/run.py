@@ -1,0 +1,207 @@
+"""A run directory as an object: open it, draw from it, measure it."""
+
+import functools
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import (
+  console,
+  datasets,
+  directory,
+  drawing,
+  networks,
+  planning,
+  processes,
+  restoring,
+)
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.options import PathLike, SamplingOptions
+
+
+class Run:
+  """One training run, as its directory describes it.
+
+  It may still be training: whatever needs parameters takes them from the
+  newest checkpoint that is good. Where an option takes the path of a run,
+  such as ``classifier``, a ``Run`` will do.
+
+  Attributes:
+    workdir: The directory.
+    config: The configuration, as it was run.
+    data: The description of its data: "image_shape", "class_names", ...
+
+  Args:
+    workdir: The directory.
+
+  Raises:
+    ValueError: If it is no run directory; names the nearest that is.
+  """
+
+  def __init__(self, workdir: PathLike):
+    self.workdir = pathlib.Path(workdir).expanduser()
+    self.config: Config
+    self.config, self.data = directory.load(self.workdir)
+    self._generators: drawing.Generators = {}
+
+  def __repr__(self) -> str:
+    return f"dj.runs.open({str(self.workdir)!r})"
+
+  def __fspath__(self) -> str:
+    return os.fspath(self.workdir)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    height, width, channels = self.data["image_shape"]
+    return height, width, channels
+
+  @functools.cached_property
+  def schedule(self) -> dj.schedules.Schedule:
+    """How noise grows."""
+    return processes.schedule(self.config)
+
+  @functools.cached_property
+  def net(self) -> dj.UNet | dj.models.Classifier:
+    """The network, without its parameters."""
+    count = self.data["num_classes"]
+    return networks.network(self.config, self.image_shape, count)
+
+  @functools.cached_property
+  def conditions(self) -> dj.conditions.Conditions:
+    """What the network is conditioned on; ``given`` makes a condition."""
+    networks.check_draws(self.config)
+    return networks.conditions(self.config, self.schedule, self.image_shape)
+
+  @functools.cached_property
+  def source(self) -> dj.data.Source:
+    """The data.
+
+    Raises:
+      ValueError: If they cannot be read; ``config.data.name`` says where they
+        are, and may be changed.
+    """
+    return datasets.source(self.config)
+
+  def params(self, ema: str | float | None = None) -> Any:
+    """The parameters of the newest checkpoint.
+
+    Args:
+      ema: "raw", or an average: its rate, or std:WIDTH; by default the
+        slowest.
+
+    Returns:
+      The parameters of ``net``.
+
+    Raises:
+      ValueError: If there is no checkpoint, or no such average.
+    """
+    name = restoring.average(self.config, None if ema is None else str(ema))
+    params, _ = restoring.parameters(
+      self.workdir, self.config, self.net, self.image_shape, name
+    )
+    return params
+
+  def predict(
+    self, ema: str | float | None = None, *, clip: bool | None = None
+  ) -> dj.prediction.Predict:
+    """The network behind its door, ``(x_t, t, cond) -> Prediction``.
+
+    Every function of the library takes it: samplers, guidance, editing,
+    likelihood. Where the network is conditional, its condition is
+    ``run.conditions.given(y, low_res)``.
+
+    Args:
+      ema: See ``params``.
+      clip: Whether x0_hat is clipped to [-1, 1]; by default as the run's
+        samples are.
+
+    Returns:
+      The prediction.
+
+    Raises:
+      ValueError: If the run is a classifier, or has no such parameters.
+    """
+    networks.check_draws(self.config)
+    params = self.params(ema)
+    predict = processes.predictor(self.config, self.schedule, self.net, params)
+    if clip is None:
+      clip = self.config.sampling.get("clip", True)
+    return dj.clipped(predict, self.schedule) if clip else predict
+
+  def sample(
+    self, num: int = 64, *, key: jax.Array | None = None, **options: Any
+  ) -> np.ndarray:
+    """Draws pictures, the same as experiments.sample with the same options.
+
+    >>> run.sample(64, steps=20, classes=[3, "8"])  # doctest: +SKIP
+
+    What is compiled for it is kept for the next time.
+
+    Args:
+      num: How many.
+      key: The root of all noise, instead of that of ``seed``.
+      **options: Those of ``SamplingOptions``: steps, sampler, spacing, eta,
+        guidance, classifier, classes, upsampler, low_res, low_res_noise, seed,
+        ema, batch.
+
+    Returns:
+      [num, H, W, C], in [-1, 1] up to what is not clipped.
+
+    Raises:
+      ValueError: If the run cannot draw so; says which option is wrong.
+    """
+    asked = SamplingOptions.of(num=num, **options)
+    with console.quiet():
+      plan = planning.plan(self.workdir, asked, root=key)
+      return drawing.draw(plan, self._generators)
+
+  def images(self, num: int = 64) -> np.ndarray:
+    """The first pictures of the data, [num, H, W, C] in [-1, 1].
+
+    Args:
+      num: How many; fewer if there are no more.
+
+    Returns:
+      The pictures.
+
+    Raises:
+      ValueError: If the data cannot be read, see ``source``.
+    """
+    chosen = np.arange(min(num, len(self.source)))
+    return dj.images.from_uint8(self.source.gather(chosen)["image"])
+
+  def evaluate(self, **options: Any) -> dict[str, Any]:
+    """Measures samples, as experiments.evaluate does.
+
+    The row is kept in evaluation.jsonl, too.
+
+    >>> run.evaluate(num=1000, metrics=("fid", "kid"))  # doctest: +SKIP
+
+    Args:
+      **options: Those of ``evaluation.options.EvaluationOptions``: num,
+        metrics, features, reference, ..., and all of ``SamplingOptions``.
+
+    Returns:
+      The figures, and how they were made.
+
+    Raises:
+      ValueError: If something is missing or does not fit.
+      OSError: If the row could not be kept.
+    """
+    # What measures takes a second to import, which sampling need not wait for.
+    from diffusion_jax.runs.evaluation import evaluating, sweep
+    from diffusion_jax.runs.evaluation.options import EvaluationOptions
+
+    asked = EvaluationOptions.of(**options)
+    if asked.curve or asked.ema == sweep.SWEEP:
+      raise ValueError(
+        f"`curve` and `ema={sweep.SWEEP}` make a table: experiments.evaluate "
+        "prints it; evaluate each `ema` by itself here"
+      )
+    with console.quiet():
+      return evaluating.evaluate(self.workdir, asked)[-1]

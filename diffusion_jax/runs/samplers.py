@@ -1,0 +1,79 @@
+"""Samplers by name, and the steps that each usually takes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices
+from diffusion_jax.runs.configuration import Config
+
+# A step, or what makes a solver.
+SAMPLERS: dict[str, Callable] = {
+  "ancestral": dj.ancestral_step,
+  "ddim": dj.ddim_step,
+  "euler": dj.solvers.euler_step,
+  "heun": dj.solvers.heun_step,
+  "dpmpp_2m": functools.partial(dj.solvers.dpm, 2),
+  "dpmpp_3m": functools.partial(dj.solvers.dpm, 3),
+  "unipc": dj.solvers.unipc,
+  "deis": dj.solvers.deis,
+  "edm_heun": dj.edm.heun,
+  "flow_heun": dj.flow.heun_step,
+  "flow_sde": dj.flow.sde_step,
+}
+SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
+TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
+# Few steps are best made by this one: docs/solvers.md.
+FEW, FEW_STEPS_SAMPLER = 100, "unipc"
+
+
+def sampler(
+  name: str, eta=None, *, num: int = 1, churn: Any = None
+) -> dj.samplers.Step | dj.samplers.Solver:
+  """The step or solver of this name, as ``dj.sample`` takes it.
+
+  Args:
+    name: Of the sampler.
+    eta: Of those that take it.
+    num: Steps of the whole walk.
+    churn: ``config.sampling.churn``, of EDM's sampler.
+
+  Returns:
+    The step or solver.
+  """
+  if name == "edm_heun":
+    return dj.edm.heun(num, **choices.given(churn or {}))
+  options = {}
+  if name in TAKE_ETA:
+    options["eta"] = 0.0 if eta is None else eta
+  make = SAMPLERS[name]
+  return (
+    make(**options) if name in SOLVERS else functools.partial(make, **options)
+  )
+
+
+def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
+  """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
+  given = choices.given(config.sampling.get("apg", {}))
+  if "eta" not in given:
+    return dj.guidance.classifier_free
+  return functools.partial(dj.guidance.projected, **given)
+
+
+def walk(
+  noise: dj.schedules.Schedule,
+  name: str,
+  spacing: str | None,
+  steps: int | None,
+) -> dj.timesteps.Pairs | dj.timesteps.RealPairs:
+  """The (t, s) that a sampler walks: by name, or as it is usually done.
+
+  Raises:
+    ValueError: If there is no such spacing, or not of that many steps.
+  """
+  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde")
+  usual = "even" if name in evenly else "scales"
+  if name == "edm_heun":
+    usual = "karras"
+  return dj.spacing.named(noise, spacing or usual, steps)

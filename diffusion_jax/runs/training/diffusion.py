@@ -1,0 +1,140 @@
+"""What training a diffusion model is: objective, previews, last pictures."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+
+import diffusion_jax as dj
+from diffusion_jax.runs import (
+  checks,
+  datasets,
+  networks,
+  processes,
+  restoring,
+  samplers,
+)
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.generate import Generator
+from diffusion_jax.runs.options import SamplingOptions
+from diffusion_jax.runs.training import reporting, setup
+from diffusion_jax.runs.training.monitor import Monitor
+from diffusion_jax.runs.training.reporting import Log
+
+
+def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
+  """Builds a run from its configuration.
+
+  Raises:
+    ValueError: For anything a user may have got wrong.
+  """
+  networks.check_draws(config)
+  mesh = setup.training_mesh(config, workdir)
+  schedule = processes.schedule(config)
+  loss_at = processes.loss_at(config)
+  checks.check(config, schedule)
+  tx = networks.optimizer(config)
+  source = datasets.training_source(config)
+  datasets.count_classes(config, source)
+  net = networks.model(config, source.image_shape, source.num_classes)
+  conditions = networks.conditions(config, schedule, source.image_shape)
+
+  step = functools.partial(
+    dj.training.train_step,
+    objective=dj.objectives.diffusion(
+      setup.applied(config, net, mesh),
+      schedule,
+      loss_at=loss_at,
+      draw=processes.draw(config),
+      condition=conditions.draw,
+      **processes.door(config),
+    ),
+    tx=tx,
+    micro_batches=config.micro_batches,
+    ema_warmup=config.ema.warmup,
+  )
+
+  return setup.build(
+    config,
+    workdir,
+    mesh,
+    source,
+    functools.partial(networks.init, config, net, source.image_shape, tx),
+    step,
+    **_shown(config, workdir, schedule, source, net),
+  )
+
+
+def _shown(config, workdir, schedule, source, net) -> dict[str, Callable]:
+  """What shows the run on its way and at its end."""
+  if config.preview.num == 0:
+    return {}
+  enlarges = networks.low_res_shape(config, source.image_shape) is not None
+  generator = Generator(
+    config,
+    net,
+    source.image_shape,
+    SamplingOptions(
+      sampler=config.preview.sampler,
+      guidance=config.sampling.guidance,
+      batch=config.preview.num,
+    ),
+    samplers.walk(
+      schedule,
+      config.preview.sampler,
+      config.preview.spacing,
+      config.preview.steps,
+    ),
+    low_res=(
+      datasets.low_res(config, source, config.preview.num) if enlarges else None
+    ),
+  )
+  monitor = Monitor(
+    source,
+    num=config.preview.num,
+    paired=enlarges,
+    frechet=config.preview.frechet,
+  )
+  return {
+    "preview": functools.partial(preview, workdir, generator, monitor),
+    "finish": functools.partial(_finish, config, workdir, generator),
+  }
+
+
+def preview(
+  workdir: pathlib.Path,
+  generator,
+  monitor: Monitor,
+  state,
+  key,
+  step: int,
+  log: Log,
+) -> None:
+  """Sample grids of the raw and the averaged parameters, same noise."""
+  for name, params in {
+    "raw": dj.optimizers.evaluated(state),
+    **state.ema,
+  }.items():
+    label = name if name == "raw" else f"ema{name}"
+    samples = generator(params, key, generator.batch)
+    log.preview(step, label, monitor(samples, params, state.params))
+    picture = dj.images.grid(samples)
+    log.picture(f"samples/{label}", picture, step)
+    if jax.process_index() == 0:
+      path = workdir / "samples" / f"step{step:07}_{label}.png"
+      dj.images.save_png(path, picture)
+
+
+def _finish(
+  config, workdir: pathlib.Path, generator, state, key, log: Log
+) -> None:
+  """Loss plot and denoising animation, of the slowest average."""
+  folder = workdir / "samples"
+  params = restoring.weights(state, restoring.average(config, None))
+  film = [dj.parallel.fetch(x)[:32] for x in generator.walk(params, key, 0)]
+  if jax.process_index() == 0:
+    frames = [dj.images.grid(x, columns=8) for x in film]
+    dj.images.save_gif(folder / "denoising.gif", frames)
+    reporting.plot_loss(workdir, folder / "loss.png")
+  log.say(f"samples, denoising.gif and loss.png are in {folder}")

@@ -1,0 +1,192 @@
+"""What a person sees of a run: a progress bar, logs, curves, pictures."""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+from typing import IO, Any
+
+import numpy as np
+import tensorboardX
+import tqdm
+
+from diffusion_jax.runs import directory
+
+
+class Log:
+  """Progress, .jsonl files and TensorBoard; only the first process speaks.
+
+  metrics.jsonl has one row per logged step, previews.jsonl one per preview
+  and set of parameters.
+
+  Args:
+    workdir: The run directory.
+    first_step: Where this part of the run begins; what an earlier part
+      logged beyond it, before it was killed, is dropped.
+    num_steps: Where the run ends.
+    batch_size: Images per step.
+    quiet: True on all processes but the first.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    first_step: int,
+    num_steps: int,
+    batch_size: int,
+    quiet: bool,
+  ):
+    self._quiet = quiet
+    self._batch_size = batch_size
+    self._num_steps = num_steps
+    self._last = (time.perf_counter(), first_step)
+    if quiet:
+      return
+    self._files = {
+      name: _reopen(workdir / f"{name}.jsonl", first_step)
+      for name in ("metrics", "previews")
+    }
+    self._board = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=first_step + 1
+    )
+    self._bar = tqdm.tqdm(
+      total=num_steps,
+      initial=first_step,
+      unit="step",
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, trace):
+    if self._quiet:
+      return
+    self._bar.close()
+    # What an error of the disk has left unwritten fails again here.
+    for opened in (*self._files.values(), self._board):
+      with contextlib.suppress(*([OSError] if error else [])):
+        opened.close()
+
+  def metrics(self, step: int, values: dict[str, float]) -> None:
+    """Logs the values of the steps since the last call."""
+    now, (then, before) = time.perf_counter(), self._last
+    self._last = (now, step)
+    speed = (step - before) / max(now - then, 1e-9)
+    row = {
+      "step": step,
+      "images": step * self._batch_size,
+      **values,
+      "steps_per_s": speed,
+      "images_per_s": speed * self._batch_size,
+    }
+    if self._quiet:
+      return
+    _write(self._files["metrics"], row)
+    for name, value in row.items():
+      if name != "step":
+        self._board.add_scalar(name, value, step)
+    left = (self._num_steps - step) / speed
+    if self._bar.disable:
+      self.say(
+        f"step {step}/{self._num_steps}  loss {values['loss']:.4f}  "
+        f"{speed:.2f} steps/s  {row['images_per_s']:.0f} images/s  "
+        f"{_clock(left)} left"
+      )
+    else:
+      self._bar.set_postfix_str(
+        f"loss {values['loss']:.4f}, {row['images_per_s']:.0f} images/s"
+      )
+      self._bar.update(step - self._bar.n)
+
+  def pause(self) -> None:
+    """Leaves the time since the last call out of the speed."""
+    self._last = (time.perf_counter(), self._last[1])
+
+  def say(self, line: str) -> None:
+    """Prints a line without breaking the progress bar."""
+    if not self._quiet:
+      tqdm.tqdm.write(line, file=sys.stdout)
+      sys.stdout.flush()
+
+  def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+    """Shows a picture in TensorBoard."""
+    if not self._quiet:
+      self._board.add_image(name, picture, step, dataformats="HWC")
+
+  def preview(self, step: int, name: str, figures: dict[str, Any]) -> None:
+    """Logs what is known of a preview; ``name`` is that of its parameters.
+
+    Args:
+      step: Of the preview.
+      name: "raw", or the average's.
+      figures: Numbers, or lists of one number per channel.
+    """
+    if self._quiet:
+      return
+    _write(self._files["previews"], {"step": step, "of": name, **figures})
+    for figure, value in figures.items():
+      for k, number in enumerate(np.atleast_1d(value)):
+        part = f"_{k}" if isinstance(value, list) else ""
+        self._board.add_scalar(f"previews/{name}/{figure}{part}", number, step)
+
+
+def _reopen(path: pathlib.Path, last_step: int) -> IO[str]:
+  """Opens a .jsonl file to go on after this step."""
+  rows = [
+    row for row in directory.read_rows(path) if isinstance(row.get("step"), int)
+  ]
+  kept = [row for row in rows if row["step"] <= last_step]
+  directory.replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return path.open("a")
+
+
+def _write(file: IO[str], row: dict) -> None:
+  file.write(json.dumps(row) + "\n")
+  file.flush()
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f"{hours}:{minutes:02}:{seconds:02}"
+    if hours
+    else (f"{minutes}:{seconds:02}")
+  )
+
+
+def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
+  """Draws the loss over the run, and by quarter of t."""
+  # The figure class, not pyplot: no display, no global state.
+  from matplotlib.figure import Figure
+
+  rows = [
+    row
+    for row in directory.read_rows(workdir / "metrics.jsonl")
+    if {"step", "loss"} <= row.keys()
+  ]
+  figure = Figure(figsize=(8, 4.5), layout="constrained")
+  axes = figure.subplots()
+  names = ("first quarter of t (cleanest)", "second", "third", "last")
+  # Blues from dark to light, told apart without colour vision too.
+  shades = ("#08306b", "#2171b5", "#6baed6", "#b3cde3")
+  for i, (name, shade) in enumerate(zip(names, shades, strict=True)):
+    points = [(r["step"], r[f"loss_q{i}"]) for r in rows if f"loss_q{i}" in r]
+    axes.plot(*np.array(points).T.reshape(2, -1), color=shade, label=name)
+  axes.plot(
+    [r["step"] for r in rows],
+    [r["loss"] for r in rows],
+    color="#d95f02",
+    linewidth=2.5,
+    label="all t",
+  )
+  axes.set(xlabel="step", ylabel="loss", yscale="log", title=workdir.name)
+  axes.grid(alpha=0.3, which="both")
+  # Outside the axes, where it hides no curve.
+  figure.legend(loc="outside lower center", ncols=5, fontsize="small")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=120)

@@ -1,0 +1,155 @@
+"""What is decided before anything is compiled."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+
+import diffusion_jax as dj
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.training import compiling, continuing
+
+
+def _nothing(*_) -> dict[str, float]:
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """Everything that is decided before anything is compiled.
+
+  Attributes:
+    config: Of the run.
+    workdir: Its directory.
+    source: What it is trained on.
+    batches: Of the source, by step.
+    mesh: The devices.
+    train_block: ``(state, batches, key) -> (state, metrics)``, compiled; the
+      batches and the metrics have an axis more, one entry for each step.
+    abstract_state: Shapes and shardings of the state.
+    init: ``key -> state``, compiled.
+    measure: ``(state, batch, key) -> figures`` that join each logged line.
+    preview: ``(state, key, step, log)``, shows what has been learnt.
+    finish: ``(state, key, log)``, leaves the last pictures and words.
+  """
+
+  config: Config
+  workdir: pathlib.Path
+  source: dj.data.Source
+  batches: grain.MapDataset
+  mesh: jax.sharding.Mesh
+  train_block: jax.stages.Wrapped
+  abstract_state: Any
+  init: Callable
+  measure: Callable[..., Mapping[str, float]] = _nothing
+  preview: Callable[..., object] = _nothing
+  finish: Callable[..., object] = _nothing
+
+
+def training_mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
+  """The devices, which the batch of ``config`` must fit.
+
+  Raises:
+    ValueError: If it does not; says what a run can do whose batch is given.
+  """
+  mesh = dj.parallel.data_mesh()
+  size, parts = config.batch_size, config.micro_batches
+  if continuing.has_learnt(workdir) and size % (mesh.size * parts):
+    fitting = [n for n in range(1, mesh.size) if size % (n * parts) == 0]
+    raise ValueError(
+      f"batch_size={size} of the run in {workdir} in micro_batches={parts} "
+      f"cannot be split over {mesh.size} devices, and is part of what it "
+      f"learns: go on with {' or '.join(map(str, fitting))} devices "
+      "(CUDA_VISIBLE_DEVICES=0 uses one)"
+    )
+  dj.parallel.check_batch(size, mesh, parts)
+  return mesh
+
+
+def applied(
+  config: Config, net: nn.Module, mesh: jax.sharding.Mesh
+) -> dj.objectives.Apply:
+  """The network as an objective calls it, its split parameters put together."""
+  gather = dj.parallel.gather(mesh) if config.fsdp else lambda params: params
+
+  def apply(params, x_t, t, cond, key):
+    return net.apply(
+      {"params": gather(params)}, x_t, t, cond, train=True,
+      rngs={"dropout": key},
+    )  # fmt: skip
+
+  return apply
+
+
+def build(
+  config: Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  source: dj.data.Source,
+  init: Callable,
+  step: Callable,
+  **shown: Callable,
+) -> Training:
+  """Decides where everything lies, and compiles nothing yet.
+
+  Args:
+    config: Of the run.
+    workdir: Its directory.
+    mesh: See ``training_mesh``.
+    source: What it is trained on.
+    init: ``key -> state``.
+    step: ``(state, batch, key) -> (state, metrics)``; the batch has "image"
+      and "label".
+    **shown: ``measure``, ``preview`` and ``finish``, see ``Run``.
+
+  Returns:
+    The run.
+
+  Raises:
+    ValueError: If the data or the state do not allow it.
+  """
+  batches = dj.data.batches(
+    source,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    flip=config.flip,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  init = jax.jit(init)  # So it is traced once, for shapes and for values.
+  abstract = jax.eval_shape(init, jax.random.key(0))
+  whole = dj.parallel.replicated(mesh)
+  place = (
+    dj.parallel.fully_split(abstract, mesh)
+    if config.fsdp
+    else jax.tree.map(lambda _: whole, abstract)
+  )
+  return Training(
+    config=config,
+    workdir=workdir,
+    source=source,
+    batches=batches,
+    mesh=mesh,
+    train_block=jax.jit(
+      functools.partial(dj.training.train_block, step),
+      donate_argnums=0,
+      out_shardings=(place, whole),
+      compiler_options=compiling.compiler_options(effort=2),
+    ),
+    abstract_state=jax.tree.map(
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+      abstract,
+      place,
+    ),
+    init=jax.jit(
+      init,
+      out_shardings=place,
+      compiler_options=compiling.compiler_options(effort=0),  # runs once
+    ),
+    **shown,
+  )

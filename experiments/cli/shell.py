@@ -1,0 +1,139 @@
+"""A command as a shell knows it: one line of error, an exit status."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+
+from experiments.cli import streams
+
+PATHS = (
+  FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
+)  # fmt: skip
+
+
+def run(main: Callable[[list[str]], object]) -> None:
+  """Runs a command as a shell knows it.
+
+  Raises:
+    SystemExit: After one line, of status 130 where Ctrl-C ends it, 1 where
+      the machine has not what it needs.
+  """
+  streams.steady()
+  warnings.formatwarning = _warning
+  try:
+    main(sys.argv)
+  except KeyboardInterrupt:
+    fail("stopped by Ctrl-C")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # XLA's threads still compute; an orderly exit under them crashes.
+    os._exit(130)
+  except (RuntimeError, AssertionError) as error:
+    if line := _missing(error):
+      raise fail(line, status=1) from None
+    raise
+
+
+def _missing(error: Exception) -> str | None:
+  """What the machine has not, in a line, if that is what an error is of."""
+  text = " ".join(str(error).split())
+  place = traceback.extract_tb(error.__traceback__)[-1].filename
+  if place.endswith("xla_bridge.py"):  # where JAX looks for devices
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return f"JAX_PLATFORMS={platforms!r} is not here: {text or 'no device'}"
+  if "home directory" in text:  # pathlib's
+    return f"{text} Set HOME"
+  return None
+
+
+def fail(message: object, *, status: int = 2) -> SystemExit:
+  """Prints one line on standard error; returns the exit to raise."""
+  line = in_flags(" ".join(str(message).split()))
+  print(f"error: {line}", file=sys.stderr)  # noqa: T201
+  return SystemExit(status)
+
+
+def in_flags(text: str) -> str:
+  """Words about options, with these spelled as flags.
+
+  >>> in_flags("kid of 8 samples: pass `num=20` or more")
+  'kid of 8 samples: pass --num=20 or more'
+  """
+  return re.sub(r"`([a-z][\w.]*(?:=[^`]*)?)`", r"--\1", text)
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+  """A warning as one line, in the place of ``warnings.formatwarning``."""
+  return f"warning: {' '.join(str(message).split())}\n"
+
+
+def command(name: str, **values: object) -> str:
+  """A command of ours, as a shell takes it.
+
+  >>> command("sample", workdir="my runs/digits")
+  "python -m experiments.sample '--workdir=my runs/digits'"
+  """
+  named = [f"--{key}={value}" for key, value in values.items()]
+  return shlex.join(["python", "-m", f"experiments.{name}", *named])
+
+
+def check_out(out: pathlib.Path) -> None:
+  """Refuses, before any work, a file or folder that could not be written.
+
+  Raises:
+    ValueError: Saying why.
+  """
+  there = next(p for p in (out, *out.parents, pathlib.Path("/")) if p.exists())
+  if out.suffix and out.is_dir():
+    raise ValueError(f"--out={out} is a folder; name a file")
+  if there != out and not there.is_dir():
+    raise ValueError(f"--out={out}: {there} is a file; name another place")
+  entered = os.W_OK | (os.X_OK if there.is_dir() else 0)
+  if not os.access(there, entered):
+    raise ValueError(f"--out={out}: {there} cannot be written; name another")
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Turns what a user got wrong into one line and status 2.
+
+  A wrong path is the user's; all else that the system refuses is not, and
+  ends with status 1. So do numbers that came out as NaN.
+  """
+  try:
+    yield
+  except FloatingPointError as error:
+    raise fail(error, status=1) from error
+  except ValueError as error:
+    raise fail(error) from error
+  except OSError as error:
+    raise fail(error, status=2 if isinstance(error, PATHS) else 1) from error
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+  """Turns what the system refuses, a full disk, into one line and status 1.
+
+  The process ends there and then: what threads of libraries still hold, they
+  would try to write again, and fail with many lines. Pictures that came out
+  as NaN are one line and status 1, too.
+  """
+  try:
+    yield
+  except FloatingPointError as error:
+    raise fail(error, status=1) from error
+  except OSError as error:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
+      words in str(error) for words in ("No space left", "quota exceeded")
+    )
+    advice = "; free some space, the same command then goes on" if full else ""
+    fail(f"{error}{advice}", status=1)
+    sys.stdout.flush()
+    os._exit(1)

@@ -1,0 +1,57 @@
+"""Standard output that may be closed, broken or unable to say everything.
+
+What is said to a person is the least of what a command does: a closed
+terminal, a pipe into ``head`` or a full disk under a log must not end it.
+"""
+
+import errno
+import io
+import os
+import sys
+from typing import TextIO
+
+# The reader has gone, and will not be back.
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
+
+
+class Steady(io.TextIOWrapper):
+  """A text stream that drops what it cannot write."""
+
+  def write(self, text: str, /) -> int:
+    """Writes, or does not."""
+    try:
+      return super().write(text)
+    except OSError as error:
+      self._without(error)
+      return len(text)
+
+  def flush(self) -> None:
+    """Flushes, or does not."""
+    try:
+      super().flush()
+    except OSError as error:
+      self._without(error)
+
+  def _without(self, error: OSError) -> None:
+    """From now on writes to nowhere, if there is nobody left to read."""
+    if error.errno in _GONE:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self.fileno())
+      os.close(nowhere)
+
+
+def steady() -> None:
+  """Has standard output and standard error drop what they cannot write."""
+  sys.stdout, sys.stderr = _steadied(sys.stdout, 1), _steadied(sys.stderr, 2)
+
+
+def _steadied(stream: TextIO | None, number: int) -> TextIO:
+  if stream is None:
+    return os.fdopen(number, "w", closefd=False)
+  stream.flush()
+  return Steady(
+    io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
+    encoding=stream.encoding,
+    errors="backslashreplace",
+    line_buffering=bool(stream.line_buffering) or number == 2,
+  )

@@ -1,0 +1,101 @@
+"""A training command, from its command line to its last word."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from absl import flags
+
+from diffusion_jax.runs import console, directory
+from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.training import dry_run, loop
+from diffusion_jax.runs.training.interruption import STATUS
+from diffusion_jax.runs.training.setup import Training
+from experiments.cli import arguments, devices, shell
+
+
+def main(
+  argv: list[str],
+  default: str,
+  prepare: Callable[[Config, pathlib.Path], Training],
+  then: Callable[[pathlib.Path], str],
+) -> None:
+  """A training command, from its command line to its last word.
+
+  Args:
+    argv: The command line.
+    default: The configuration file where none is named.
+    prepare: Builds the run of a configuration in a directory.
+    then: The command that shows what a run in a directory has learnt.
+
+  Raises:
+    SystemExit: Status 2 after one line where the run should not have started,
+      1 where it cannot go on; 0 or 130 where a signal stopped it.
+  """
+  devices.start()
+  asked = command_line(argv, default)
+  config, workdir = asked.config, asked.workdir
+  with contextlib.ExitStack() as held:
+    with shell.user_errors():
+      run = prepare(config, workdir)
+      if asked.dry_run:
+        return dry_run.report(run)
+      changes = held.enter_context(loop.opened(run, new_data=asked.new_data))
+    with shell.system_errors():
+      try:
+        stopped = loop.train(run, changes)
+      except loop.Failed as error:
+        raise shell.fail(error, status=error.status) from error
+  if stopped is not None:
+    raise SystemExit(STATUS[stopped])
+  console.say_first(f"next: {then(workdir)}")
+
+
+class Command(NamedTuple):
+  """What a training command names.
+
+  Attributes:
+    config: The configuration, that of the directory itself where only a
+      directory is named.
+    workdir: The directory.
+    dry_run: Whether to stop after saying what the run needs.
+    new_data: Whether to go on with other data than before.
+  """
+
+  config: Config
+  workdir: pathlib.Path
+  dry_run: bool
+  new_data: bool
+
+
+def command_line(argv: list[str], default: str) -> Command:
+  """Reads a command line.
+
+  Args:
+    argv: The command line.
+    default: The configuration file where none is named.
+  """
+  values = flags.FlagValues()
+  known = arguments.peek(argv, "config", "workdir")
+  folder = pathlib.Path(known["workdir"] or "")
+  if not known["config"] and known["workdir"] and directory.is_run(folder):
+    with shell.user_errors():
+      arguments.define_known_config(values, argv, directory.changeable(folder))
+  else:
+    arguments.define_config(values, argv, default)
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "where the run is written; by default runs/NAME, NAME that of the config",
+    flag_values=values,
+  )
+  for name, text in {
+    "dry_run": "print parameters, FLOPs and memory of a step, and stop",
+    "new_data": "go on with other data than before, from the newest checkpoint",
+  }.items():
+    flags.DEFINE_bool(name, False, text, flag_values=values)
+  arguments.parse(argv, values)
+  name = arguments.config_name(argv, default)
+  workdir = pathlib.Path(values.workdir or f"runs/{name}")
+  return Command(values.config, workdir, values.dry_run, values.new_data)

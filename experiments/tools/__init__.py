@@ -1,0 +1,1 @@
+"""For developers: what measures, draws and tries the project itself."""

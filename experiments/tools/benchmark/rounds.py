@@ -1,0 +1,116 @@
+"""Contenders in turn, each in its own process, and what their times say."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.tools.benchmark.worker import Facts
+
+
+class Contender:
+  """A worker process that is warm and waits to be told.
+
+  Args:
+    module: Of ``experiments.tools.benchmark``, "ours" or "peers".
+    job: Its job.
+    env: Environment variables to set beside ours.
+
+  Raises:
+    RuntimeError: If the worker ends before it is ready; with its last line.
+  """
+
+  def __init__(self, module: str, job: Facts, env: Mapping[str, str]):
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", f"experiments.tools.benchmark.{module}"],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE if not sys.stderr.isatty() else None,
+      text=True,
+      env=os.environ | env,
+    )
+    self.facts: dict[str, Any] = self._ask(json.dumps(job))
+    self.seconds: list[float] = []
+
+  def repeat(self) -> None:
+    """Has the thing done once more."""
+    self.seconds.append(self._ask("go"))
+
+  def end(self) -> dict[str, Any]:
+    """Stops the worker; the memory that it used."""
+    memory = self._ask("end")
+    self._process.communicate()
+    return memory
+
+  def kill(self) -> None:
+    """Stops the worker at once, if it is still there."""
+    self._process.kill()
+    self._process.communicate()
+
+  def _ask(self, line: str) -> Any:
+    stdin, stdout = self._process.stdin, self._process.stdout
+    assert stdin is not None and stdout is not None
+    try:
+      stdin.write(line + "\n")
+      stdin.flush()
+      return json.loads(stdout.readline())
+    except (OSError, ValueError):
+      _, errors = self._process.communicate()
+      last = (errors or "see above").strip().splitlines()[-1]
+      raise RuntimeError(f"a worker ended: {last}") from None
+
+
+def race(
+  contenders: Mapping[str, tuple[str, Facts, Mapping[str, str]]], repeats: int
+) -> dict[str, dict[str, Any]]:
+  """Lets contenders do the same thing, in turn, some times.
+
+  They get ready one after another, so that none compiles while another is
+  measured, and then take turns: what slows the machine down slows all.
+
+  Args:
+    contenders: By name, the arguments of ``Contender``.
+    repeats: How often each is timed.
+
+  Returns:
+    By name, the facts, "seconds" of each repetition and "peak_bytes".
+  """
+  ready: dict[str, Contender] = {}
+  try:
+    for name, arguments in contenders.items():
+      ready[name] = Contender(*arguments)
+    for _ in range(repeats):
+      for contender in ready.values():
+        contender.repeat()
+    return {
+      name: c.facts | {"seconds": c.seconds} | c.end()
+      for name, c in ready.items()
+    }
+  finally:
+    for contender in ready.values():
+      contender.kill()
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  """Median, smallest and largest.
+
+  >>> spread([3.0, 1.0, 2.0])
+  {'median': 2.0, 'min': 1.0, 'max': 3.0}
+  """
+  return {
+    "median": statistics.median(values),
+    "min": min(values),
+    "max": max(values),
+  }
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+  """How many times as long they take, turn by turn.
+
+  >>> ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0])
+  {'median': 2.0, 'min': 1.0, 'max': 3.0}
+  """
+  return spread([a / b for a, b in zip(theirs, ours, strict=True)])

@@ -1,0 +1,288 @@
+"""A result on a data set in a given time, beside diffusers' in the same time.
+
+  pip install -e '.[peers]'
+  python -m experiments.tools.protocol --minutes=5 \
+    --config.data.name=PICTURES.zip
+
+Trains a configuration until its last step, or until the minutes are over;
+trains diffusers' own recipe, a network of the same size, for as long as that
+took; draws from both, measures both in the same features against the data,
+and writes a table, a plot of quality against minutes and grids of samples,
+not chosen, to --workdir. Time is counted from the start of the command to the
+last saved checkpoint: starting Python, reading data and compiling included.
+
+Each stage (train, peer, evaluate, page) leaves a file and is not repeated:
+the same command goes on after an interruption. docs/cifar.md has the result.
+"""
+
+import concurrent.futures
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import diffusion_jax as dj
+from diffusion_jax.pretrained import diffusers_config
+from diffusion_jax.runs import choices, datasets, directory
+from experiments import cli
+from experiments.tools.protocol import page
+
+STAGES = ("train", "peer", "evaluate", "page")
+METRICS = "fid,kid,pr"
+PARTS = 4  # of the time, at whose ends diffusers' average is kept
+DEFAULT_CONFIG = "configs/cifar.py:fast"
+
+
+def define_flags(argv: list[str]) -> flags.FlagValues:
+  """What to train, for how long, and how to measure it."""
+  values = flags.FlagValues()
+  cli.define_config(values, argv, DEFAULT_CONFIG)
+
+  def define(kind, name, default, text, **options):
+    kind(name, default, text, flag_values=values, **options)
+
+  text, whole = flags.DEFINE_string, flags.DEFINE_integer
+  define(text, "workdir", "runs/cifar-fast", "where everything is written")
+  define(
+    flags.DEFINE_float, "minutes", 10.0, "for each of the two", lower_bound=0.1
+  )
+  define(
+    flags.DEFINE_list, "stages", list(STAGES), f"among {', '.join(STAGES)}"
+  )
+  define(
+    text, "features", "experiments.tools.efficientnet:lite0",
+    "what distances are measured in, as of experiments.evaluate",
+  )  # fmt: skip
+  define(whole, "num", 50_000, "samples of the final models", lower_bound=20)
+  define(whole, "curve", 10_000, "of each on the way; 0 is no curve")
+  define(text, "guidance", "1.5", "scale of a second, guided set of samples")
+  define(whole, "steps", 20, "network calls for a sample", lower_bound=1)
+  define(whole, "peer_steps", 50, "the same, of diffusers'", lower_bound=1)
+  define(whole, "batch", 1000, "samples at a time", lower_bound=1)
+  define(whole, "together", 3, "sets of samples in work at a time")
+  define(whole, "peer_batch", 128, "images of a step of diffusers'")
+  define(flags.DEFINE_bool, "compile", True, "diffusers' with torch.compile")
+  return values
+
+
+class Protocol:
+  """The stages; each result is a file of the directory.
+
+  Args:
+    values: The flags.
+    config: Those that say what to train, as they were written.
+  """
+
+  def __init__(self, values: flags.FlagValues, config: list[str]):
+    self.values = values
+    self.config = config
+    self.data = values.config.data.name
+    self.seed = values.config.seed
+    self.folder = pathlib.Path(values.workdir)
+    self.ours = self.folder / "ours"
+    self.folder.mkdir(parents=True, exist_ok=True)
+
+  def result(self, name: str) -> dict[str, Any] | None:
+    """What a stage has left."""
+    return page.result(self.folder, name)
+
+  def keep(self, name: str, result: dict[str, Any]) -> None:
+    """Leaves a result, whole or not at all."""
+    text = json.dumps(result, indent=2) + "\n"
+    directory.replace(self.folder / f"{name}.json", text)
+    cli.say(f"{name}: {json.dumps(result)}")
+
+  def train(self) -> None:
+    """Ours, until its last step or the end of the time."""
+    begin = time.time()
+    process = subprocess.Popen(
+      [
+        sys.executable, "-m", "experiments.train", f"--workdir={self.ours}",
+        *self.config,
+      ]
+    )  # fmt: skip
+    try:
+      process.wait(timeout=60 * self.values.minutes)
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGTERM)
+      process.wait()
+    if process.returncode:
+      raise SystemExit(process.returncode)
+    saved = _saved(self.ours)
+    config, data = directory.load(self.ours)
+    versions = directory.read_json(self.ours, "versions")
+    self.keep(
+      "train",
+      {
+        "seconds": saved[-1][1] - begin,
+        "checkpoints": [(step, at - begin) for step, at in saved],
+        "steps": saved[-1][0],
+        "planned_steps": config.num_steps,
+        "batch": config.batch_size,
+        "data": data["name"],
+        "seed": self.seed,
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions,
+      },
+    )
+
+  def peer(self) -> None:
+    """diffusers', for as long as ours took."""
+    ours = self.result("train")
+    if ours is None:
+      raise ValueError("--stages=peer needs what --stages=train leaves")
+    begin = time.time()
+    config, data = directory.load(self.ours)
+    images = self.folder / "images.npy"
+    if not images.is_file():
+      source = datasets.source(config)
+      np.save(images, source.gather(np.arange(len(source)))["image"])
+      begin = time.time()  # Reading data is counted for ours alone.
+    shape = tuple(data["image_shape"])
+    net = dj.UNet(
+      channels=config.model.channels,
+      multipliers=config.model.multipliers,
+      num_blocks=config.model.num_blocks,
+      attention_levels=(1,),
+      groups=min(32, config.model.channels),
+    )
+    done = self._peer(
+      do="train",
+      begin=begin,
+      images=str(images),
+      seconds=ours["seconds"],
+      unet=diffusers_config.config(net, shape),
+      batch_size=self.values.peer_batch,
+      parts=PARTS,
+    )
+    self.keep("peer", done | {"seconds": done["saved_seconds"][-1]})
+
+  def _peer(self, **job: Any) -> dict[str, Any]:
+    """Has a worker do a job."""
+    job |= {
+      "out": str(self.folder / "diffusers"),
+      "seed": self.seed,
+      "dtype": directory.load(self.ours)[0].model.dtype,
+      "compile": self.values.compile,
+    }
+    return json.loads(
+      _run(
+        "experiments.tools.protocol.peer", stdin=json.dumps(job)
+      ).splitlines()[-1]
+    )
+
+  def evaluate(self) -> None:
+    """The figures of both, several at a time: one draws, another measures."""
+    values = self.values
+    final = {"ours": (values.num, None), "diffusers": (values.num, PARTS)}
+    if self._conditional():
+      final["ours, guided"] = (values.num, None)
+    sets = {f"evaluate {name}": (name, *of) for name, of in final.items()}
+    if values.curve:
+      sets["curve ours"] = ("ours", values.curve, None)
+      for part in range(1, PARTS + 1):
+        sets[f"curve diffusers {part}"] = ("diffusers", values.curve, part)
+    missing = {k: of for k, of in sets.items() if self.result(k) is None}
+    with concurrent.futures.ThreadPoolExecutor(values.together) as pool:
+      waiting = {pool.submit(self._row, k, *of): k for k, of in missing.items()}
+      for done in concurrent.futures.as_completed(waiting):
+        self.keep(waiting[done], done.result())
+
+  def _conditional(self) -> bool:
+    return directory.load(self.ours)[0].model.num_classes is not None
+
+  def _row(
+    self, stage: str, name: str, num: int, part: int | None
+  ) -> dict[str, Any]:
+    """The figures of one set of samples, and the seconds they took."""
+    begin = time.time()
+    curve = stage.startswith("curve")
+    metrics = "fid" if curve else METRICS
+    if part is not None:
+      drawn = self._peer(
+        do="sample", part=part, num=num, steps=self.values.peer_steps,
+        batch_size=self.values.batch,
+      )  # fmt: skip
+      said = self._evaluate(
+        f"--samples={drawn['samples']}", f"--reference={self.data}",
+        f"--metrics={metrics}",
+      )  # fmt: skip
+      row = json.loads(said.splitlines()[-1])
+      return row | {"seconds": time.time() - begin}
+    guidance = float(self.values.guidance) if "guided" in name else 1.0
+    arguments = [
+      f"--workdir={self.ours}", f"--num={num}", f"--steps={self.values.steps}",
+    ]  # fmt: skip
+    if self._conditional():
+      arguments.append(f"--guidance={guidance}")
+      metrics += "" if curve else ",agreement"
+    arguments += ["--curve"] if curve else []
+    self._evaluate(f"--metrics={metrics}", *arguments)
+    if curve:
+      return {"samples": num, "seconds": time.time() - begin}
+    return self._last_row(num, guidance) | {"seconds": time.time() - begin}
+
+  def _last_row(self, num: int, guidance: float) -> dict[str, Any]:
+    """The newest row of our run for so many samples at this guidance."""
+    return [
+      row
+      for row in directory.read_rows(self.ours / "evaluation.jsonl")
+      if row["samples"] == num and (row["guidance"] or 1.0) == guidance
+    ][-1]
+
+  def _evaluate(self, *arguments: str) -> str:
+    return _run(
+      "experiments.evaluate", *arguments,
+      f"--features={self.values.features}", f"--batch={self.values.batch}",
+      f"--seed={self.seed}",
+    )  # fmt: skip
+
+  def page(self) -> None:
+    """Table, plot and grids."""
+    page.write(self.folder)
+
+
+def _run(module: str, *arguments: str, stdin: str = "") -> str:
+  """Runs a command of this project; what it said on standard output."""
+  done = subprocess.run(
+    [sys.executable, "-m", module, *arguments],
+    input=stdin, stdout=subprocess.PIPE, text=True, check=False,
+  )  # fmt: skip
+  if done.returncode:
+    raise SystemExit(done.returncode)
+  return done.stdout
+
+
+def _saved(workdir: pathlib.Path) -> list[tuple[int, float]]:
+  """The kept checkpoints of a run, and when each was complete."""
+  return sorted(
+    (int(path.name), max(p.stat().st_mtime for p in path.rglob("*")))
+    for path in (workdir / "checkpoints").iterdir()
+    if path.name.isdecimal()
+  )
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  values = define_flags(argv)
+  cli.parse(argv, values)
+  config = [word for word in argv if word.startswith("--config")]
+  if not any(word.startswith("--config=") for word in config):
+    config.insert(0, f"--config={DEFAULT_CONFIG}")
+  with cli.user_errors():
+    protocol = Protocol(values, config)
+    for stage in values.stages:
+      choices.named("--stages", stage, STAGES)
+    for stage in values.stages:
+      if stage in ("evaluate", "page") or protocol.result(stage) is None:
+        getattr(protocol, stage)()
+
+
+if __name__ == "__main__":
+  cli.run(main)
