@@ -380,7 +380,8 @@ def average(config: cli.Config, wanted: str | None) -> str:
     return (rates or names or ["raw"])[-1]
   kind, _, width = wanted.partition(":")
   if kind != dj.averages.PREFIX or not width:
-    return assemble.named("--ema", wanted, ("raw", *names))
+    same = [n for n in names if _number(n) == _number(wanted) is not None]
+    return same[0] if same else assemble.named("--ema", wanted, ("raw", *names))
   try:
     dj.averages.exponent(float(width))
   except ValueError as error:
@@ -391,6 +392,14 @@ def average(config: cli.Config, wanted: str | None) -> str:
       "--config.ema.stds='(0.05, 0.1)'"
     )
   return dj.averages.name(float(width))
+
+
+def _number(name: str) -> float | None:
+  """The rate that names an average: .995 is 0.995."""
+  try:
+    return float(name)
+  except ValueError:
+    return None
 
 
 def weights(state: dj.state.TrainState, ema: str) -> Any:
@@ -502,10 +511,11 @@ def save(
   out: pathlib.Path, samples: np.ndarray, quantise: str = "round"
 ) -> None:
   """Writes a .png grid, an .npz of uint8, or a folder of single PNGs."""
-  if out.suffix == ".npz":
+  if out.suffix.lower() == ".npz":
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, images=dj.images.to_uint8(samples, quantise))
-  elif out.suffix == ".png":
+    with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
+      np.savez(file, images=dj.images.to_uint8(samples, quantise))
+  elif out.suffix.lower() == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
   else:
     for k, picture in enumerate(dj.images.to_uint8(samples, quantise)):
@@ -518,7 +528,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
   Raises:
     ValueError: Saying what can be.
   """
-  if out.suffix not in ("", ".png", ".npz"):
+  if out.suffix.lower() not in ("", ".png", ".npz"):
     raise ValueError(
       f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
       "suffix (a folder of pictures)"

@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
       raise ValueError("--workdir is missing: the directory of a run")
     record = read(pathlib.Path(values.workdir))
     out = pathlib.Path(values.out or record.workdir / "report.html")
-    if out.suffix != ".html":
+    if out.suffix.lower() != ".html":
       raise ValueError(f"--out={out} must end in .html")
     cli.check_out(out)
     plan = None
