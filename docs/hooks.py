@@ -13,8 +13,13 @@ from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "diffusion_jax"
-PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
-COPIES = {"colab.ipynb": "experiments/colab.ipynb"}
+# Places in the site of files that are elsewhere in the repository.
+COPIES = {
+  "contributing.md": "CONTRIBUTING.md",
+  "changelog.md": "CHANGELOG.md",
+  "colab.ipynb": "experiments/colab.ipynb",
+}
+LINKS = {**COPIES, "reference/index.md": "diffusion_jax/__init__.py"}
 
 
 def modules() -> Iterator[tuple[str, pathlib.Path]]:
@@ -87,15 +92,19 @@ def on_config(config):
 def on_files(files, config):
   """Adds the pages that are not in docs/."""
   generated = {page(*module): text(*module) for module in modules()}
-  for place, path in {**PAGES, **COPIES}.items():
+  for place, path in COPIES.items():
     generated[place] = (ROOT / path).read_text()
   for place, content in generated.items():
     files.append(File.generated(config, place, content=content))
   return files
 
 
-def on_page_markdown(markdown, **_):
-  """Links out of docs/, which work in the repository, lead to the copies."""
-  for place, path in {**PAGES, **COPIES}.items():
-    markdown = re.sub(rf"\]\((\.\./)+{re.escape(path)}", f"]({place}", markdown)
+def on_page_markdown(markdown, page, **_):
+  """Links out of docs/, which work in the repository, work in the site too."""
+  if page.is_homepage:
+    page.meta["hide"] = ["navigation"]
+  up = "../" * page.file.src_uri.count("/")
+  for place, path in LINKS.items():
+    link = rf"\]\(\.\./{up}{re.escape(path)}"
+    markdown = re.sub(link, f"]({up}{place}", markdown)
   return markdown
