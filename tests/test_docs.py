@@ -107,7 +107,9 @@ def test_commands_have_these_flags(line, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-  links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+  text = page.read_text()
+  links = re.findall(r"\]\(([^)]+)\)", text)
+  links += re.findall(r'src="([^"]+)"', text)
   for link in links:
     if link.startswith("https://"):
       continue
