@@ -134,7 +134,12 @@ def drop_labels(
 
   Returns:
     Labels.
+
+  Raises:
+    ValueError: If the rate is a number that is no probability.
   """
+  if isinstance(rate, int | float) and not 0 <= rate <= 1:
+    raise ValueError(f"{rate=} must be in [0, 1], the part that is hidden")
   return jnp.where(jax.random.bernoulli(key, rate, y.shape), no_class, y)
 
 

@@ -158,7 +158,11 @@ def classifier_free(
 
   Returns:
     The guided network, to be called with a condition.
+
+  Raises:
+    ValueError: If the interval is empty.
   """
+  _check_interval(interval)
 
   def guided(x_t, t, cond=None):
     t = times(t, x_t)
@@ -285,7 +289,11 @@ def autoguidance(
 
   Returns:
     The guided network.
+
+  Raises:
+    ValueError: If the interval is empty.
   """
+  _check_interval(interval)
 
   def guided(x_t, t, cond=None):
     strong, weak = predict(x_t, t, cond), weaker(x_t, t, cond)
@@ -294,6 +302,11 @@ def autoguidance(
     )
 
   return guided
+
+
+def _check_interval(interval: tuple[float, float] | None) -> None:
+  if interval is not None and not interval[0] <= interval[1]:
+    raise ValueError(f"{interval=} must be (low, high) with low <= high")
 
 
 def _scale_at(scale: Any, t, x_t: Batch) -> Any:

@@ -99,7 +99,7 @@ def optimizer(
     ValueError: If a number is out of its range; names it.
   """
   for key, value, right, meaning in (
-    ("lr", lr, 0 <= lr < math.inf, "finite and not negative"),
+    ("lr", lr, 0 < lr < math.inf, "above 0 and finite"),
     ("warmup_steps", warmup_steps, warmup_steps >= 0, "not negative"),
     ("decay_steps", decay_steps, decay_steps is None or decay_steps >= 1,
      "at least 1, or None"),

@@ -121,20 +121,21 @@ def predictor(
     time = t if clock is None else clock(schedule, t)
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
     output = network(x, time) if cond is None else network(x, time, cond)
-    F, raw = _split(output, x_t.shape[-1], variance)
+    F, raw = _split(output, x_t.shape, variance)
     return read(schedule, x_t, t, F, raw, target=target, variance=variance)
 
   return predict
 
 
-def _split(output, channels: int, variance: str):
+def _split(output, shape: tuple[int, ...], variance: str):
   """The channels of the target, and those of a learned variance."""
   learned = variance.startswith("learned")
-  expected = 2 * channels if learned else channels
-  if output.shape[-1] != expected:
+  expected = *shape[:-1], shape[-1] * (2 if learned else 1)
+  # One that broadcasts would be read, too, as the same number everywhere.
+  if output.shape != expected:
     raise ValueError(
-      f"{variance=} with {channels} channels needs {expected} output channels, "
-      f"the network returned {output.shape[-1]}"
+      f"{variance=} with an input of shape {shape} needs an output of "
+      f"{expected}; the network returned {output.shape}"
     )
   return jnp.split(output, 2, axis=-1) if learned else (output, None)
 

@@ -73,9 +73,15 @@ def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
     x_t, the shape of x0.
 
   Raises:
-    ValueError: If x0 are integers, which would be bytes and not in [-1, 1].
+    ValueError: If x0 are integers, which would be bytes and not in [-1, 1], or
+      eps has another shape.
   """
   check_floats(x0)
+  if jnp.shape(eps) != x0.shape:
+    raise ValueError(
+      f"eps has shape {jnp.shape(eps)}, x0 {x0.shape}: each number of x0 needs "
+      "noise of its own"
+    )
   alpha, sigma = rates(schedule, t, x0)
   return alpha * x0 + sigma * eps
 

@@ -103,7 +103,15 @@ class Table:
     return 1
 
   def at(self, t: Time) -> Level:
-    """The tables' entries at whole steps."""
+    """The tables' entries at whole steps.
+
+    Raises:
+      ValueError: If a step that is known before tracing is not in 0..T.
+    """
+    # JAX would take the nearest end, or count from the last.
+    on_host = isinstance(t, int | np.integer | np.ndarray)
+    if on_host and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= self.T)):
+      raise ValueError(f"t={t} is not in 0..T={self.T}")
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
   def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -339,9 +347,9 @@ def sigmoid(
 
 
 def _checked(T: int) -> int:
-  if T < 1 or int(T) != T:
+  if not isinstance(T, int | np.integer) or isinstance(T, bool) or T < 1:
     raise ValueError(f"{T=} must be a whole number of steps, at least 1")
-  return T
+  return int(T)
 
 
 def _round(alpha, sigma, log_snr, dtype: DTypeLike | None) -> Table:

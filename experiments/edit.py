@@ -229,7 +229,7 @@ def main(argv: list[str]) -> None:
       values.workdir or "", "samples", f"{values.edit}.png"
     )
     out = pathlib.Path(values.out or default)
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
       raise ValueError(f"--out={out} must end in .png")
     cli.check_out(out)
     model, x0 = load(values)

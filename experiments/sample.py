@@ -24,10 +24,11 @@ def save(
   out: pathlib.Path, samples: np.ndarray, quantise: str = "round"
 ) -> None:
   """Writes a .png grid, an .npz of uint8, or a folder of single PNGs."""
-  if out.suffix == ".npz":
+  if out.suffix.lower() == ".npz":
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, images=dj.images.to_uint8(samples, quantise))
-  elif out.suffix == ".png":
+    with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
+      np.savez(file, images=dj.images.to_uint8(samples, quantise))
+  elif out.suffix.lower() == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
   else:
     for k, picture in enumerate(dj.images.to_uint8(samples, quantise)):
@@ -40,7 +41,7 @@ def check_out(out: pathlib.Path, channels: int) -> None:
   Raises:
     ValueError: Saying what can be.
   """
-  if out.suffix not in ("", ".png", ".npz"):
+  if out.suffix.lower() not in ("", ".png", ".npz"):
     raise ValueError(
       f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
       "suffix (a folder of pictures)"

@@ -101,6 +101,7 @@ def test_names():
   config = common.make(ema={"rates": (0.999, 0.9), "stds": (0.1, 0.05)})
   assert networks.averages(config) == ["0.9", "0.999", "std0.05", "std0.1"]
   assert restoring.average(config, None) == "0.999"
+  assert restoring.average(config, ".9990") == "0.999"
   assert restoring.average(config, "std:0.10") == "std0.1"
   assert restoring.average(config, "std:0.07") == "std0.07"
   made = networks.state(

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 from absl import flags
 
 from diffusion_jax.runs import console, directory
-from experiments import cli, train
+from experiments import cli, sample, train
 from experiments.cli import devices, streams
 
 
@@ -258,6 +259,15 @@ def test_an_output_that_cannot_be_written(name, message, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=message):
     cli.check_out(tmp_path / name)
   assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_suffix_of_an_output_may_be_in_capitals(tmp_path):
+  images = np.zeros((2, 4, 4, 1), np.float32)
+  for name in ("a.PNG", "a.NPZ"):
+    sample.check_out(tmp_path / name, channels=1)
+    sample.save(tmp_path / name, images)
+  assert (tmp_path / "a.PNG").is_file()
+  assert np.load(tmp_path / "a.NPZ")["images"].shape == (2, 4, 4, 1)
 
 
 def test_an_output_that_can_be_written(tmp_path, monkeypatch):

@@ -1,16 +1,50 @@
 """The documents: their code runs, their links lead somewhere."""
 
+import importlib
 import pathlib
 import re
+import shlex
 
 import pytest
 
+from experiments import cli, devices
+
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-def blocks(page):
-  return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+def name(page):
+  return str(page.relative_to(ROOT))
+
+
+def blocks(page, language="python"):
+  pattern = rf"^```{language}\n(.*?)^```"
+  return re.findall(pattern, page.read_text(), re.M | re.S)
+
+
+def commands(page):
+  """What a page asks a shell to run of ours: a module and its flags."""
+  for block in blocks(page, "sh"):
+    for line in block.replace("\\\n", " ").splitlines():
+      for part in re.split(r"&&|--command=\"|\"$", line):
+        words = shlex.split(part, comments=True)
+        if "-m" in words and "python" in words:
+          module, *given = words[words.index("-m") + 1 :]
+          yield module, [flag for flag in given if flag != "..."]
+
+
+COMMANDS = sorted(
+  {
+    (module, *given)
+    for page in PAGES
+    for module, given in commands(page)
+    if module.startswith("experiments.")
+  }
+)
+
+
+class Parsed(Exception):
+  """A command line has been read, and nothing done."""
 
 
 def test_the_examples_for_contributors_pass_their_tests():
@@ -33,9 +67,50 @@ def test_the_readmes_example_runs():
   assert names["loss"].shape == ()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.slow
+def test_the_tutorial_ends_on_the_roll(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  for block in blocks(ROOT / "docs" / "tutorial.md"):
+    exec(block, names)
+  drawn, data = (names["distance"](names[name]) for name in ("x", "fresh"))
+  error = (data.var() / 600 + drawn.var() / 600) ** 0.5
+  assert abs(drawn.mean() - data.mean()) < 5 * error
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "forward.png",
+    "paths.png",
+  }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_code_is_python(page):
+  for block in blocks(page):
+    compile(block, name(page), "exec")
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=" ".join)
+def test_commands_have_these_flags(line, monkeypatch):
+  parse = cli.parse
+
+  def stop(argv, values):
+    parse([word for word in argv if word != "--help"], values)
+    raise Parsed
+
+  monkeypatch.setattr(cli, "parse", stop)
+  monkeypatch.setattr(devices, "start", lambda: None)
+  module, *given = line
+  if (ROOT / module.replace(".", "/")).is_dir():
+    module += ".__main__"
+  # With --help no source of weights is looked for before flags are read.
+  with pytest.raises(Parsed):
+    importlib.import_module(module).main([line[0], *given, "--help"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-  links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+  text = page.read_text()
+  links = re.findall(r"\]\(([^)]+)\)", text)
+  links += re.findall(r'src="([^"]+)"', text)
   for link in links:
     if link.startswith("https://"):
       continue

@@ -248,6 +248,17 @@ def test_hidden_labels_are_as_many_as_asked_and_nothing_else_changes():
   np.testing.assert_array_equal(hidden[~gone], y[~gone])
   none = conditions.drop_labels(jax.random.key(0), y, 0.0, no_class=7)
   np.testing.assert_array_equal(none, y)
+  with pytest.raises(ValueError, match=r"rate=15 must be in \[0, 1\]"):
+    conditions.drop_labels(jax.random.key(0), y, 15, no_class=7)
+
+
+def test_an_empty_interval_is_refused():
+  schedule = schedules.cosine(10)
+  predict = PEAKS.predictor(schedule)
+  with pytest.raises(ValueError, match="low <= high"):
+    guidance.classifier_free(predict, schedule, lambda c: c, 2, interval=(5, 1))
+  with pytest.raises(ValueError, match="low <= high"):
+    guidance.autoguidance(predict, predict, schedule, 2, interval=(5, 1))
 
 
 PAPERS = {4: {"eta": 0.0, "radius": 2.5}, 6: {

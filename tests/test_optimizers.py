@@ -102,6 +102,7 @@ def test_names_and_numbers_are_checked():
     ({"name": "sgd"}, "optimizer='sgd' is not one of adam, muon"),
     ({"decay": "fast"}, "decay='fast' is not one of cosine"),
     ({"name": "schedule_free", "b1": 0.0}, "b1=0 must be above 0"),
+    ({"lr": 0.0}, "lr=0.0 must be above 0"),
   ):
     with pytest.raises(ValueError, match=message):
-      dj.training.optimizer(lr=0.1, **options)
+      dj.training.optimizer(**{"lr": 0.1, **options})

@@ -239,7 +239,7 @@ def test_q_sample_is_linear_in_its_noise():
   ("change", "message"),
   [
     ({"variance": "small"}, "variance='small' is not one of fixed_small"),
-    ({"variance": "learned"}, "needs 4 output channels, the network returned"),
+    ({"variance": "learned"}, r"needs an output of \(1, 2, 2, 4\); the"),
   ],
 )
 def test_bad_names_are_refused(change, message):
@@ -350,3 +350,12 @@ def test_bytes_for_images_are_refused():
   x0 = jnp.zeros((1, 2, 2, 1), jnp.uint8)
   with pytest.raises(ValueError, match="x0 is uint8; pass floats"):
     process.q_sample(schedules.cosine(10), x0, 3, x0)
+
+
+def test_noise_and_outputs_that_would_be_shared_are_refused():
+  schedule, x = schedules.cosine(10), jnp.zeros((4, 2, 2, 1))
+  with pytest.raises(ValueError, match="each number of x0 needs noise of its"):
+    process.q_sample(schedule, x, 3, x[:1])
+  mean = lambda x_t, t: x_t.mean((1, 2, 3), keepdims=True)
+  with pytest.raises(ValueError, match=r"the network returned \(4, 1, 1, 1\)"):
+    prediction.predictor(mean, schedule)(x, 3)

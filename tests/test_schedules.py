@@ -185,10 +185,16 @@ def test_bad_betas_are_refused_by_value(bad, message):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("T", [0, -3, 2.5])
+@pytest.mark.parametrize("T", [0, -3, 2.5, 10.0, "10"])
 def test_bad_lengths_are_refused(name, T):
-  with pytest.raises(ValueError, match=f"T={T}"):
+  with pytest.raises(ValueError, match=f"{T=}"):
     MAKERS[name](T)
+
+
+@pytest.mark.parametrize("t", [-1, 101, np.array([0, 101])])
+def test_a_step_that_is_none_is_refused(t):
+  with pytest.raises(ValueError, match="is not in 0..T=100"):
+    schedules.cosine(100).at(t)
 
 
 def test_a_scaled_linear_schedule_too_short_is_refused():

@@ -44,7 +44,9 @@ DATA = {
   "name": lambda x: isinstance(x, str),
   "examples": lambda x: isinstance(x, int),
   "image_shape": lambda x: (
-    isinstance(x, list) and len(x) == 3 and all(isinstance(n, int) for n in x)
+    isinstance(x, list)
+    and len(x) == 3
+    and all(isinstance(n, int) and n > 0 for n in x)
   ),
   "num_classes": lambda x: isinstance(x, int),
   "class_names": lambda x: isinstance(x, list),

@@ -20,7 +20,8 @@ def average(config: configuration.Config, wanted: str | None) -> str:
     return (rates or names or ["raw"])[-1]
   kind, _, width = wanted.partition(":")
   if kind != dj.averages.PREFIX or not width:
-    return choices.named("`ema`", wanted, ("raw", *names))
+    same = [n for n in names if _number(n) == _number(wanted) is not None]
+    return same[0] if same else choices.named("`ema`", wanted, ("raw", *names))
   try:
     dj.averages.exponent(float(width))
   except ValueError as error:
@@ -31,6 +32,14 @@ def average(config: configuration.Config, wanted: str | None) -> str:
       "`config.ema.stds='(0.05, 0.1)'`"
     )
   return dj.averages.name(float(width))
+
+
+def _number(name: str) -> float | None:
+  """The rate that names an average: .995 is 0.995."""
+  try:
+    return float(name)
+  except ValueError:
+    return None
 
 
 def weights(state: dj.state.TrainState, ema: str) -> Any:

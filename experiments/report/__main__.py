@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
   with cli.user_errors():
     record = read(options.workdir(values))
     out = pathlib.Path(values.out or record.workdir / "report.html")
-    if out.suffix != ".html":
+    if out.suffix.lower() != ".html":
       raise ValueError(f"--out={out} must end in .html")
     cli.check_out(out)
     plan = None
