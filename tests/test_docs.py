@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from experiments import cli, devices
+from experiments import cli
+from experiments.cli import arguments, devices
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -96,7 +97,8 @@ def test_commands_have_these_flags(line, monkeypatch):
     parse([word for word in argv if word != "--help"], values)
     raise Parsed
 
-  monkeypatch.setattr(cli, "parse", stop)
+  for module in (cli, arguments):
+    monkeypatch.setattr(module, "parse", stop)
   monkeypatch.setattr(devices, "start", lambda: None)
   module, *given = line
   if (ROOT / module.replace(".", "/")).is_dir():
