@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ import diffusion_jax as dj
 from diffusion_jax.runs import console, drawing, networks, planning, restoring
 from diffusion_jax.runs.evaluation import stored
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
-from diffusion_jax.runs.training import diffusion
+from diffusion_jax.runs.training import diffusion, loop
 from experiments import evaluate, sample
 from experiments.cli import options, shell, training
 
@@ -232,6 +233,19 @@ def test_training_is_that_of_the_command(zoo, tmp_path, few_numbers, capsys):
   chex.assert_trees_all_equal(run.params("raw"), params_of(zoo.original("few")))
   with pytest.raises(ValueError, match="holds a run with another config"):
     dj.runs.train(dj.runs.make(**{**config.to_dict(), "seed": 1}), run)
+
+
+@pytest.mark.parametrize(
+  ("number", "ends"),
+  [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
+)
+def test_a_signal_ends_training_as_python_expects(
+  number, ends, tmp_path, few_numbers, monkeypatch
+):
+  monkeypatch.setattr(loop, "train", lambda *_: number)
+  config = training.command_line(["train", *BLIND], "").config
+  with pytest.raises(ends):
+    dj.runs.train(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class FewLabels(nn.Module):
 
 
 def model(config, image_shape, num_classes):
-  """What assemble.model makes of a configuration, with this network."""
+  """What networks.model makes of a configuration, with this network."""
   net = MODEL(config, image_shape, num_classes)
   return FewNumbers(
     net.num_classes, net.noisy_low_res, net.out_channels // image_shape[-1]
@@ -66,7 +66,7 @@ def model(config, image_shape, num_classes):
 
 
 def classifier(config, image_shape, num_classes):
-  """What assemble.classifier makes of a configuration, with this network."""
+  """What networks.classifier makes of a configuration, with this network."""
   return FewLabels(CLASSIFIER(config, image_shape, num_classes).num_labels)
 
 

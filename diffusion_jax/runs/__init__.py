@@ -6,18 +6,18 @@
   pictures = run.sample(64, steps=20)  # [64, H, W, C] in [-1, 1]
   run.evaluate(num=1000, metrics=("fid",))
 
-The commands of experiments/ do the same with the same options. From what
-knows least to what knows most:
+The commands of experiments/ take the same options. Each line imports only from
+those above it:
 
-  console, configuration, choices   words; every key; names among choices
+  console, configuration, choices   messages; every key; names and arguments
   directory                         what a run directory holds
-  processes, samplers, networks,    a configuration's objects, and what it
-  datasets, checks                  may not say
+  processes, samplers, networks,    the objects that a configuration describes
+  datasets, checks
   options                           what may be asked of a run
-  restoring, guiding, generate      parameters; classes; pictures of a network
-  planning, drawing                 what is asked, checked; and drawn
-  training/, evaluation/            the loop; the figures
-  run                               the object
+  restoring, guiding, generate      parameters; classes; sampling
+  planning, drawing                 a plan of what is asked; drawing it
+  training/, evaluation/            the loop; the metrics
+  run                               the run as an object
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""What a configuration may not say, found before anything is compiled."""
+"""Refuses a bad configuration before anything is compiled."""
 
 import math
 

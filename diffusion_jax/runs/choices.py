@@ -1,4 +1,4 @@
-"""What a configuration may say: names among choices, arguments."""
+"""Checks the names and arguments that a configuration gives."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Words for the person who waits, from the first of several processes."""
+"""Messages for the person at the terminal."""
 
 import contextlib
 import contextvars

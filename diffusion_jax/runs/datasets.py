@@ -1,4 +1,4 @@
-"""The data that a configuration names."""
+"""Loads the data of a configuration."""
 
 import pathlib
 

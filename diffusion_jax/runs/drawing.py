@@ -1,4 +1,4 @@
-"""Draws what a plan says, through all stages of a cascade."""
+"""Draws a plan, through all stages of a cascade."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Samples from a network, compiled once, with something to watch meanwhile."""
+"""Samples from a compiled network, in pieces that can be watched."""
 
 import functools
 from collections.abc import Callable, Iterator

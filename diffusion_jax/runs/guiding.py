@@ -1,4 +1,4 @@
-"""The classes that can be asked for, and a classifier that guides to them."""
+"""Classes to ask for, and a classifier that guides towards them."""
 
 import pathlib
 from collections.abc import Sequence

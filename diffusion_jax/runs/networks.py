@@ -1,4 +1,4 @@
-"""From a configuration to its network, its conditions and its state."""
+"""Builds a network, its conditions and its state from a configuration."""
 
 import jax.numpy as jnp
 import optax

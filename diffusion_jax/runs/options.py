@@ -1,4 +1,4 @@
-"""What may be asked of a run: one list for Python, for flags and for files."""
+"""Options for sampling: one list for Python, flags and stored samples."""
 
 import dataclasses
 import difflib

@@ -1,4 +1,4 @@
-"""From what is asked of a run to all that drawing needs, checked."""
+"""Turns what is asked of a run into a plan, checked."""
 
 import dataclasses
 import pathlib

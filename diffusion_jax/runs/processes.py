@@ -1,4 +1,4 @@
-"""From a configuration to its process: schedule, target, loss, times."""
+"""Builds a schedule, a loss and a predictor from a configuration."""
 
 import functools
 from typing import Any

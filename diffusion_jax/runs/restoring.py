@@ -1,4 +1,4 @@
-"""The parameters of a run: raw, or an average of them."""
+"""Restores a run's parameters: raw, or one of its averages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Samplers by name, and the steps that each usually takes."""
+"""Samplers by name, with the steps that each usually takes."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Measures all that is asked of a run, a row for each set of parameters."""
+"""Evaluates a run: one row for each set of parameters."""
 
 import contextlib
 import dataclasses

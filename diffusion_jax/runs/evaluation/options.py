@@ -1,4 +1,4 @@
-"""What may be asked to be measured, see ``runs.options``."""
+"""Options for evaluation, which include those for sampling."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is asked to be measured, read and checked."""
+"""Reads and checks what is to be measured."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""How programs are compiled, and memory is given back afterwards."""
+"""How hard to compile, and giving memory back afterwards."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What training a diffusion model is: objective, previews, last pictures."""
+"""Trains a diffusion model: objective, previews, last pictures."""
 
 import functools
 import pathlib

@@ -1,4 +1,4 @@
-"""What is decided before anything is compiled."""
+"""Builds a training run; nothing is compiled yet."""
 
 import dataclasses
 import functools

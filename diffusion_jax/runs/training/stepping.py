@@ -1,4 +1,4 @@
-"""Which steps are one program, and what is to be done after each."""
+"""How steps are grouped into programs, and what follows each."""
 
 from collections.abc import Iterator
 
