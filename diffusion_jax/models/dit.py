@@ -173,7 +173,9 @@ class DiT(nn.Module):
   def _through(self, h, c, classes, grid, train):
     """All blocks; the tokens of the class join on the way."""
     head = self.width // self.heads
-    rates = self._rates() if train and self.dropout else None
+    rates = None
+    if train and self.dropout:
+      rates = jnp.asarray(dropout_rates(self.depth, self.dropout))
     start = self.depth if classes is None else self.class_start
 
     def run(h, name, first, last, ahead):
@@ -198,12 +200,6 @@ class DiT(nn.Module):
       self.heads, hidden, self.mlp, self.norm, self.qk_norm, self.dtype,
       name=name,
     )  # fmt: skip
-
-  def _rates(self) -> Any:
-    """Dropout of each block: none in the first and the last quarter."""
-    block, quarter = np.arange(self.depth), self.depth // 4
-    middle = (block >= quarter) & (block < 3 * quarter)
-    return jnp.asarray(np.where(middle, self.dropout, 0.0), jnp.float32)
 
   def _patches(self, h, c, channels: int):
     """The last normalisation, modulated, and the layer that predicts."""
@@ -248,6 +244,13 @@ class DiT(nn.Module):
         f"class_start={self.class_start} must be a block, 0..{self.depth - 1}"
       )
     check_dtype(self.dtype)
+
+
+def dropout_rates(depth: int, rate: float) -> np.ndarray:
+  """Of each block: none in the first and the last quarter (JiT's code)."""
+  block, quarter = np.arange(depth), depth // 4
+  middle = (block >= quarter) & (block < 3 * quarter)
+  return np.where(middle, rate, 0.0).astype(np.float32)
 
 
 class JiT(DiT):
