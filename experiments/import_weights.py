@@ -6,11 +6,11 @@
     --preset=adm-imagenet64 --workdir=runs/imagenet64
 
 The source is a file of OpenAI's (.pt), a diffusers folder or its name on the
-Hugging Face hub, or a TensorFlow checkpoint of the first DDPM code. What its
-shapes do not tell comes from the preset, from the folder's own settings or
-from a configuration file of yours (--config). Sample, evaluate and train take
-the run like any other; to measure or train, name the data:
---config.data.name=PATH.
+Hugging Face hub, a TensorFlow checkpoint of the first DDPM code, or a file in
+the layout of DiT and JiT. What its shapes do not tell comes from the preset,
+from the folder's own settings or from a configuration file of yours (--config).
+Sample, evaluate and train take the run like any other; to measure or train,
+name the data: --config.data.name=PATH.
 """
 
 import json

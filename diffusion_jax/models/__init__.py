@@ -1,7 +1,9 @@
 """Networks. They know nothing of the process: (x_t, t) in, an image out."""
 
+from diffusion_jax.models import named
+from diffusion_jax.models.backbone import Backbone
 from diffusion_jax.models.classifier import Classifier
-from diffusion_jax.models.settings import check_size
+from diffusion_jax.models.dit import DiT, JiT
 from diffusion_jax.models.unet import UNet
 
-__all__ = ["Classifier", "UNet", "check_size"]
+__all__ = ["Backbone", "Classifier", "DiT", "JiT", "UNet", "named"]

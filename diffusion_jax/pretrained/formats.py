@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.models import Classifier
-from diffusion_jax.models.unet import Encoder
+from diffusion_jax.models import Backbone, Classifier
 from diffusion_jax.pretrained.diffusers import from_diffusers
+from diffusion_jax.pretrained.dit import from_dit
 from diffusion_jax.pretrained.openai import from_openai
 from diffusion_jax.pretrained.tensorflow import from_tensorflow
 
@@ -32,6 +32,8 @@ FORMATS = (
   Format("time_embed.", "input_blocks.0.0.weight", 1, from_openai),
   Format("time_embedding.", "conv_in.weight", 1, from_diffusers),
   Format("temb/", "conv_in/W", 2, from_tensorflow),
+  Format("x_embedder.proj.", "x_embedder.proj.weight", 1, from_dit),
+  Format("x_embedder.proj1.", "x_embedder.proj1.weight", 1, from_dit),
 )
 
 
@@ -50,7 +52,7 @@ def format_of(weights: Mapping[str, np.ndarray]) -> Format:
   )
 
 
-def convert(weights: Mapping[str, np.ndarray], net: Encoder) -> dict[str, Any]:
+def convert(weights: Mapping[str, np.ndarray], net: Backbone) -> dict[str, Any]:
   """Parameters from weights, in whichever format their names are.
 
   Raises:

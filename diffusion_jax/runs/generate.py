@@ -46,7 +46,7 @@ class Generator:
   def __init__(
     self,
     config,
-    net: dj.UNet,
+    net: dj.models.Backbone,
     image_shape: tuple[int, int, int],
     options: SamplingOptions,
     pairs: dj.timesteps.Pairs,

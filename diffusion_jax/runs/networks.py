@@ -1,5 +1,7 @@
 """Builds a network, its conditions and its state from a configuration."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
@@ -22,29 +24,46 @@ def model(
   config: Config,
   image_shape: tuple[int, int, int],
   num_classes: int,
-) -> dj.UNet:
-  """The U-Net of ``config.model`` for images of this shape.
+) -> dj.models.Backbone:
+  """The network of ``config.model`` for images of this shape.
 
   Raises:
     ValueError: If the network does not fit the images or their classes, or
       the run is a classifier.
   """
   check_draws(config)
-  options = config.model.to_dict()
   outputs = 2 if config.variance.startswith("learned") else 1
-  options["out_channels"] = outputs * image_shape[-1]
-  asked = options["num_classes"]
+  asked = config.model.num_classes
   if asked is not None and asked != num_classes:
     raise ValueError(
       f"model.num_classes={asked}, but the data have {num_classes} classes"
     )
   if hides_labels(config):
-    options["num_classes"] = (asked or 0) + 1  # the last is no class
+    asked = (asked or 0) + 1  # the last is no class
+  cond = [] if asked is None else ["y"]
   if low_res_shape(config, image_shape) is not None:
-    options["noisy_low_res"] = _low_res_noise(config) > 0
-  net = choices.call("model", dj.UNet, options)
-  dj.models.check_size(image_shape[:2], len(net.multipliers))
-  return net
+    cond.append("low_res")
+  if noisy_low_res(config, image_shape):
+    cond.append("low_res_t")
+  derived = {
+    "out_channels": outputs * image_shape[-1],
+    "num_classes": asked,
+    "noisy_low_res": "low_res_t" in cond,
+  }
+  return _network(config, image_shape, derived, cond)
+
+
+def _network(config, image_shape, derived, cond=()) -> Any:
+  """The network of ``config.model``, with what follows from elsewhere."""
+  options = config.model.to_dict() | derived
+  name = options.pop("name")
+  if (name == "classifier") != (config.get("kind") == "classifier"):
+    raise ValueError(
+      f"model.name={name} is not a network of this command: "
+      "experiments.train_classifier trains a classifier, experiments.train the "
+      "others"
+    )
+  return dj.models.named.make(name, options, image_shape[:2], cond)
 
 
 def low_res_shape(
@@ -72,6 +91,12 @@ def low_res_shape(
   return *small, image_shape[-1]
 
 
+def noisy_low_res(config: Config, image_shape: tuple[int, int, int]) -> bool:
+  """Whether a run enlarges pictures that come with noise."""
+  enlarges = low_res_shape(config, image_shape) is not None
+  return enlarges and _low_res_noise(config) > 0
+
+
 def _low_res_noise(config: Config) -> int:
   """The largest step of noise on small pictures."""
   most = config.low_res.noise
@@ -95,20 +120,19 @@ def classifier(
     raise ValueError(
       "this run is not a classifier; experiments.train_classifier trains one"
     )
-  net = choices.call("model", dj.models.Classifier, config.model.to_dict())
+  net = _network(config, image_shape, {})
   if net.num_labels != num_classes:
     raise ValueError(
       f"model.num_labels={net.num_labels}, but the data have {num_classes} "
       "classes"
     )
-  dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
 
 
 def network(
   config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> dj.UNet | dj.models.Classifier:
-  """The network of a run, a U-Net or a classifier."""
+) -> dj.models.Backbone:
+  """The network of a run, whatever it is for."""
   make = classifier if config.get("kind") == "classifier" else model
   return make(config, image_shape, num_classes)
 

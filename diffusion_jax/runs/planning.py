@@ -52,7 +52,7 @@ class Plan:
   workdir: pathlib.Path
   config: configuration.Config
   image_shape: tuple[int, int, int]
-  net: dj.UNet
+  net: dj.models.Backbone
   params: Any
   step: int
   options: SamplingOptions
@@ -140,7 +140,9 @@ def plan(
   stages = [first]
   for name in options.upsampler:
     stages.append(_upsampler(options, pathlib.Path(name), stages[-1]))
-  if options.low_res_noise and not any(s.net.noisy_low_res for s in stages):
+  if options.low_res_noise and not any(
+    networks.noisy_low_res(s.config, s.image_shape) for s in stages
+  ):
     raise ValueError(
       "`low_res_noise`: no upsampler here has learnt from noisy pictures, see "
       "low_res.noise of configurations"
@@ -167,7 +169,8 @@ def _stage(
   names = data["class_names"]
   classes = () if skip else _classes(options, config, classifier, names)
   params, step = restoring.parameters(workdir, config, net, shape, ema)
-  noise = options.low_res_noise if net.noisy_low_res else 0
+  noisy = networks.noisy_low_res(config, shape)
+  noise = options.low_res_noise if noisy else 0
   if noise and noise > config.low_res.noise:
     raise ValueError(
       f"`low_res_noise={noise}`: {workdir} has learnt from pictures noised to "

@@ -15,11 +15,15 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from diffusion_jax.runs import console
+from diffusion_jax import models
+from diffusion_jax.runs import configuration, console
 from diffusion_jax.runs.configuration import Config
 from experiments.cli import shell
 
 CONFIGS = pathlib.Path(__file__).parents[1]
+
+# The override that changes which others there are.
+NETWORK = "--config.model.name"
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
@@ -144,6 +148,8 @@ def _spelled(arg: str) -> str:
   """
   arg = re.sub(r"^-(?=(no)?config\b)", "--", arg)
   name, equals, value = arg.partition("=")
+  if name == NETWORK:
+    return f"{name}={models.named.placed(value)}"
   override = name.startswith("--config.")
   parts = [value] if override else value.split(",")
   if not arg.strip() or (equals and not all(map(str.strip, parts))):
@@ -259,12 +265,16 @@ def define_known_config(
 ) -> None:
   """Defines --config with values that are known; only overrides are taken."""
   with _flag_errors():  # unknown keys are found here
+    overrides = _overrides(argv)
+    for arg in overrides:
+      if arg.startswith(f"{NETWORK}="):
+        configuration.exchange_network(config, arg.partition("=")[2])
     config_flags.DEFINE_config_dict(
       "config",
       config,
       text,
       flag_values=values,
-      sys_argv=[a for a in _overrides(argv) if not _NONE.fullmatch(a)],
+      sys_argv=[a for a in overrides if not _NONE.fullmatch(a)],
     )
 
 

@@ -5,6 +5,7 @@ Every key is there, with what it means and its usual value.
 
 from diffusion_jax.runs.configuration import (
   check_variant as check_variant,
+  exchange_network as exchange_network,
   make as make,
   make_classifier as make_classifier,
   published as published,
