@@ -116,7 +116,7 @@ class DiT(nn.Module):
       ValueError: If patches do not fill the images, classes are missing or not
         expected, or a setting is wrong.
     """
-    height, width = size = x_t.shape[1:3]
+    size = height, width = x_t.shape[1], x_t.shape[2]
     self.check_size(size)
     y, low_res, low_res_t = backbone.parts(cond, self.takes)
     backbone.check_classes(self, y)
@@ -151,7 +151,7 @@ class DiT(nn.Module):
       c += of_time(low_res_t, "low_res")
     return nn.silu(c), classes
 
-  def _tokens(self, x, grid):
+  def _tokens(self, x, grid: tuple[int, int]):
     """Patches, projected, and where they are."""
     h = transformer.patchify(x.astype(self.dtype), self.patch)
     if self.bottleneck is not None:
@@ -170,7 +170,7 @@ class DiT(nn.Module):
     where = self.param("class_positions", SMALL, shape)
     return classes[:, None] + where.astype(self.dtype)[None]
 
-  def _through(self, h, c, classes, grid, train):
+  def _through(self, h, c, classes, grid: tuple[int, int], train):
     """All blocks; the tokens of the class join on the way."""
     head = self.width // self.heads
     rates = None

@@ -98,10 +98,10 @@ def settings(network: type[nn.Module]) -> dict[str, Setting]:
   """What may be set of a network: the fields of its class that text can say."""
   hints = typing.get_type_hints(network)
   found = {}
-  for field in dataclasses.fields(network):
+  for field in dataclasses.fields(typing.cast(Any, network)):
     if field.name in ("parent", "name", *DERIVED):
       continue
-    value = field.default
+    value: Any = field.default
     if field.name == "dtype":
       value = jnp.dtype(value).name
     kind = _kind(value, hints.get(field.name))

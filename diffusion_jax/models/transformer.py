@@ -1,6 +1,6 @@
 """The parts of a vision transformer that diffuses."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -213,6 +213,6 @@ def stack(
     once,
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=(nn.broadcast, nn.broadcast, 0),
+    in_axes=cast(Any, (nn.broadcast, nn.broadcast, 0)),
     length=length,
   )

@@ -24,7 +24,7 @@ def model(
   config: Config,
   image_shape: tuple[int, int, int],
   num_classes: int,
-) -> dj.models.Backbone:
+) -> Any:
   """The network of ``config.model`` for images of this shape.
 
   Raises:
@@ -131,7 +131,7 @@ def classifier(
 
 def network(
   config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> dj.models.Backbone:
+) -> Any:
   """The network of a run, whatever it is for."""
   make = classifier if config.get("kind") == "classifier" else model
   return make(config, image_shape, num_classes)

@@ -66,7 +66,7 @@ class Run:
     return processes.schedule(self.config)
 
   @functools.cached_property
-  def net(self) -> dj.UNet | dj.models.Classifier:
+  def net(self) -> dj.models.Backbone:
     """The network, without its parameters."""
     count = self.data["num_classes"]
     return networks.network(self.config, self.image_shape, count)

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import grain
 import jax
 
@@ -72,7 +71,7 @@ def training_mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
 
 
 def applied(
-  config: Config, net: nn.Module, mesh: jax.sharding.Mesh
+  config: Config, net: Any, mesh: jax.sharding.Mesh
 ) -> dj.objectives.Apply:
   """The network as an objective calls it, its split parameters put together."""
   gather = dj.parallel.gather(mesh) if config.fsdp else lambda params: params
