@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import reference
 from oracles import GAUSSIAN, TWO_PEAKS
@@ -30,10 +31,7 @@ def error_after(solver, num, *, high=100.0, low=0.1):
     schedule = schedules.linear(LONG)
     pairs = log_walk(schedule, num, high, low)
     x_t = jnp.array([-1.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
-    x, _ = samplers.sample(
-      solver, GAUSSIAN.predictor(schedule), schedule, x_t.shape,
-      jax.random.key(0), pairs=pairs, x_T=x_t,
-    )  # fmt: skip
+    x = oracles.walk(solver, GAUSSIAN, schedule, x_t, pairs)
     ends = np.array([pairs[0, 0], pairs[-1, 1]])
     alpha, sigma = schedule.alpha[ends], schedule.sigma[ends]
     std = jnp.sqrt((alpha * GAUSSIAN.std) ** 2 + sigma**2)
