@@ -353,6 +353,7 @@ def test_the_command_measures_what_it_says(capsys):
   assert set(cold) == set(warm)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_peers_train_walk_and_are_compared(capsys):
   pytest.importorskip("torch")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import on_devices
 import pytest
-from commands import TINY
+from commands import BLIND, TINY
 
 import diffusion_jax as dj
 
@@ -21,6 +21,8 @@ import diffusion_jax as dj
 FLAGS = (*TINY[1:], "--config.model.channels=16")
 WORKER = pathlib.Path(on_devices.__file__)
 LIMIT = 300  # seconds, for a process that hangs
+# Also where the tests' own programs are optimised: these run for seconds.
+QUICK = os.environ["XLA_FLAGS"] or "--xla_backend_optimization_level=0"
 
 
 def start(out, *flags, count: int, **environment) -> subprocess.Popen:
@@ -30,7 +32,7 @@ def start(out, *flags, count: int, **environment) -> subprocess.Popen:
     [sys.executable, str(WORKER), str(out), *FLAGS, *flags],
     env={
       **os.environ,
-      "XLA_FLAGS": f"{xla} --xla_backend_optimization_level=0",
+      "XLA_FLAGS": f"{xla} {QUICK}",
       **environment,
     },
     stdout=subprocess.PIPE,
@@ -188,15 +190,16 @@ def test_one_hosts_sigterm_stops_every_process_after_the_same_step(tmp_path):
   def begin(steps):
     settings = processes(2)
     flags = (
-      *TINY,
+      *BLIND,
       f"--workdir={tmp_path}/run",
       f"--config.num_steps={steps}",
+      "--config.every.checkpoint=1000",
       "--config.optim.decay_steps=10_000",
     )
     return [
       subprocess.Popen(
         [sys.executable, "-m", "experiments.train", *flags],
-        env={**os.environ, **setting},
+        env={**os.environ, "XLA_FLAGS": QUICK, **setting},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -28,7 +28,9 @@ def few_numbers(*flags, module=train):
 
 # Each of 8 steps, with checkpoints after 4 and 8.
 RUNS = {
-  "unet": lambda workdir: command(train, *TINY, EIGHT, f"--workdir={workdir}"),
+  "unet": lambda workdir: command(
+    train, *TINY, EIGHT, "--config.preview.sampler=ddim", f"--workdir={workdir}"
+  ),
   "classifier": lambda workdir: command(
     train_classifier, *CLASSIFIER, EIGHT, f"--workdir={workdir}"
   ),
