@@ -39,7 +39,8 @@ TINY = (
 
 def tiny():
   config = digits.get_config("smoke")
-  config.model.channels = 8
+  config.model.update({"channels": 8, "multipliers": (1,)})
+  config.model.attention_levels = ()
   config.batch_size = 4
   return json.loads(config.to_json_best_effort())
 

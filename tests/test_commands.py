@@ -225,7 +225,7 @@ def test_agreement_is_measured(conditional, capsys):
   assert row["guidance"] == 3
 
 
-def test_pictures_in_a_folder_train_a_conditional_model(tmp_path):
+def test_pictures_in_a_folder_train_a_conditional_model(few_numbers, tmp_path):
   rng = np.random.default_rng(0)
   for name in ("cats", "dogs"):
     (tmp_path / "data" / name).mkdir(parents=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import on_devices
 import pytest
+import toy
 from commands import BLIND, TINY
 
 import diffusion_jax as dj
@@ -76,6 +77,19 @@ def one():
 
 
 @pytest.fixture(scope="module")
+def few_one():
+  """The same, of a network of a few numbers."""
+  with toy.networks():
+    return on_devices.measure(list(FLAGS))
+
+
+@pytest.fixture(scope="module")
+def few_eight(tmp_path_factory):
+  out = tmp_path_factory.mktemp("few") / "out.npz"
+  return finish([start(out, on_devices.FEW, count=8)], out)
+
+
+@pytest.fixture(scope="module")
 def eight(tmp_path_factory):
   out = tmp_path_factory.mktemp("eight") / "out.npz"
   return finish([start(out, count=8)], out)
@@ -98,13 +112,15 @@ def two_processes(tmp_path_factory):
 @pytest.mark.parametrize(
   ("name", "devices"),
   [
-    ("eight", [8, 1]),
+    ("few_eight", [8, 1]),
+    pytest.param("eight", [8, 1], marks=pytest.mark.slow),
     pytest.param("eight_split", [8, 1], marks=pytest.mark.slow),
     pytest.param("two_processes", [4, 2], marks=pytest.mark.slow),
   ],
 )
-def test_more_devices_give_the_same_run(name, devices, one, request):
+def test_more_devices_give_the_same_run(name, devices, request):
   many = request.getfixturevalue(name)
+  one = request.getfixturevalue("few_one" if "few" in name else "one")
   np.testing.assert_array_equal(many["devices"], devices)
   assert len(one["losses"]) == 50
   np.testing.assert_allclose(many["losses"], one["losses"], rtol=1e-5)
@@ -113,23 +129,22 @@ def test_more_devices_give_the_same_run(name, devices, one, request):
   np.testing.assert_allclose(many["samples"], one["samples"], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-  "name", ["eight", pytest.param("eight_split", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eight", "eight_split"])
 def test_a_step_is_that_of_pmap(name, request):
   error = request.getfixturevalue(name)["pmap_error"]
   # Adam's second step moves parameters whose gradient is almost 0 by rounding.
   assert 0 < error < 1e-3
 
 
-def test_only_gradients_and_figures_cross_devices(eight, one):
-  messages = eight["collectives"]
+def test_only_gradients_and_figures_cross_devices(few_eight, few_one):
+  messages = few_eight["collectives"]
   assert set(messages) == {"all-reduce"}, messages
   assert len(messages["all-reduce"]) == 1
   (shapes,) = messages["all-reduce"]
   sent = sum(elements(shapes))
   # Every gradient once, and the mean loss and its quarters.
-  assert 0 <= sent - len(one["params"]) <= 16
+  assert 0 <= sent - len(few_one["params"]) <= 16
 
 
 def elements(shapes: list[str]) -> list[int]:

@@ -31,9 +31,6 @@ RUNS = {
   "unet": lambda workdir: command(
     train, *TINY, EIGHT, "--config.preview.sampler=ddim", f"--workdir={workdir}"
   ),
-  "classifier": lambda workdir: command(
-    train_classifier, *CLASSIFIER, EIGHT, f"--workdir={workdir}"
-  ),
   "few": few_numbers(*BLIND),
   "judge": few_numbers(*CLASSIFIER, module=train_classifier),
   # It is told the digit, or sometimes not.
