@@ -36,7 +36,7 @@ predict = prediction.predictor(denoise, SCHEDULE)
 
 
 def inpainted(**options):
-  n = 2048
+  n = 1024
   known = jnp.full((n, 1, 2, 1), 0.6)
   mask = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
   run = jax.jit(

@@ -55,7 +55,7 @@ def entropy_bits(data, x0):
   return -mass.mean(axis=(1, 2, 3)) / np.log(2)
 
 
-@pytest.mark.parametrize("T", [100, 1000])
+@pytest.mark.parametrize("T", [50, 250])
 def test_the_bound_is_tight_for_gaussian_data(T):
   # A narrow Gaussian well inside [-1, 1], so that rounding to 8 bits is all
   # that separates it from a Gaussian.
@@ -206,9 +206,11 @@ def test_hutchinsons_estimate_is_exact_in_the_mean():
 
   x = TWO_PEAKS.sample(jax.random.key(0), (1, 4, 4, 1))
   turned = (x.reshape(-1, 16) @ mix.T).reshape(x.shape)
-  exact = likelihood.probability_flow(
-    TWO_PEAKS.predictor(schedule), schedule, x, jax.random.key(1)
-  )
+  exact = jax.jit(
+    lambda x: likelihood.probability_flow(
+      TWO_PEAKS.predictor(schedule), schedule, x, jax.random.key(1)
+    )
+  )(x)
   n = 256
   many = jnp.broadcast_to(turned, (n, 4, 4, 1))
   bits = jax.jit(
