@@ -105,7 +105,7 @@ def test_single_steps_compose_to_the_jump():
 
 
 def test_a_thousand_single_steps_have_the_moments_of_the_jump():
-  T, n = 1000, 20_000
+  T, n = 1000, 5_000
   schedule = schedules.linear(T)
   x0 = jnp.full((n, 1), 0.7)
 

@@ -91,7 +91,7 @@ def test_ancestral_sampling_recovers_a_gaussian(target, variance):
       dj.ancestral_step,
       predict,
       schedule,
-      (4000, 1, 1, 1),
+      (2000, 1, 1, 1),
       key,
     )
   )(jax.random.key(0))
@@ -108,7 +108,7 @@ def test_samplers_recover_a_mixture(step):
       STEPS[step],
       TWO_PEAKS.predictor(schedule),
       schedule,
-      (4000, 1, 1, 1),
+      (2000, 1, 1, 1),
       key,
     )
   )(jax.random.key(1))
