@@ -32,14 +32,14 @@ from experiments.configs import common
 
 
 @pytest.fixture
-def trained(zoo, tmp_path):
+def trained(zoo, tmp_path, few_numbers):
   """A run of 8 steps, uninterrupted."""
-  return zoo.copy("unet", tmp_path / "tiny")
+  return zoo.copy("shown", tmp_path / "tiny")
 
 
 @pytest.fixture
 def few(zoo, tmp_path, few_numbers):
-  """The same, of a network of a few numbers."""
+  """The same, without pictures."""
   return zoo.copy("few", tmp_path / "few")
 
 
