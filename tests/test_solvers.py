@@ -160,15 +160,21 @@ def test_a_cut_walk_remembers(name):
   solver, pairs = SOLVERS[name], timesteps.spaced(1000, 12)
   whole = walk(solver, pairs=pairs)
   with jax.enable_x64(True):
-    schedule = schedules.cosine(1000)
-    x, history = None, None
-    for piece in np.split(pairs, 6):  # of one length, so one program
+    schedule, key = schedules.cosine(1000), jax.random.key(3)
+
+    @jax.jit  # pieces of one length are one program
+    def piece(x, history, pairs):
       x, kept = samplers.sample(
         solver, dj.clipped(TWO_PEAKS.predictor(schedule), schedule), schedule,
-        (6, 4, 4, 1),
-        jax.random.key(3), pairs=piece, x_T=x, history=history,
+        x.shape, jax.random.clone(key), pairs=pairs, x_T=x, history=history,
       )  # fmt: skip
-      history = kept.history
+      return x, kept.history
+
+    t = jnp.asarray(pairs[0, 0])
+    x = samplers.prior(schedule, key, t, jnp.arange(6), (4, 4, 1))
+    history = samplers.as_solver(solver).init(x, t)
+    for part in np.split(pairs, 6):
+      x, history = piece(x, history, part)
   np.testing.assert_array_equal(x, whole)
 
 
