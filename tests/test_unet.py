@@ -119,7 +119,7 @@ def test_any_size_and_number_of_channels(shape, channels):
 
 def test_starts_as_zero():
   # The last layer is zero: the first prediction is zero noise, loss 1.
-  net = UNet(channels=8, multipliers=(1,), num_blocks=1)
+  net = UNet(channels=8, multipliers=(1,), num_blocks=1, attention_levels=())
   x, t = inputs((8, 8, 3))
   out = jax.jit(lambda key: net.init_with_output(key, x, t)[0])
   np.testing.assert_array_equal(out(jax.random.key(0)), 0)
