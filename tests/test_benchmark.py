@@ -161,9 +161,7 @@ def test_programs_that_run_once_are_compiled_in_a_hurry(monkeypatch):
 
 
 def test_parameters_do_not_depend_on_how_hard_their_program_is_compiled():
-  net = dj.UNet(
-    channels=8, multipliers=(1,), num_blocks=1, attention_levels=(0,)
-  )
+  net = dj.UNet(channels=8, multipliers=(1,), num_blocks=1, attention_levels=())
   x, t = jnp.zeros((1, 8, 8, 1)), jnp.ones(1, jnp.int32)
   drawn = [
     jax.jit(net.init, compiler_options={"xla_backend_optimization_level": n})(
