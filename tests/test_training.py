@@ -107,6 +107,26 @@ def test_every_step_draws_anew_and_the_same_step_the_same():
   assert a.loss != b.loss
 
 
+def test_every_step_has_a_dropout_of_its_own():
+  state, batch, tx = make()
+  objective = dj.objectives.diffusion(apply, SCHEDULE, condition=TOLD)
+  objective = objective._replace(
+    loss=lambda params, examples, key: (
+      params["scale"] * jax.random.uniform(key, (len(examples.x0),))
+    )
+  )
+
+  @jax.jit
+  def loss_at(number):
+    return train_step(
+      state.replace(step=number), batch, jax.random.key(7),
+      objective=objective, tx=tx,
+    )[1].loss  # fmt: skip
+
+  first, second, again = (float(loss_at(number)) for number in (0, 1, 1))
+  assert first != second == again
+
+
 def test_loss_by_quarter_of_t_adds_up():
   state, batch, tx = make()
   _, metrics = step(state, batch, tx)
