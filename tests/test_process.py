@@ -269,6 +269,21 @@ def test_a_target_is_two_numbers():
         np.testing.assert_allclose(got, x0, rtol=1e-9, err_msg=name)
 
 
+def test_targets_are_those_of_the_papers():
+  schedule = schedules.cosine(100)
+  x0, eps = draws()
+  alpha, sigma, _ = schedule.at(30)
+  want = {
+    "eps": eps,
+    "x0": x0,
+    "v": alpha * eps - sigma * x0,  # Salimans and Ho 2022, appendix D
+    "flow": eps - x0,  # Lipman et al. 2023, towards noise
+  }
+  for name, F in want.items():
+    got = TARGETS[name].of(schedule, x0, 30, eps)
+    np.testing.assert_allclose(got, F, atol=1e-6, err_msg=name)
+
+
 def test_dynamic_thresholds_clip_one_pixel_in_ten():
   schedule = schedules.cosine(50)
   x0 = jnp.stack([jnp.arange(1.0, 11), jnp.linspace(-0.5, 0.5, 10)])
