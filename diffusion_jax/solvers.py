@@ -33,8 +33,9 @@ from diffusion_jax.samplers import Solver, check_eta, ddim_step
 from diffusion_jax.schedules import Schedule, Time
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
-# the cancellation that the closed forms suffer in float32 at small h.
-_POINTS, _POINT_WEIGHTS = np.polynomial.legendre.leggauss(16)
+# the cancellation that the closed forms suffer in float32 at small h. JAX
+# remembers an array's precision: as numbers they have that of each program.
+_POINTS, _POINT_WEIGHTS = map(tuple, np.polynomial.legendre.leggauss(16))
 
 # How many times as far as two nodes are apart a polynomial may reach beyond
 # them. Past that its slope is the outputs' error and not their trend.
@@ -176,8 +177,9 @@ def _data_rule(
   """
   start, end = _half_log_snr(schedule, t), _half_log_snr(schedule, s)
   h = end - start
-  back = h * (1 - _POINTS) / 2
-  density = (1 + eta) * jnp.exp(-(1 + eta) * back) * (_POINT_WEIGHTS * h / 2)
+  back = h * (1 - np.array(_POINTS)) / 2
+  weights = h * np.array(_POINT_WEIGHTS) / 2
+  density = (1 + eta) * jnp.exp(-(1 + eta) * back) * weights
   density = jnp.where(s > 0, schedule.at(s).alpha, 0.0) * density
   return lambda nodes: density @ _lagrange(nodes, axis(end - back))
 
@@ -327,8 +329,8 @@ def _time_rule(schedule: Schedule, t, s) -> Rule:
     for x in map(schedule.at, (t, s))
   )
   middle, half = (end + start) / 2, (end - start) / 2
-  a = middle + half * _POINTS
-  density = jnp.cosh(a) * (_POINT_WEIGHTS * half)
+  a = middle + half * np.array(_POINTS)
+  density = jnp.cosh(a) * (half * np.array(_POINT_WEIGHTS))
   density = jnp.where(s > 0, schedule.at(s).alpha, 0.0) * density
   return lambda nodes: density @ _lagrange(nodes, schedule.part(a))
 

@@ -1,24 +1,69 @@
 """Settings for every test: what hides mistakes is made an error."""
 
+import gc
+import importlib.util
+import mmap
 import os
 import pathlib
 
-# Most of a test's time goes into compiling programs that then run once:
-# without LLVM's optimisations the suite takes half as long. Set XLA_FLAGS
-# (even to nothing) to test the optimised programs.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Commands under test compile the same small programs again and again.
+# Most of a test's time goes into compiling programs that then run once. These
+# flags of XLA make that take a third: no optimisation by LLVM, the older
+# emitter of fused loops, no threads to split a small program among. Set
+# XLA_FLAGS (even to nothing) to test the optimised programs.
+QUICK = (
+  "--xla_backend_optimization_level=0",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
+)
+
+
+def known(flag: str) -> bool:
+  """Whether this jaxlib knows a flag; one that it does not ends the process."""
+  folder = pathlib.Path(importlib.util.find_spec("jaxlib").origin).parent
+  name = flag.strip("-").partition("=")[0].encode()
+  for path in folder.glob("libjax_common.*"):
+    with (
+      path.open("rb") as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library,
+    ):
+      return library.find(name) >= 0
+  return False
+
+
+if "XLA_FLAGS" not in os.environ:
+  os.environ["XLA_FLAGS"] = " ".join(filter(known, QUICK))
+# Processes and commands under test compile the same small programs again.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"),
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_key_reuse", True)
+
+# Equations at noise that is given, operation by operation: looking at each for
+# a key that is used twice would take most of the time. CI does it once, with
+# JAX_DEBUG_KEY_REUSE.
+EQUATIONS = {
+  "test_bound", "test_continuous", "test_edm", "test_flow", "test_losses",
+  "test_mixtures", "test_process", "test_solvers", "test_zero_terminal",
+}  # fmt: skip
+
+
+def pytest_collection_finish():
+  """Garbage is looked for among what tests make, not among what is imported."""
+  gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def keys_are_used_once(request):
+  """Makes a key that is used twice an error."""
+  checked = request.path.stem not in EQUATIONS
+  with jax.debug_key_reuse(checked or jax.config.jax_debug_key_reuse):
+    yield
 
 
 @pytest.fixture(scope="session")

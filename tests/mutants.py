@@ -111,7 +111,7 @@ MUTANTS = {
     "targets",
     "p=lambda schedule, t: -schedule.at(t).sigma",
     "p=lambda schedule, t: schedule.at(t).sigma",
-    "tests/test_process.py tests/test_losses.py",
+    "tests/test_process.py -k papers",
   ),
   "ratio of errors without its square": _library(
     "targets",
@@ -368,7 +368,7 @@ MUTANTS = {
     "training",
     "jax.random.split(jax.random.fold_in(key, state.step), 3)[2]",
     "jax.random.split(key, 3)[2]",
-    "tests/test_training.py",
+    "tests/test_training.py -k dropout",
   ),
   "the same noise at every training step": _library(
     "objectives",
@@ -398,7 +398,7 @@ MUTANTS = {
     "parallel",
     "if batch_size < 1 or batch_size % unit:",
     "if batch_size < 1 or batch_size % mesh.size:",
-    "tests/test_parallel.py",
+    "tests/test_training.py -k cut",
   ),
   "dropped labels become the last class": _library(
     "conditions",

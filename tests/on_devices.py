@@ -3,10 +3,11 @@
 test_parallel.py starts it where JAX is to see other devices than the tests'
 own, or several processes; XLA's flags count only before JAX starts.
 
-  python tests/on_devices.py OUT.npz FLAGS_OF_TRAIN...
+  python tests/on_devices.py OUT.npz [--few] FLAGS_OF_TRAIN...
 """
 
 import collections
+import contextlib
 import pathlib
 import re
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import jax
 import numpy as np
 import optax
+import toy
 
 import diffusion_jax as dj
 from diffusion_jax.runs import networks, processes
@@ -24,6 +26,7 @@ from diffusion_jax.runs.training import diffusion
 from experiments import train
 from experiments.cli import devices, training
 
+FEW = "--few"  # a network of a few numbers
 STEPS = 50
 COLLECTIVE = re.compile(
   r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|"
@@ -90,11 +93,12 @@ def measure(flags: list[str]) -> dict[str, np.ndarray]:
     return dj.parallel.put(jax.tree.map(lambda x: x[None], rows), place)
 
   program = run.train_block.lower(run.abstract_state, batch(0), key).compile()
-  net = dj.UNet(**config.model.to_dict(), out_channels=1)
+  net = networks.model(config, run.source.image_shape, None)
   losses, pmap_error = [], 0.0
   for step in range(STEPS):
     by_pmap = None
-    if step == 1 and jax.process_count() == 1:  # at step 0 the rate is 0
+    # At step 0 the rate is 0.
+    if step == 1 and jax.process_count() == 1 and isinstance(net, dj.UNet):
       before = dj.parallel.fetch(state)
       by_pmap = pmap_step(config, net, before, run.batches[step], key)
     state, metrics = program(state, batch(step), key)
@@ -127,6 +131,8 @@ def measure(flags: list[str]) -> dict[str, np.ndarray]:
 if __name__ == "__main__":
   devices.start()
   out, *rest = sys.argv[1:]
-  numbers = measure(rest)
+  few = FEW in rest
+  with toy.networks() if few else contextlib.nullcontext():
+    numbers = measure([flag for flag in rest if flag != FEW])
   if jax.process_index() == 0:
     np.savez(out, **numbers)

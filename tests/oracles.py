@@ -7,12 +7,13 @@ testable without training anything.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import prediction, process, targets
+from diffusion_jax import prediction, process, samplers, targets
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.targets import Target
 
@@ -66,6 +67,32 @@ class Mixture:
       return target.of(schedule, x0, t, eps)
 
     return prediction.predictor(apply, schedule, target=target)
+
+
+@functools.cache
+def _move(solver, data: Mixture, target: Target):
+  """One compiled step of a solver, without noise."""
+  solver = samplers.as_solver(solver)
+
+  @jax.jit
+  def move(schedule, x, t, s, memory):
+    predict, eps = data.predictor(schedule, target), jnp.zeros_like(x)
+    x, _, memory = solver.step(predict, schedule, x, t, s, eps, memory)
+    return x, memory
+
+  return solver.init, move
+
+
+def walk(solver, data, schedule, x, pairs, *, target=targets.eps):
+  """Where a solver without noise takes x; one program for any length.
+
+  ``samplers.sample`` is a program for each number of steps.
+  """
+  init, move = _move(solver, data, target)
+  memory = init(x, pairs[0, 0])
+  for t, s in pairs:
+    x, memory = move(schedule, x, t, s, memory)
+  return x
 
 
 GAUSSIAN = Mixture(means=(0.3,), weights=(1.0,), std=0.5)

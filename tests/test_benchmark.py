@@ -19,7 +19,6 @@ from jax.extend import core
 
 import diffusion_jax as dj
 from diffusion_jax.models.layers import Norm
-from diffusion_jax.runs import datasets, networks
 from diffusion_jax.runs.training import compiling, flops
 from experiments.cli import devices
 from experiments.configs import digits
@@ -41,7 +40,8 @@ TINY = (
 
 def tiny():
   config = digits.get_config("smoke")
-  config.model.channels = 8
+  config.model.update({"channels": 8, "multipliers": (1,)})
+  config.model.attention_levels = ()
   config.batch_size = 4
   return json.loads(config.to_json_best_effort())
 
@@ -162,9 +162,7 @@ def test_programs_that_run_once_are_compiled_in_a_hurry(monkeypatch):
 
 
 def test_parameters_do_not_depend_on_how_hard_their_program_is_compiled():
-  config = digits.get_config("smoke")
-  source = datasets.source(config)
-  net = networks.model(config, source.image_shape, 10)
+  net = dj.UNet(channels=8, multipliers=(1,), num_blocks=1, attention_levels=())
   x, t = jnp.zeros((1, 8, 8, 1)), jnp.ones(1, jnp.int32)
   drawn = [
     jax.jit(net.init, compiler_options={"xla_backend_optimization_level": n})(
@@ -357,6 +355,7 @@ def test_the_command_measures_what_it_says(capsys):
   assert set(cold) == set(warm)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_peers_train_walk_and_are_compared(capsys):
   pytest.importorskip("torch")

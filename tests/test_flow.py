@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 import reference
 from oracles import GAUSSIAN, Mixture
@@ -194,10 +195,9 @@ def test_heun_has_its_order_and_every_path_the_same_end(path):
     for num in (64, 128):
       u = np.exp(np.linspace(np.log(20), np.log(0.1), num + 1))
       times = np.asarray(schedule.time(-2 * jnp.log(u)))
-      x, _ = dj.sample(
-        flow.heun_step, GAUSSIAN.predictor(schedule), schedule, y.shape,
-        jax.random.key(0), x_T=schedule.at(times[0]).alpha * y,
-        pairs=np.stack([times[:-1], times[1:]], axis=1),
+      x = oracles.walk(
+        flow.heun_step, GAUSSIAN, schedule, schedule.at(times[0]).alpha * y,
+        np.stack([times[:-1], times[1:]], axis=1),
       )  # fmt: skip
       errors.append(float(abs(x / schedule.at(times[-1]).alpha - exact).max()))
   assert 1.8 < np.log2(errors[0] / errors[1]) < 2.2

@@ -80,7 +80,7 @@ def in_standard_errors(x, mean, var, fourth=3.0):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ancestral_sampling_recovers_a_gaussian(target, variance):
-  schedule, target = schedules.linear(1000), TARGETS[target]
+  schedule, target = schedules.linear(250), TARGETS[target]
   exact = GAUSSIAN.predictor(schedule, target)
   predict = dj.predictor(
     lambda x_t, t: exact(x_t, t).output, schedule, target=target,
@@ -91,7 +91,7 @@ def test_ancestral_sampling_recovers_a_gaussian(target, variance):
       dj.ancestral_step,
       predict,
       schedule,
-      (4000, 1, 1, 1),
+      (2000, 1, 1, 1),
       key,
     )
   )(jax.random.key(0))
@@ -108,7 +108,7 @@ def test_samplers_recover_a_mixture(step):
       STEPS[step],
       TWO_PEAKS.predictor(schedule),
       schedule,
-      (4000, 1, 1, 1),
+      (2000, 1, 1, 1),
       key,
     )
   )(jax.random.key(1))

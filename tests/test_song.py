@@ -96,6 +96,7 @@ def test_the_network_is_the_published_one(name):
   )["params"]
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
 
+  @jax.jit
   def apply(x, t, cond):
     return net.apply({"params": params}, x, t, cond)
 

@@ -26,6 +26,7 @@ def apply(params, x_t, t, cond, dropout_key):
 
 
 TOLD = dj.conditions.Conditions(SCHEDULE, num_classes=3).draw
+SGD = optax.sgd(0.1)
 
 
 def make(tx=None, rates=(0.9, 0.99)):
@@ -34,7 +35,7 @@ def make(tx=None, rates=(0.9, 0.99)):
     "time": jnp.float32(-0.2),
     "class": jnp.zeros(3),
   }
-  tx = tx or optax.sgd(0.1)
+  tx = tx or SGD
   batch = {
     "image": jax.random.normal(jax.random.key(0), (16, 4, 4, 1)),
     "label": jnp.arange(16) % 3,
@@ -42,6 +43,9 @@ def make(tx=None, rates=(0.9, 0.99)):
   return state_lib.create(params, tx, rates), batch, tx
 
 
+@functools.partial(
+  jax.jit, static_argnames=("tx", "condition", "micro_batches", "ema_warmup")
+)
 def step(state, batch, tx, condition=TOLD, **options):
   return train_step(
     state,
@@ -71,7 +75,7 @@ def test_a_step_is_algorithm_1():
     cond = {"y": batch["label"]}
     return ((apply(params, x_t, t, cond, None) - eps) ** 2).mean()
 
-  want, grads = jax.value_and_grad(loss)(state.params)
+  want, grads = jax.jit(jax.value_and_grad(loss))(state.params)
   params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
   new, metrics = step(state, batch, tx)
   chex.assert_trees_all_close(new.params, params, rtol=1e-5, atol=1e-7)
@@ -101,6 +105,26 @@ def test_every_step_draws_anew_and_the_same_step_the_same():
   _, b = step(first, batch, tx)
   chex.assert_trees_all_equal(a, again)
   assert a.loss != b.loss
+
+
+def test_every_step_has_a_dropout_of_its_own():
+  state, batch, tx = make()
+  objective = dj.objectives.diffusion(apply, SCHEDULE, condition=TOLD)
+  objective = objective._replace(
+    loss=lambda params, examples, key: (
+      params["scale"] * jax.random.uniform(key, (len(examples.x0),))
+    )
+  )
+
+  @jax.jit
+  def loss_at(number):
+    return train_step(
+      state.replace(step=number), batch, jax.random.key(7),
+      objective=objective, tx=tx,
+    )[1].loss  # fmt: skip
+
+  first, second, again = (float(loss_at(number)) for number in (0, 1, 1))
+  assert first != second == again
 
 
 def test_loss_by_quarter_of_t_adds_up():

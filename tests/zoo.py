@@ -28,10 +28,8 @@ def few_numbers(*flags, module=train):
 
 # Each of 8 steps, with checkpoints after 4 and 8.
 RUNS = {
-  "unet": lambda workdir: command(train, *TINY, EIGHT, f"--workdir={workdir}"),
-  "classifier": lambda workdir: command(
-    train_classifier, *CLASSIFIER, EIGHT, f"--workdir={workdir}"
-  ),
+  "unet": lambda workdir: command(train, *BLIND, EIGHT, f"--workdir={workdir}"),
+  "shown": few_numbers(*TINY),
   "few": few_numbers(*BLIND),
   "judge": few_numbers(*CLASSIFIER, module=train_classifier),
   # It is told the digit, or sometimes not.
