@@ -10,6 +10,8 @@
 """
 
 from diffusion_jax import (
+  apg as apg,
+  augmentation as augmentation,
   averages as averages,
   bound as bound,
   checkpoint as checkpoint,

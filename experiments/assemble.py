@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -42,14 +43,15 @@ REAL_TIME = {
   "flow": dj.continuous.flow,
   "trig": dj.continuous.cosine,
 }
+UNCERTAINTY = dj.models.edm2.Uncertainty()
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
 REAL_TIMESTEPS = {
   "log_normal": dj.timesteps.log_normal,
   "logit_normal": dj.timesteps.logit_normal,
 }
-# Numbers that no step and no image reaches, for keys of their own; two more
-# are in ``dj.conditions``.
+# Numbers that no step and no image reaches, for keys of their own; others are
+# in ``dj.conditions``.
 STAGES, HELD_OUT = (2**32 - n for n in (3, 4))
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
 
@@ -172,6 +174,7 @@ def loss_at(config: Config) -> dj.losses.LossAt:
   name = named("loss", options.pop("name"), LOSSES)
   weight = named("loss weight", options.pop("weight"), WEIGHTS)
   space = options.pop("space", None)
+  options.pop("uncertainty", None)
   if space is not None and (name != "simple" or weight != "none"):
     raise ValueError(
       f"loss.space={space!r} is of loss.name=simple and loss.weight=none, not "
@@ -209,6 +212,39 @@ def loss_at(config: Config) -> dj.losses.LossAt:
       f"variance={config.variance!r} is fixed"
     )
   return functools.partial(core, **options)
+
+
+def objective(
+  config: Config,
+  apply: dj.objectives.Apply,
+  noise: dj.schedules.Schedule,
+  condition: Callable[..., dj.prediction.Cond],
+) -> dj.objectives.Objective:
+  """What a diffusion model of ``config`` makes small.
+
+  Raises:
+    ValueError: If pictures are augmented and the network takes no labels.
+  """
+
+  def uncertainty(params, t):
+    clock = dj.edm.c_noise(noise, t)
+    return UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
+
+  made = dj.objectives.diffusion(
+    apply, noise, loss_at=loss_at(config), draw=draw(config),
+    condition=condition,
+    uncertainty=uncertainty if config.loss.get("uncertainty") else None,
+    **door(config),
+  )  # fmt: skip
+  if not config.augment:
+    return made
+  labels = config.model.augment_labels
+  if labels != dj.augmentation.NUM_LABELS:
+    raise ValueError(
+      f"augment={config.augment} needs a network that is given its labels: "
+      f"set model.augment_labels={dj.augmentation.NUM_LABELS}, not {labels}"
+    )
+  return dj.augmentation.augmented(made, config.augment)
 
 
 def draw(config: Config):
@@ -553,7 +589,11 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   cond = None
   if config.get("kind") != "classifier":
     cond = conditions(config, schedule(config), image_shape).of(x, one - 1)
-  return state(config, net.init(key, x, one, cond)["params"], tx)
+  params = net.init(key, x, one, cond)["params"]
+  if config.loss.get("uncertainty"):
+    own = UNCERTAINTY.init(jax.random.fold_in(key, 1), jnp.ones(1))
+    params = {**params, "uncertainty": own["params"]}
+  return state(config, params, tx)
 
 
 def averages(config: Config) -> list[str]:

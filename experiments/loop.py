@@ -269,7 +269,9 @@ def train(run: Run, changes: continuing.Changes) -> None:
     held.enter_context(cli.system_errors())
     checkpoints = held.enter_context(
       dj.checkpoint.Checkpoints(
-        workdir / "checkpoints", keep=config.keep_checkpoints
+        workdir / "checkpoints",
+        keep=config.keep_checkpoints,
+        averages=workdir / "averages" if config.ema.get("stds") else None,
       )
     )
     state = _restore(run, checkpoints)

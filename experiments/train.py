@@ -35,7 +35,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.check_draws(config)
   devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
-  loss_at = assemble.loss_at(config)
+  assemble.loss_at(config)  # refuses, before data are read
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source = assemble.training_source(config)
@@ -45,13 +45,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
 
   step = functools.partial(
     dj.training.train_step,
-    objective=dj.objectives.diffusion(
-      loop.applied(config, net, devices),
-      schedule,
-      loss_at=loss_at,
-      draw=assemble.draw(config),
-      condition=conditions.draw,
-      **assemble.door(config),
+    objective=assemble.objective(
+      config, loop.applied(config, net, devices), schedule, conditions.draw
     ),
     tx=tx,
     micro_batches=config.micro_batches,
