@@ -238,7 +238,7 @@ def objective(
   )  # fmt: skip
   if not config.augment:
     return made
-  labels = config.model.augment_labels
+  labels = config.model.get("augment_labels", 0)
   if labels != dj.augmentation.NUM_LABELS:
     raise ValueError(
       f"augment={config.augment} needs a network that is given its labels: "
@@ -428,29 +428,46 @@ def model(
   config: Config,
   image_shape: tuple[int, int, int],
   num_classes: int,
-) -> dj.UNet:
-  """The U-Net of ``config.model`` for images of this shape.
+) -> Any:
+  """The network of ``config.model`` for images of this shape.
 
   Raises:
     ValueError: If the network does not fit the images or their classes, or
       the run is a classifier.
   """
   check_draws(config)
-  options = config.model.to_dict()
   outputs = 2 if config.variance.startswith("learned") else 1
-  options["out_channels"] = outputs * image_shape[-1]
-  asked = options["num_classes"]
+  asked = config.model.num_classes
   if asked is not None and asked != num_classes:
     raise ValueError(
       f"model.num_classes={asked}, but the data have {num_classes} classes"
     )
   if hides_labels(config):
-    options["num_classes"] = (asked or 0) + 1  # the last is no class
+    asked = (asked or 0) + 1  # the last is no class
+  cond = [] if asked is None else ["y"]
   if low_res_shape(config, image_shape) is not None:
-    options["noisy_low_res"] = _low_res_noise(config) > 0
-  net = _call("model", dj.UNet, options)
-  dj.models.check_size(image_shape[:2], len(net.multipliers))
-  return net
+    cond.append("low_res")
+  if noisy_low_res(config, image_shape):
+    cond.append("low_res_t")
+  derived = {
+    "out_channels": outputs * image_shape[-1],
+    "num_classes": asked,
+    "noisy_low_res": "low_res_t" in cond,
+  }
+  return _network(config, image_shape, derived, cond)
+
+
+def _network(config, image_shape, derived, cond=()) -> Any:
+  """The network of ``config.model``, with what follows from elsewhere."""
+  options = config.model.to_dict() | derived
+  name = options.pop("name")
+  if (name == "classifier") != (config.get("kind") == "classifier"):
+    raise ValueError(
+      f"model.name={name} is not a network of this command: "
+      "experiments.train_classifier trains a classifier, experiments.train the "
+      "others"
+    )
+  return dj.models.named.make(name, options, image_shape[:2], cond)
 
 
 def low_res_shape(
@@ -476,6 +493,12 @@ def low_res_shape(
     )
   dj.upsampling.check_size(image_shape[:2], small)
   return *small, image_shape[-1]
+
+
+def noisy_low_res(config: Config, image_shape: tuple[int, int, int]) -> bool:
+  """Whether a run enlarges pictures that come with noise."""
+  enlarges = low_res_shape(config, image_shape) is not None
+  return enlarges and _low_res_noise(config) > 0
 
 
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
@@ -521,20 +544,19 @@ def classifier(
     raise ValueError(
       "this run is not a classifier; experiments.train_classifier trains one"
     )
-  net = _call("model", dj.models.Classifier, config.model.to_dict())
+  net = _network(config, image_shape, {})
   if net.num_labels != num_classes:
     raise ValueError(
       f"model.num_labels={net.num_labels}, but the data have {num_classes} "
       "classes"
     )
-  dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
 
 
 def network(
   config: Config, image_shape: tuple[int, int, int], num_classes: int
-) -> dj.UNet | dj.models.Classifier:
-  """The network of a run, a U-Net or a classifier."""
+) -> Any:
+  """The network of a run, whatever it is for."""
   make = classifier if config.get("kind") == "classifier" else model
   return make(config, image_shape, num_classes)
 

@@ -18,24 +18,25 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from diffusion_jax import models
 from experiments import streams
-
-# A locked ml_collections.ConfigDict. Any, because what its keys hold has no
-# static type.
-Config = Any
+from experiments.configs import common
+from experiments.configs.common import Config
 
 CONFIGS = pathlib.Path(__file__).parent
 
 PATHS = (
   FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
 )  # fmt: skip
+
+# The override that changes which others there are.
+NETWORK = "--config.model.name"
 
 # jax.random.key takes the lowest 32 bits of a seed.
 MOST_SEED = 2**32 - 1
@@ -296,6 +297,8 @@ def _spelled(arg: str) -> str:
   """
   arg = re.sub(r"^-(?=(no)?config\b)", "--", arg)
   name, equals, value = arg.partition("=")
+  if name == NETWORK:
+    return f"{name}={models.named.placed(value)}"
   override = name.startswith("--config.")
   parts = [value] if override else value.split(",")
   if not arg.strip() or (equals and not all(map(str.strip, parts))):
@@ -411,12 +414,16 @@ def define_known_config(
 ) -> None:
   """Defines --config with values that are known; only overrides are taken."""
   with _flag_errors():  # unknown keys are found here
+    overrides = _overrides(argv)
+    for arg in overrides:
+      if arg.startswith(f"{NETWORK}="):
+        common.exchange_network(config, arg.partition("=")[2])
     config_flags.DEFINE_config_dict(
       "config",
       config,
       text,
       flag_values=values,
-      sys_argv=[a for a in _overrides(argv) if not _NONE.fullmatch(a)],
+      sys_argv=[a for a in overrides if not _NONE.fullmatch(a)],
     )
 
 

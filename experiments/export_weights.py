@@ -7,7 +7,8 @@
 
 "diffusers" makes a folder that UNet2DModel and DDPMPipeline load; "openai"
 makes a .pt file in the layout of improved-diffusion and guided-diffusion, and
-beside it a .json file with the flags that their scripts then need. Networks
+beside it a .json file with the flags that their scripts then need; "dit", of
+transformers, a .safetensors or .pt file in the layout of DiT and JiT. Networks
 that the other code would load and run wrongly are refused.
 """
 
@@ -31,7 +32,10 @@ def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
     ValueError: If diffusers has no such network or process.
   """
   if not isinstance(net, dj.UNet):
-    raise ValueError("diffusers has no such classifier; use --format=openai")
+    raise ValueError(
+      f"diffusers has no such {type(net).__name__}; use --format="
+      f"{'dit' if isinstance(net, dj.models.DiT) else 'openai'}"
+    )
   unet = diffusers_config.config(net, image_shape)
   scheduler = diffusers_config.scheduler(
     config.schedule.to_dict(), config.target, config.variance
@@ -60,6 +64,19 @@ def to_openai(out: pathlib.Path, config, net, params, image_shape) -> None:
   files.write_json(out.with_suffix(".json"), script_flags(config, image_shape))
 
 
+def to_dit(out: pathlib.Path, config, net, params, image_shape) -> None:
+  """Writes a file in the layout of DiT, SiT and JiT.
+
+  Raises:
+    ValueError: If their code has no such network.
+  """
+  del config
+  suffixes = (".safetensors", ".pt")
+  if out.suffix not in suffixes:
+    raise ValueError(f"--out={out} must end in {' or '.join(suffixes)}")
+  files.write(out, dj.pretrained.to_dit(params, net, image_shape[:2]))
+
+
 def script_flags(config, image_shape) -> dict[str, Any]:
   """What guided-diffusion's scripts call the settings of a run."""
   model = config.model
@@ -85,7 +102,9 @@ def script_flags(config, image_shape) -> dict[str, Any]:
   }
 
 
-FORMATS: Mapping[str, Any] = {"diffusers": to_diffusers, "openai": to_openai}
+FORMATS: Mapping[str, Any] = {
+  "diffusers": to_diffusers, "openai": to_openai, "dit": to_dit,
+}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -95,7 +114,7 @@ def main(argv: list[str]) -> None:
   for name, text in {
     "workdir": "run directory",
     "format": f"one of {', '.join(FORMATS)}",
-    "out": "folder (diffusers) or .pt file (openai) to make",
+    "out": "folder (diffusers), .pt file (openai, dit) or .safetensors (dit)",
     "ema": "average: its rate, std:WIDTH, or raw; by default the slowest",
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=values)

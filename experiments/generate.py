@@ -62,7 +62,7 @@ class Generator:
   def __init__(
     self,
     config,
-    net: dj.UNet,
+    net: dj.models.Backbone,
     image_shape: tuple[int, int, int],
     *,
     sampler: str,

@@ -6,11 +6,11 @@
     --preset=adm-imagenet64 --workdir=runs/imagenet64
 
 The source is a file of OpenAI's (.pt), a diffusers folder or its name on the
-Hugging Face hub, or a TensorFlow checkpoint of the first DDPM code. What its
-shapes do not tell comes from the preset, from the folder's own settings or
-from a configuration file of yours (--config). Sample, evaluate and train take
-the run like any other; to measure or train, name the data:
---config.data.name=PATH.
+Hugging Face hub, a TensorFlow checkpoint of the first DDPM code, or a file in
+the layout of DiT and JiT. What its shapes do not tell comes from the preset,
+from the folder's own settings or from a configuration file of yours (--config).
+Sample, evaluate and train take the run like any other; to measure or train,
+name the data: --config.data.name=PATH.
 """
 
 import json
@@ -24,7 +24,6 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.models import Classifier, presets
-from diffusion_jax.models.unet import Encoder
 from diffusion_jax.pretrained import diffusers_config, files
 from experiments import assemble, cli, continuing, devices, runs
 from experiments.cli import Config
@@ -192,6 +191,12 @@ FORMATS = (
   ),
   Format("time_embedding.", "conv_in.weight", 1, dj.pretrained.from_diffusers),
   Format("temb/", "conv_in/W", 2, dj.pretrained.from_tensorflow),
+  Format(
+    "x_embedder.proj.", "x_embedder.proj.weight", 1, dj.pretrained.from_dit
+  ),
+  Format(
+    "x_embedder.proj1.", "x_embedder.proj1.weight", 1, dj.pretrained.from_dit
+  ),
 )
 
 
@@ -240,7 +245,7 @@ def image_shape(
   return size[0], size[-1], channels
 
 
-def convert(weights: Mapping[str, np.ndarray], net: Encoder) -> dict[str, Any]:
+def convert(weights: Mapping[str, np.ndarray], net: Any) -> dict[str, Any]:
   """Parameters from weights, in whichever format their names are.
 
   Raises:

@@ -31,7 +31,7 @@ class Plan:
   workdir: pathlib.Path
   config: cli.Config
   image_shape: tuple[int, int, int]
-  net: dj.UNet
+  net: dj.models.Backbone
   params: Any
   step: int
   ema: str
@@ -181,7 +181,9 @@ def plan(values: flags.FlagValues) -> Plan:
   stages = [first]
   for name in values.upsampler or ():
     stages.append(_upsampler(values, pathlib.Path(name), stages[-1]))
-  if values.low_res_noise and not any(s.net.noisy_low_res for s in stages):
+  if values.low_res_noise and not any(
+    assemble.noisy_low_res(s.config, s.image_shape) for s in stages
+  ):
     raise ValueError(
       "--low_res_noise: no upsampler here has learnt from noisy pictures, see "
       "low_res.noise of configurations"
@@ -204,7 +206,8 @@ def _stage(
   names = data["class_names"]
   skip = enlarges and config.model.num_classes is None
   params, step = parameters(workdir, config, net, shape, ema)
-  noise = values.low_res_noise if net.noisy_low_res else 0
+  noisy = assemble.noisy_low_res(config, shape)
+  noise = values.low_res_noise if noisy else 0
   if noise and noise > config.low_res.noise:
     raise ValueError(
       f"--low_res_noise={noise}: {workdir} has learnt from pictures noised to "

@@ -508,6 +508,43 @@ MUTANTS = {
     "      return io.BytesIO(archive.read(info))",
     "tests/test_data.py -k threads",  # noticed by Python 3.12 and 3.13
   ),
+  # --------------------------------------------------------- transformers
+  "rows for columns": _library(
+    "models/transformer",
+    "for place in (column, row)]",
+    "for place in (row, column)]",
+    "tests/test_dit.py -k published",
+  ),
+  "a turn that is no rotation": _library(
+    "models/transformer",
+    "b * cos + a * sin",
+    "b * cos - a * sin",
+    "tests/test_dit.py -k turned",
+  ),
+  "one mask of dropout for all blocks": _library(
+    "models/transformer",
+    '"dropout": True}',
+    '"dropout": False}',
+    "tests/test_dit.py -k drops",
+  ),
+  "scale without its one": _library(
+    "models/transformer",
+    "return x * (1 + scale) + shift",
+    "return x * scale + shift",
+    "tests/test_dit.py -k published",
+  ),
+  "tokens of the class kept": _library(
+    "models/dit",
+    "self.depth, ahead)[:, ahead:]",
+    "self.depth, ahead)[:, :-ahead]",
+    "tests/test_dit.py -k published",
+  ),
+  "dropout in the last quarter": _library(
+    "models/dit",
+    "(block < 3 * quarter)",
+    "(block < 4 * quarter)",
+    "tests/test_dit.py -k middle",
+  ),
   # -------------------------------------------------------------- metrics
   "one root of the Frechet distance": _library(
     "metrics/frechet",

@@ -7,7 +7,7 @@ import pytest
 
 import diffusion_jax as dj
 from experiments import assemble
-from experiments.configs import common, digits, edm, flow
+from experiments.configs import common, digits, edm, edm2, flow
 
 
 def test_edm_is_assembled():
@@ -168,3 +168,22 @@ def test_uncertainty_is_learnt_beside_the_network():
   clock = dj.edm.c_noise(assemble.schedule(config), examples.t)
   u = assemble.UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
   np.testing.assert_allclose(with_u, dj.losses.uncertain(plain, u), rtol=1e-5)
+
+
+def test_edm2_is_trained_as_published():
+  config = edm2.get_config("m")
+  config.model.num_classes = 1000
+  assemble.check(config, assemble.schedule(config))
+  net = assemble.model(config, (64, 64, 3), 1000)
+  assert isinstance(net, dj.models.EDM2)
+  assert (net.channels, net.dropout, net.num_classes) == (256, 0.1, 1000)
+  assert config.num_steps * config.batch_size == 2**30
+  rate = dj.optimizers.rate(
+    config.optim.lr, warmup_steps=config.optim.warmup_steps,
+    decay=config.optim.decay, decay_steps=config.optim.decay_steps,
+  )  # fmt: skip
+  assert rate(35_000) == pytest.approx(0.009)
+  assert rate(4 * 35_000) == pytest.approx(0.0045)
+  assert assemble.averages(config) == ["std0.05", "std0.1"]
+  with pytest.raises(ValueError, match="must be multiples of 8"):
+    assemble.model(config, (60, 64, 3), 1000)

@@ -1,5 +1,8 @@
 """A classifier of noisy images (Dhariwal and Nichol 2021, section 4)."""
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +38,8 @@ class Classifier(Encoder):
 
   num_labels: int = 1000
   pool: str = "attention"
+
+  takes: ClassVar[Sequence[str]] = ()
 
   @nn.compact
   def __call__(

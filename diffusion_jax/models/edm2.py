@@ -13,7 +13,7 @@ expected magnitude by construction: no normalisation of groups, no biases.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from diffusion_jax.models import backbone
 from diffusion_jax.models.convolution import conv_general_dilated
 from diffusion_jax.models.layers import Images, num_heads, split_qkv
 from diffusion_jax.models.resampling import RESAMPLE
-from diffusion_jax.models.settings import check_dtype, check_size
-from diffusion_jax.models.unet import parts
+from diffusion_jax.models.settings import check_dtype
 
 WEIGHT = "weight"  # the name of each parameter that has unit magnitude
 Real = Float[Array, "..."]
@@ -170,7 +170,7 @@ class Block(nn.Module):
     return Conv(c, name="proj")(out)
 
 
-class UNet(nn.Module):
+class EDM2(nn.Module):
   """EDM2's network, of ``targets.edm``'s F with ``edm.c_in`` and ``c_noise``.
 
   Attributes:
@@ -187,7 +187,7 @@ class UNet(nn.Module):
     label_balance: t of the sum of time and class.
     skip_balance: t of the concatenation with the way down.
     dtype: Of the activations; weights, embedding and output are float32.
-    remat: Compute activations again for the gradient, see ``unet.UNet``.
+    remat: Compute activations again for the gradient, see ``unet.Encoder``.
   """
 
   channels: int = 192
@@ -203,13 +203,23 @@ class UNet(nn.Module):
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
+  takes: ClassVar[Sequence[str]] = ("y",)
+
+  def check_size(self, size: Sequence[int], /) -> None:
+    """Refuses images that cannot be halved as often as there are levels.
+
+    Raises:
+      ValueError: Naming the nearest size that will do.
+    """
+    levels = len(self.multipliers)
+    backbone.check_multiple(
+      size, 2 ** (levels - 1),
+      f"a U-Net of {levels} levels halves its input {levels - 1} times",
+    )  # fmt: skip
+
   def embed(self, t, y):
     """The activated embedding of time and class."""
-    if (y is None) != (self.num_classes is None):
-      raise ValueError(
-        f"a network with num_classes={self.num_classes} was called "
-        f"{'without' if y is None else 'with'} classes"
-      )
+    backbone.check_classes(self, y)
     dim = self.channels * max(self.multipliers)
     width = self.channels * self.multipliers[0]
     emb = Conv(dim, name="time")(Fourier(width, name="fourier")(t))
@@ -251,11 +261,9 @@ class UNet(nn.Module):
       ValueError: If the size cannot be halved often enough, classes are missing
         or not expected, or there is another condition.
     """
-    y, *others = parts(cond)
-    if any(part is not None for part in others):
-      raise ValueError("EDM2's network is conditioned on y alone")
+    (y,) = backbone.parts(cond, self.takes)
     check_dtype(self.dtype)
-    check_size(x_t.shape[1:3], len(self.multipliers))
+    self.check_size(x_t.shape[1:3])
     emb = self.embed(t, y)
     ones = jnp.ones_like(x_t[..., :1])  # instead of biases
     h = jnp.concatenate([x_t, ones], axis=-1).astype(self.dtype)

@@ -56,7 +56,7 @@ NCSNPP: Mapping[str, Any] = {
   "taps": (1, 3, 3, 1),
   "pyramid": True,
 }
-# Karras et al. 2024, at 64 x 64, by size: settings of ``edm2.UNet``; the rest
+# Karras et al. 2024, at 64 x 64, by size: settings of ``edm2.EDM2``; the rest
 # is its default.
 EDM2: Mapping[str, Mapping[str, Any]] = {
   "xxs": {"channels": 64, "dropout": 0.0},

@@ -1,4 +1,4 @@
-"""What a network's settings may be, and which images it can halve."""
+"""What the settings of a U-Net may be."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -77,25 +77,3 @@ def check_dtype(dtype: Any) -> None:
     floats = False
   if not floats:
     raise ValueError(f"dtype={dtype} is not float32, bfloat16 or the like")
-
-
-def check_size(size: Sequence[int], num_levels: int) -> None:
-  """Refuses images that a U-Net of this depth cannot halve.
-
-  >>> check_size((28, 32), 4)
-  Traceback (most recent call last):
-  ...
-  ValueError: a U-Net of 4 levels halves its input 3 times; 28 x 32 \
-must be multiples of 8: the nearest is 24 x 32 or 32 x 32
-  """
-  unit = 2 ** (num_levels - 1)
-  if all(n % unit == 0 and n > 0 for n in size):
-    return
-  below = " x ".join(str(max(n // unit, 1) * unit) for n in size)
-  above = " x ".join(str(-(-n // unit) * unit) for n in size)
-  nearest = below if below == above else f"{below} or {above}"
-  raise ValueError(
-    f"a U-Net of {num_levels} levels halves its input {num_levels - 1} times; "
-    f"{' x '.join(map(str, size))} must be multiples of {unit}: "
-    f"the nearest is {nearest}"
-  )

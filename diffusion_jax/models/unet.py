@@ -6,7 +6,7 @@ Ho et al. 2020, appendix B; Nichol and Dhariwal 2021; Dhariwal and Nichol
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from diffusion_jax.models import backbone
 from diffusion_jax.models.layers import (
   INIT,
   ZERO,
@@ -25,30 +26,7 @@ from diffusion_jax.models.layers import (
   sinusoid,
 )
 from diffusion_jax.models.resampling import filtered
-from diffusion_jax.models.settings import check_settings, check_size
-
-# What a network may be told besides x_t and t.
-PARTS = ("y", "low_res", "low_res_t", "augment")
-
-
-def parts(cond: Mapping[str, Any] | None) -> tuple[Any, ...]:
-  """The parts of a condition, None where one is missing.
-
-  Raises:
-    ValueError: If there is another, or it is no mapping.
-  """
-  cond = {} if cond is None else cond
-  if not isinstance(cond, Mapping):
-    raise ValueError(
-      f"the condition is a {type(cond).__name__}; pass a dict of "
-      f"{', '.join(PARTS)}"
-    )
-  unknown = [name for name in cond if name not in PARTS]
-  if unknown:
-    raise ValueError(
-      f"the condition {unknown[0]!r} is not one of {', '.join(PARTS)}"
-    )
-  return tuple(cond.get(name) for name in PARTS)
+from diffusion_jax.models.settings import check_settings
 
 
 class Encoder(nn.Module):
@@ -130,6 +108,19 @@ class Encoder(nn.Module):
   augment_labels: int = 0
   remat: bool = False
 
+  def check_size(self, size: Sequence[int], /) -> None:
+    """Refuses images that cannot be halved as often as there are levels.
+
+    Raises:
+      ValueError: Naming the nearest size that will do.
+    """
+    levels = len(self.multipliers)
+    backbone.check_multiple(
+      size,
+      2 ** (levels - 1),
+      f"a U-Net of {levels} levels halves its input {levels - 1} times",
+    )
+
   @property
   def norm(self):
     """Makes a normalisation."""
@@ -152,11 +143,7 @@ class Encoder(nn.Module):
   def embed(self, t, y, low_res_t=None, augment=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
-    if (y is None) != (self.num_classes is None):
-      raise ValueError(
-        f"a network with num_classes={self.num_classes} was called with "
-        f"{'no classes' if y is None else 'classes'}"
-      )
+    backbone.check_classes(self, y)
     dim = 4 * self.channels
     emb = self._time((t - self.time_origin) * self.time_scale)
     if self.early_classes and y is not None:
@@ -238,7 +225,7 @@ class Encoder(nn.Module):
 
   def down(self, x, emb, train):
     """The first convolution and all levels: every activation on the way."""
-    check_size(x.shape[1:3], len(self.multipliers))
+    self.check_size(x.shape[1:3])
     h = conv(self.stem or self.width(0), self.dtype)(x.astype(self.dtype))
     outputs, image = [h], x
     for level in range(len(self.multipliers)):
@@ -291,6 +278,8 @@ class UNet(Encoder):
 
   noisy_low_res: bool = False
 
+  takes: ClassVar[Sequence[str]] = backbone.PARTS
+
   @nn.compact
   def __call__(
     self,
@@ -318,20 +307,11 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment = parts(cond)
-    if self.noisy_low_res != (low_res_t is not None):
-      raise ValueError(
-        f"a network with noisy_low_res={self.noisy_low_res} was called "
-        f"{'with' if low_res_t is not None else 'without'} low_res_t"
-      )
+    y, low_res, low_res_t, augment = backbone.parts(cond)
+    backbone.check_low_res(self, low_res_t)
     out_channels = self.out_channels or x_t.shape[-1]
     emb = self.embed(t, y, low_res_t, augment)
-    if low_res is not None:
-      size = (*x_t.shape[:3], low_res.shape[-1])
-      x_t = jnp.concatenate(
-        [x_t, jax.image.resize(low_res, size, "bilinear")], axis=-1
-      )
-    skips = self.down(x_t, emb, train)
+    skips = self.down(backbone.beside(x_t, low_res), emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):
       for number in range(self.num_blocks + 1):

@@ -185,6 +185,7 @@ def layers(net: Encoder, style: Style) -> Iterator[Entry]:
   Raises:
     ValueError: If no published code here has such a network.
   """
+  check_unet(net)
   for name, value in PLAIN.items():
     has = getattr(net, name)
     if has != value and list(np.atleast_1d(has)) != list(np.atleast_1d(value)):
@@ -256,13 +257,20 @@ def _columns(net: Encoder, width: int) -> np.ndarray:
   return np.concatenate([np.ravel(part) for part in parts]).astype(int)
 
 
-def read(tensors: Tensors, net: Encoder, entries: Sequence[Entry]) -> dict:
+def read(
+  tensors: Tensors,
+  net: Any,
+  entries: Sequence[Entry],
+  image_shape: Callable[..., tuple[int, int, int]] | None = None,
+) -> dict:
   """Our parameters from theirs.
 
   Args:
     tensors: Arrays by their name; halves become float32, which is exact.
     net: The network that they belong to.
     entries: Of the network, in their style.
+    image_shape: ``(net, arrays, entries) -> (H, W, C)`` of images that it can
+      take; by default a U-Net's.
 
   Returns:
     The parameters.
@@ -275,7 +283,8 @@ def read(tensors: Tensors, net: Encoder, entries: Sequence[Entry]) -> dict:
   _refuse("missing from", wanted - tensors.keys())
   _refuse("unknown in", tensors.keys() - wanted)
   arrays = {name: _floats(name, tensors[name]) for name in wanted}
-  shapes = _shapes(net, arrays, entries)
+  shape = (image_shape or _image_shape)(net, arrays, entries)
+  shapes = param_shapes(net, shape)
   flat = {}
   for entry in entries:
     expected = entry.write(np.zeros(shapes[entry.ours], np.float32))
@@ -318,8 +327,8 @@ def _floats(name: str, tensor: np.ndarray) -> np.ndarray:
   return tensor.astype(np.float32)
 
 
-def _shapes(net, arrays, entries) -> dict[str, tuple[int, ...]]:
-  """The shapes of our parameters, with the channels of their input."""
+def _image_shape(net, arrays, entries) -> tuple[int, int, int]:
+  """The smallest image of a U-Net with the channels of its weights."""
   names = {entry.ours: entry for entry in entries}
   first = names["Conv_0/kernel"]
   kernel = arrays[first.theirs[0]]
@@ -333,11 +342,11 @@ def _shapes(net, arrays, entries) -> dict[str, tuple[int, ...]]:
   if "pool/positions" in names:  # one per pixel of the smallest size, and one
     table = arrays[names["pool/positions"].theirs[0]]
     positions = max(table.shape[-1] - 1, 1) if table.ndim else 1
-  return param_shapes(net, (unit, unit * positions, channels))
+  return unit, unit * positions, channels
 
 
 def param_shapes(
-  net: Encoder, image_shape: tuple[int, int, int]
+  net: Any, image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter by path; no memory is used."""
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
@@ -372,6 +381,7 @@ def check(net: Encoder, code: str, **settings: Any) -> None:
   Raises:
     ValueError: If the network differs; names the setting.
   """
+  check_unet(net)
   has = {name: getattr(net, name) for name in settings}
   groups = groups_of(net)
   if len(groups) == 1:
@@ -381,6 +391,18 @@ def check(net: Encoder, code: str, **settings: Any) -> None:
       raise ValueError(
         f"the network has {name}={has[name]!r}; in {code} code it is {value!r}"
       )
+
+
+def check_unet(net: Any) -> None:
+  """Refuses a network that is none of the U-Net's kind.
+
+  Raises:
+    ValueError: Naming its kind.
+  """
+  if not isinstance(net, Encoder):
+    raise ValueError(
+      f"these weights are a U-Net's, the network is a {type(net).__name__}"
+    )
 
 
 def _refuse(what: str, names: set) -> None:

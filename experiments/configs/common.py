@@ -7,8 +7,15 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from diffusion_jax import models
 from diffusion_jax.models import presets
-from experiments.cli import Config
+
+# A locked ml_collections.ConfigDict. Any, because what its keys hold has no
+# static type.
+Config = Any
+
+# What does not depend on the kind of network.
+KEPT = ("num_classes", "time_scale", "time_origin", "dtype", "remat")
 
 
 def make(**changes: Mapping[str, Any] | Any) -> Config:
@@ -20,6 +27,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   Returns:
     The configuration, to be changed further or returned.
   """
+  model = {"name": "unet", **changes.get("model", {})}
+  model["name"] = models.named.placed(model["name"])
   config: Config = ml_collections.ConfigDict(
     {
       "seed": 0,  # of parameters, data order, noise: everything
@@ -70,37 +79,10 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       "timesteps": "uniform",
       "time_mean": config_dict.placeholder(float),
       "time_std": config_dict.placeholder(float),
-      # Arguments of diffusion_jax.UNet.
-      "model": {
-        "channels": 128,
-        "multipliers": (1, 2, 2, 2),
-        "num_blocks": 2,
-        "attention_levels": (1,),  # 0 is the full size
-        "heads": 1,
-        "head_channels": config_dict.placeholder(int),  # instead of heads
-        "qkv_order": "qkv",
-        "dropout": 0.0,
-        "scale_shift": False,  # adaptive group normalisation
-        "resample": "conv",  # or block
-        # To condition on; 0 is as many as the data have, None is not to.
-        "num_classes": config_dict.placeholder(int),
-        "time_scale": 1.0,
-        "time_origin": 1.0,
-        "embedding": "sin_cos",
-        "groups": config_dict.placeholder(int),
-        "epsilon": 1e-6,
-        "padding": "same",
-        "stem": config_dict.placeholder(int),
-        "skip_scale": 1.0,
-        "taps": (1, 1),
-        "project": False,
-        "up_attention": "every",  # or last
-        "pyramid": False,
-        "early_classes": False,
-        "augment_labels": 0,
-        "dtype": "float32",  # of activations; or bfloat16
-        "remat": False,  # compute activations again for the gradient
-      },
+      # The network: unet, dit, jit, path/to/mine.py:MyNet or module:MyNet,
+      # and its settings, the fields of its class (docs/networks.md). Of any:
+      # num_classes to condition on; 0 is as many as the data have, None not to.
+      "model": network(model["name"]),
       # Arguments of diffusion_jax.training.optimizer.
       "optim": {
         "name": "adam",  # also AdamW; or muon, schedule_free
@@ -158,8 +140,48 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   config.lock()
   # A schedule or a weight brings arguments of its own.
   with config.schedule.unlocked(), config.loss.unlocked():
-    config.update(changes)
+    config.update(changes | {"model": model})
   return config
+
+
+def network(name: str) -> dict[str, Any]:
+  """The section ``model`` of a network: its settings, at their usual values.
+
+  Args:
+    name: See ``models.named.find``.
+
+  Returns:
+    The section, in which what may be None has a type.
+
+  Raises:
+    ValueError: If there is no such network.
+  """
+  found = models.named.settings(models.named.find(name))
+  section = {
+    key: config_dict.placeholder(setting.kind) if setting.value is None
+    else setting.value
+    for key, setting in found.items()
+  }  # fmt: skip
+  return {"name": name, **section, "num_classes": config_dict.placeholder(int)}
+
+
+def exchange_network(config: Config, name: str) -> None:
+  """Gives a configuration another network, at its usual settings.
+
+  What is said of classes, of time and of the precision stays.
+
+  Raises:
+    ValueError: If there is no such network.
+  """
+  name = models.named.placed(name)
+  old, new = config.model, network(name)
+  if name == old.name:
+    return
+  with config.unlocked():
+    config.model = new
+    for key in KEPT:
+      if key in new and key in old:
+        config.model[key] = old[key]
 
 
 def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
@@ -172,13 +194,16 @@ def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
   Returns:
     The configuration.
   """
-  config = make(ema={"rates": ()}, optim={"warmup_steps": 0, "clip": None})
+  config = make(
+    ema={"rates": ()},
+    optim={"warmup_steps": 0, "clip": None},
+    model={"name": "classifier"},
+  )
   with config.unlocked():
     config.kind = "classifier"
     # Every how many-th example is not learnt from but measured; 0 is none.
     config.held_out = 0
     config.loss = {"name": "cross_entropy"}
-    config.model.update({"num_labels": 1000, "pool": "attention"})
   with config.schedule.unlocked():
     config.update(changes)
   return config

@@ -14,12 +14,13 @@ Variants, as in --config=configs/digits.py:smoke,
   flow     flow matching: a straight path, its velocity, logit-normal times
   v        predicts v
   jit-loss predicts x0 on the straight path, counts the error of the velocity
+  dit      a transformer of patches of 2 x 2 in the place of the U-Net
 """
 
 from experiments.configs import common
 
 VARIANTS = (
-  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss",
+  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss", "dit",
 )  # fmt: skip
 
 
@@ -62,6 +63,10 @@ def get_config(variant: str = ""):
     edm(config)
   if variant in ("flow", "jit-loss"):
     flow(config, variant)
+  if variant == "dit":
+    common.exchange_network(config, "dit")
+    config.model.update({"width": 128, "depth": 6, "heads": 4})
+    config.optim.lr = 1e-3
   if variant == "smoke":
     config.update(
       {

@@ -1,0 +1,130 @@
+"""What a network has to be, for everything outside this room."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+# All that a network may be conditioned on, besides x_t and the time.
+PARTS = ("y", "low_res", "low_res_t", "augment")
+
+
+@runtime_checkable
+class Backbone(Protocol):
+  """A network: (x_t, time, cond) -> a prediction of x_t's height and width.
+
+  Any Flax module with two names more is one. ``init`` and ``apply`` take, after
+  what Flax wants first, x_t [B, H, W, C], a time for each example, a condition
+  or None, and the keyword ``train``, which lets dropout draw with the rng
+  "dropout". What comes out is float32.
+  """
+
+  @property
+  def takes(self) -> Sequence[str]:
+    """The parts of a condition that it can be given, out of ``PARTS``."""
+    ...
+
+  def check_size(self, size: Sequence[int], /) -> None:
+    """Refuses images that it cannot take.
+
+    Args:
+      size: Height and width.
+
+    Raises:
+      ValueError: In one line: the size, what is allowed, the nearest that is.
+    """
+    ...
+
+  def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Parameters, from a key and examples of what ``apply`` takes."""
+    ...
+
+  def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    """The prediction."""
+    ...
+
+
+def parts(
+  cond: Mapping[str, Any] | None, takes: Sequence[str] = PARTS
+) -> tuple[Any, ...]:
+  """The parts of a condition, None where one is missing.
+
+  Args:
+    cond: The condition.
+    takes: The parts that a network can be given.
+
+  Returns:
+    One for each of ``takes``.
+
+  Raises:
+    ValueError: If there is another, or it is no mapping.
+  """
+  cond = {} if cond is None else cond
+  if not isinstance(cond, Mapping):
+    raise ValueError(
+      f"the condition is a {type(cond).__name__}; pass a dict of "
+      f"{', '.join(takes)}"
+    )
+  unknown = [name for name in cond if name not in takes]
+  if unknown:
+    raise ValueError(
+      f"the condition {unknown[0]!r} is not one of {', '.join(takes)}"
+    )
+  return tuple(cond.get(name) for name in takes)
+
+
+def check_classes(net: Any, y: Any) -> None:
+  """Refuses classes for a network without, and none for one with.
+
+  Raises:
+    ValueError: Saying which.
+  """
+  if (y is None) != (net.num_classes is None):
+    raise ValueError(
+      f"a network with num_classes={net.num_classes} was called with "
+      f"{'no classes' if y is None else 'classes'}"
+    )
+
+
+def check_low_res(net: Any, low_res_t: Any) -> None:
+  """As ``check_classes``, of the noise on small pictures.
+
+  Raises:
+    ValueError: Saying which.
+  """
+  if net.noisy_low_res != (low_res_t is not None):
+    raise ValueError(
+      f"a network with noisy_low_res={net.noisy_low_res} was called "
+      f"{'with' if low_res_t is not None else 'without'} low_res_t"
+    )
+
+
+def beside(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
+  """x_t and, in further channels, small pictures enlarged bilinearly."""
+  if low_res is None:
+    return x_t
+  size = (*x_t.shape[:3], low_res.shape[-1])
+  return jnp.concatenate(
+    [x_t, jax.image.resize(low_res, size, "bilinear")], axis=-1
+  )
+
+
+def check_multiple(size: Sequence[int], unit: int, why: str) -> None:
+  """Refuses a height or width that is no multiple of a number.
+
+  >>> check_multiple((8, 10), 4, "patches are of 4 x 4")
+  Traceback (most recent call last):
+  ...
+  ValueError: patches are of 4 x 4; 8 x 10 must be multiples of 4: the \
+nearest is 8 x 8 or 8 x 12
+  """
+  if all(n % unit == 0 and n > 0 for n in size):
+    return
+  below = " x ".join(str(max(n // unit, 1) * unit) for n in size)
+  above = " x ".join(str(max(-(-n // unit), 1) * unit) for n in size)
+  nearest = below if below == above else f"{below} or {above}"
+  raise ValueError(
+    f"{why}; {' x '.join(map(str, size))} must be multiples of {unit}: the "
+    f"nearest is {nearest}"
+  )

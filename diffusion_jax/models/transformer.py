@@ -1,0 +1,218 @@
+"""The parts of a vision transformer that diffuses."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from diffusion_jax.models.layers import INIT, ZERO, Images, split_qkv
+
+Tokens = Float[Array, "B N D"]
+# Cosines and sines of each token's angles, [N, head / 2] each.
+Turn = tuple[Any, Any]
+
+NORMS = ("layer", "rms")
+MLPS = ("gelu", "swiglu")
+EPSILON = 1e-6
+
+
+# ------------------------------------------------------- images and tokens
+
+
+def patchify(x: Images, patch: int) -> Tokens:
+  """Cuts images into patches, row by row; a patch is (row, column, channel)."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+  return x.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
+
+
+def unpatchify(tokens: Tokens, patch: int, size: tuple[int, int]) -> Images:
+  """Puts patches together to images of this height and width."""
+  b, (h, w) = len(tokens), size
+  x = tokens.reshape(b, h // patch, w // patch, patch, patch, -1)
+  return x.swapaxes(2, 3).reshape(b, h, w, -1)
+
+
+# --------------------------------------------------------------- positions
+
+
+def places(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+  """The row and the column of every token, [N] each."""
+  row, column = np.indices((rows, columns))
+  return row.ravel(), column.ravel()
+
+
+def sin_cos(rows: int, columns: int, dim: int) -> np.ndarray:
+  """Fixed positions, [N, dim]: sines and cosines of columns, then of rows.
+
+  Frequency i of dim / 4 is 10000^(-i / (dim / 4)) (DiT's code; Vaswani et al.
+  2017, section 3.5, for each axis).
+  """
+  freqs = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
+  row, column = places(rows, columns)
+  angles = [np.outer(place, freqs) for place in (column, row)]
+  parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+  return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def turn(rows: int, columns: int, head: int, ahead: int = 0) -> Turn:
+  """The rotation of each token's queries and keys (RoPE, in two dimensions).
+
+  Half of the pairs turn with the row, half with the column, by 10000^(-i /
+  (head / 4)) for each step (Su et al. 2021; JiT's code).
+
+  Args:
+    rows: Of tokens.
+    columns: Of tokens.
+    head: Channels of a head, a multiple of 4.
+    ahead: Tokens before those of the image, which do not turn.
+
+  Returns:
+    Cosines and sines, [ahead + N, head / 2], float32.
+  """
+  freqs = 10000.0 ** (-np.arange(head // 4) / (head // 4))
+  angles = np.concatenate(
+    [np.outer(place, freqs) for place in places(rows, columns)], axis=1
+  )
+  angles = np.pad(angles, ((ahead, 0), (0, 0)))
+  return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(
+  x: Float[Array, "B N heads C"], by: Turn
+) -> Float[Array, "B N heads C"]:
+  """Turns channels 2 i and 2 i + 1 by angle i, in float32."""
+  cos, sin = (jnp.asarray(part)[None, :, None] for part in by)
+  a, b = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+  turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.reshape(x.shape).astype(x.dtype)
+
+
+# ------------------------------------------------------------------- layers
+
+
+def norm(kind: str, dtype: DTypeLike, name: str) -> nn.Module:
+  """A normalisation over channels: "layer" learns nothing, "rms" a scale."""
+  if kind == "rms":
+    return nn.RMSNorm(epsilon=EPSILON, dtype=dtype, name=name)
+  return nn.LayerNorm(
+    epsilon=EPSILON, use_bias=False, use_scale=False, use_fast_variance=False,
+    dtype=dtype, name=name,
+  )  # fmt: skip
+
+
+def modulated(x: Tokens, shift: Tokens, scale: Tokens) -> Tokens:
+  """Adaptive normalisation, after the norm itself: x (1 + scale) + shift."""
+  return x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+  """Attention and an MLP, each modulated and gated by the condition.
+
+  x += gate f(norm(x) (1 + scale) + shift), and shift, scale and gate are a
+  layer of the condition that begins at zero (adaLN-zero; Peebles and Xie 2023,
+  section 3.2): a new block is the identity.
+
+  Attributes:
+    heads: Of the attention.
+    hidden: Channels inside the MLP.
+    mlp: "gelu", or "swiglu": silu(a) b of two halves (Shazeer 2020).
+    norm: "layer" or "rms".
+    qk_norm: Whether each head's queries and keys are normalised.
+    dtype: Of the activations.
+  """
+
+  heads: int
+  hidden: int
+  mlp: str = "gelu"
+  norm: str = "layer"
+  qk_norm: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Tokens,
+    c: Float[Array, "B D"],
+    by: Turn | None = None,
+    rate: Any = None,
+  ) -> tuple[Tokens, None]:
+    """Runs the block, as a step of a scan.
+
+    Args:
+      x: Tokens.
+      c: The activated condition.
+      by: The rotation of queries and keys, if any.
+      rate: Of dropout, if any; a number that may differ from block to block.
+
+    Returns:
+      Tokens, and nothing.
+    """
+    six = self._dense(6 * x.shape[-1], "modulation", ZERO)(c)[:, None]
+    shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(six, 6, axis=-1)
+    h = modulated(norm(self.norm, self.dtype, "norm1")(x), shift1, scale1)
+    x += gate1 * self._attention(h, by, rate)
+    h = modulated(norm(self.norm, self.dtype, "norm2")(x), shift2, scale2)
+    return x + gate2 * self._mlp(h, rate), None
+
+  def _dense(self, features: int, name: str, init=INIT) -> nn.Dense:
+    return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+  def _attention(self, h, by, rate):
+    q, k, v = split_qkv(
+      self._dense(3 * h.shape[-1], "qkv")(h), self.heads, "qkv"
+    )
+    if self.qk_norm:
+      q = norm("rms", self.dtype, "norm_q")(q)
+      k = norm("rms", self.dtype, "norm_k")(k)
+    if by is not None:
+      q, k = rotate(q, by), rotate(k, by)
+    out = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
+    return self._dropped(self._dense(h.shape[-1], "out")(out), rate)
+
+  def _mlp(self, h, rate):
+    features = h.shape[-1]
+    if self.mlp == "swiglu":
+      a, b = jnp.split(self._dense(2 * self.hidden, "mlp1")(h), 2, axis=-1)
+      h = self._dropped(nn.silu(a) * b, rate)
+    else:
+      h = nn.gelu(self._dense(self.hidden, "mlp1")(h), approximate=True)
+      h = self._dropped(h, rate)
+    return self._dense(features, "mlp2")(h)
+
+  def _dropped(self, x, rate):
+    """Dropout, of a rate that a scan hands in; ``nn.Dropout`` takes none."""
+    if rate is None:
+      return x
+    kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)
+
+
+def stack(
+  block: type[Block], length: int, *, remat: bool = False
+) -> type[nn.Module]:
+  """Equal blocks one after another, as one program that runs ``length`` times.
+
+  Parameters have an axis more, the first, with an entry for each block. What
+  is compiled does not grow with their number.
+
+  Args:
+    block: The kind.
+    length: How many.
+    remat: Whether to compute what is inside a block again for the gradient.
+
+  Returns:
+    A module like ``Block``, which takes a rate of dropout for each block.
+  """
+  once: Any = nn.remat(block, prevent_cse=False) if remat else block
+  return nn.scan(
+    once,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast, nn.broadcast, 0),
+    length=length,
+  )
