@@ -42,7 +42,7 @@ class Motion(NamedTuple):
     mirror: 1 exchanges left and right.
     flip: 1 exchanges up and down.
     scale: z, of 2^(0.2 z).
-    angle: Of a turn, in radians.
+    angle: Of a turn to the left, in radians.
     stretch: z, of 2^(0.2 z) along an axis and its inverse across.
     axis: The angle of that axis.
     shift_x: To the right, in eighths of the width.
@@ -121,7 +121,9 @@ def moved(images: Batch, motion: Motion) -> Batch:
   # Mirrors and an axis without a stretch change nothing here.
   still = motion._replace(axis=0 * motion.axis)[2:]
   warps = jnp.any(jnp.stack(still) != 0, axis=0)
-  return where(warps, _warped(images, motion), images)
+  # Pixels and where they lie are no activations, which may be rounded.
+  with jax.default_matmul_precision("highest"):
+    return where(warps, _warped(images, motion), images)
 
 
 def _warped(images, motion):

@@ -153,8 +153,8 @@ def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     The same, with the same state.
   """
 
-  def update(grads, state, params=None):
-    updates, state = tx.update(grads, state, params)
+  def forced_update(updates, state, params=None):
+    updates, state = tx.update(updates, state, params)
 
     def turned(path, update, weight):
       if getattr(path[-1], "key", None) != edm2.WEIGHT:
@@ -163,7 +163,7 @@ def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     return jax.tree_util.tree_map_with_path(turned, updates, params), state
 
-  return optax.GradientTransformation(tx.init, update)
+  return optax.GradientTransformation(tx.init, forced_update)
 
 
 def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:

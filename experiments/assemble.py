@@ -226,7 +226,7 @@ def objective(
     ValueError: If pictures are augmented and the network takes no labels.
   """
 
-  def uncertainty(params, t):
+  def uncertainty(params, t) -> Any:
     clock = dj.edm.c_noise(noise, t)
     return UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
 

@@ -102,7 +102,7 @@ def test_two_mirrors_are_half_a_turn():
   x = (0.6 * line[:, None] + line[None] ** 2 * line[:, None] + line[None]) / 2
   x = x.reshape(1, 16, 16, 1)
   for angle, want in (
-    (jnp.pi, x[:, ::-1, ::-1]), (jnp.pi / 2, jnp.rot90(x, -1, (1, 2))),
+    (jnp.pi, x[:, ::-1, ::-1]), (jnp.pi / 2, jnp.rot90(x, 1, (1, 2))),
   ):  # fmt: skip
     got = augmentation.moved(x, still(1)._replace(angle=jnp.array([angle])))
     inside = (slice(None), slice(4, -4), slice(4, -4))
