@@ -504,7 +504,7 @@ def test_help_names_every_flag(capsys):
     for path in sorted(pathlib.Path(common.__file__).parent.glob("*.py"))
     if path.stem not in ("__init__", "common")
   ]
-  + ["cifar.py:fast"],
+  + ["cifar.py:fast", "cifar.py:dit", "digits.py:dit", "jit.py:g32-512"],
 )
 def test_every_config_assembles(name):
   values = sample.flags.FlagValues()

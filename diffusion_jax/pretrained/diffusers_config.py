@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.pretrained.layout import groups_of
+from diffusion_jax.pretrained.layout import check_unet, groups_of
 
 Settings = dict[str, Any]
 
@@ -211,6 +211,7 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
   Raises:
     ValueError: If ``UNet2DModel`` has no such network; names the setting.
   """
+  check_unet(net)
   height, width, in_channels = image_shape
   levels = range(len(net.multipliers))
   attends = [level in net.attention_levels for level in levels]

@@ -36,7 +36,7 @@ def prepare(job: Facts) -> Ready:
   """
   config: cli.Config = ml_collections.ConfigDict(job["config"])
   if job["measure"] == "product":
-    return product(config.model.dtype)
+    return product(config.model.get("dtype", "float32"))
   with tempfile.TemporaryDirectory() as folder:
     run = train.prepare(config, pathlib.Path(folder))
   return MEASURES[job["measure"]](run, job)
@@ -193,7 +193,7 @@ def _facts(run: loop.Run) -> dict[str, Any]:
     "device": jax.devices()[0].device_kind,
     "devices": jax.device_count(),
     "parameters": sum(p.size for p in jax.tree.leaves(arguments[0])),
-    "dtype": run.config.model.dtype,
+    "dtype": run.config.model.get("dtype", "float32"),
     "flops_per_call": flops.count(call.trace(*arguments).jaxpr.jaxpr),
   }
 
