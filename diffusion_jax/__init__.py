@@ -13,6 +13,8 @@ import importlib
 import typing
 
 from diffusion_jax import (
+  apg as apg,
+  augmentation as augmentation,
   averages as averages,
   bound as bound,
   checkpoint as checkpoint,

@@ -2,11 +2,12 @@
 
 Karras et al. 2024, section 3: an average with the profile t^gamma keeps its
 width relative to the run, sigma_rel. Two of them, kept at a few times, span
-those of other widths: any is a linear combination of what was kept.
+those of other widths: any is a linear combination of what was kept. Kept are
+snapshots of half the size, beside the checkpoints and many more than these.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,35 @@ import numpy as np
 from jaxtyping import Array, Float
 
 PREFIX = "std"  # of the names of these averages in a state
+
+
+class Snapshot(NamedTuple):
+  """The averages of one step, small.
+
+  Attributes:
+    step: Number of updates made.
+    ema: By name, float16.
+  """
+
+  step: Any
+  ema: Any
+
+
+def snapshot(step: Any, ema: Mapping[str, Any]) -> Snapshot:
+  """What other widths are made of, rounded to 11 bits as EDM2 rounds it.
+
+  An average itself must not be kept so: from a large n on, its updates would be
+  rounded away.
+
+  Args:
+    step: Number of updates made.
+    ema: All averages of a state, of which those with a width are kept.
+
+  Returns:
+    The snapshot.
+  """
+  widths = {k: tree for k, tree in ema.items() if std_in(k) is not None}
+  return Snapshot(step, jax.tree.map(lambda x: x.astype(jnp.float16), widths))
 
 
 def name(std: float) -> str:
@@ -103,11 +133,15 @@ def _product(t_a, g_a, t_b, g_b):
 def combined(
   trees: Sequence[Any], coefs: Sequence[float] | Float[np.ndarray, " K"]
 ) -> Any:
-  """The linear combination of parameters, summed in float64."""
+  """The linear combination of parameters, summed in float64.
+
+  Its precision is the highest among them, and at least float32.
+  """
 
   def add(*leaves):
     pairs = zip(coefs, leaves, strict=True)
     total = sum(c * np.asarray(x, np.float64) for c, x in pairs)
-    return np.asarray(total).astype(leaves[0].dtype)
+    dtype = np.result_type(np.float32, *leaves)
+    return np.asarray(total).astype(dtype)
 
   return jax.tree.map(add, *trees)

@@ -3,27 +3,26 @@
 Saved are the whole ``TrainState`` and nothing else: keys are derived from the
 seed and the step, and so is the position in the data. A checkpoint appears
 whole or not at all, and says by checksums what it was when it was written.
+When it goes, a small snapshot of its averages stays, see ``averages``.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from diffusion_jax import checksums
+from diffusion_jax.averages import Snapshot, snapshot
 from diffusion_jax.state import TrainState
 
-CHECKSUMS = "checksums.json"
-# Orbax's mark of a complete checkpoint, which it writes last.
-_MARK = "commit_success.txt"
+Saved = TypeVar("Saved", TrainState, Snapshot)
 # What reading a file that is not what it was can come to, in Orbax and in
 # tensorstore.
 _UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
@@ -42,14 +41,21 @@ class Checkpoints:
 
   Args:
     directory: Where they lie; made if need be.
-    keep: How many of the newest to keep.
+    keep: How many of the newest to keep; None keeps all.
+    averages: Where a small snapshot of the averages stays of each, when it goes
+      itself, see ``averages.snapshot``; None keeps none.
     read_only: Touch nothing, for readers of a run that may be training.
       Without it, what a killed run left half written is cleared away: there
       must be no other writer.
   """
 
   def __init__(
-    self, directory: pathlib.Path, *, keep: int = 3, read_only: bool = False
+    self,
+    directory: pathlib.Path,
+    *,
+    keep: int | None = 3,
+    averages: pathlib.Path | None = None,
+    read_only: bool = False,
   ):
     self._read_only = read_only
     self._directory = pathlib.Path(directory).absolute()
@@ -66,6 +72,10 @@ class Checkpoints:
       ),
       item_handlers=_Checksummed(),
     )
+    if averages is None or (read_only and not averages.is_dir()):
+      self._averages = None
+    else:
+      self._averages = Checkpoints(averages, keep=None, read_only=read_only)
 
   def __enter__(self):
     return self
@@ -74,6 +84,8 @@ class Checkpoints:
     try:
       with self._saving():
         self._manager.close()
+        if self._averages is not None:
+          self._averages._manager.close()
     except OSError:
       if error is None:  # else the first error is the one to tell
         raise
@@ -86,7 +98,32 @@ class Checkpoints:
     """The steps of all checkpoints, the oldest first."""
     return sorted(self._manager.all_steps())
 
-  def save(self, state: TrainState) -> None:
+  def averages(self, like: TrainState) -> dict[int, Any]:
+    """The averages of all checkpoints that there have been.
+
+    Args:
+      like: The state of one of them.
+
+    Returns:
+      By step, and by name: those with a width, float16. None where they are
+      not kept.
+    """
+    if self._averages is None:
+      return {}
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      snapshot(like.step, like.ema),
+    )
+    kept = self._averages
+    return {step: kept.restore(shapes, step).ema for step in kept.steps()}
+
+  def forget_after(self, step: int) -> None:
+    """Removes what is of later steps, for a run that goes on from there."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
+  def save(self, state: Saved) -> None:
     """Saves the state under its step; a step saved before stays as it is.
 
     Raises:
@@ -99,6 +136,8 @@ class Checkpoints:
     _check_room(self._directory, state)
     with self._saving():
       self._manager.save(step, args=_Save(state))
+    if self._averages is not None and isinstance(state, TrainState):
+      self._averages.save(snapshot(state.step, state.ema))
 
   def wait(self) -> None:
     """Returns once everything is saved.
@@ -108,6 +147,8 @@ class Checkpoints:
     """
     with self._saving():
       self._manager.wait_until_finished()
+      if self._averages is not None:
+        self._averages._manager.wait_until_finished()
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
@@ -122,11 +163,11 @@ class Checkpoints:
 
   def restore(
     self,
-    like: Any,
+    like: Saved,
     step: int | None = None,
     *,
     tell: Callable[[str], object] | None = None,
-  ) -> TrainState:
+  ) -> Saved:
     """Reads a checkpoint.
 
     Args:
@@ -160,20 +201,22 @@ class Checkpoints:
         damaged.append(candidate)
       else:
         self._set_aside(damaged)
+        if self._averages is not None and not self._read_only:
+          self._averages.forget_after(int(state.step))
         return state
     raise ValueError(
       f"every checkpoint in {self._directory} is damaged: put back a "
       "copy, or train anew in another directory"
     )
 
-  def _restore(self, step: int, like: Any) -> TrainState:
+  def _restore(self, step: int, like: Saved) -> Saved:
     self._verify(step)
     with _damage():
       have = _shapes(self._manager.item_metadata(step))
     _check_same(_shapes(like), have)
     with _damage():
       state = self._manager.restore(step, args=_Restore(like))
-    return cast(TrainState, state)
+    return cast(Saved, state)
 
   def _verify(self, step: int) -> None:
     """Compares the files with their checksums, on one process for all.
@@ -185,7 +228,8 @@ class Checkpoints:
     problem: Exception | None = None
     if jax.process_index() == 0:
       try:
-        if difference := _difference(self._directory / str(step) / "default"):
+        folder = self._directory / str(step) / "default"
+        if difference := checksums.difference(folder):
           problem = Damaged(difference)
       except OSError as error:
         problem = error
@@ -220,10 +264,9 @@ class _Checksummed(ocp.StandardCheckpointHandler):
 
   def finalize(self, directory) -> None:
     super().finalize(directory)
-    folder = pathlib.Path(directory)
     # Of three or more processes each may get here; what they write is equal.
     if jax.process_index() == 0:
-      (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+      checksums.write(pathlib.Path(directory))
 
 
 @ocp.args.register_with_handler(_Checksummed, for_save=True)
@@ -234,48 +277,6 @@ class _Save(ocp.args.StandardSave):
 @ocp.args.register_with_handler(_Checksummed, for_restore=True)
 class _Restore(ocp.args.StandardRestore):
   """As ``_Save``."""
-
-
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """BLAKE2 of each file below a folder that holds what was saved."""
-  return {
-    path.relative_to(folder).as_posix(): _checksum(path)
-    for path in sorted(folder.rglob("*"))
-    if path.is_file() and path.name not in (CHECKSUMS, _MARK)
-  }
-
-
-def _checksum(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, hashlib.blake2b).hexdigest()
-
-
-def _difference(folder: pathlib.Path) -> str | None:
-  """What is not as it was when it was written; None where all is.
-
-  Only files that were written count: file managers and network file systems
-  leave others beside them.
-
-  Raises:
-    OSError: If the system does not let a file be read.
-  """
-  if not folder.is_dir():
-    return "its files are missing"
-  try:
-    written = json.loads((folder / CHECKSUMS).read_text())
-  except FileNotFoundError:  # older than checksums
-    return None
-  except ValueError as error:
-    return f"{CHECKSUMS}: {_first_line(error)}"
-  if not isinstance(written, dict):
-    return f"{CHECKSUMS} lists no files"
-  for name in sorted(written):
-    try:
-      if written[name] != _checksum(folder / name):
-        return f"{name} has changed since it was written"
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-      return f"{name} is missing"
-  return None
 
 
 @contextlib.contextmanager
@@ -297,7 +298,7 @@ def _damage() -> Iterator[None]:
     raise Damaged(line) from error
 
 
-def _check_room(directory, state: TrainState) -> None:
+def _check_room(directory, state: Any) -> None:
   """Refuses to begin what could not be finished.
 
   Raises:

@@ -5,6 +5,7 @@ For the networks here it is a dictionary:
   y          classes, [B]
   low_res    small pictures to enlarge, [B, h, w, C]
   low_res_t  the steps to which these are noised, [B]
+  augment    what was done to the picture, [B, 9], see ``augmentation``
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
 # Numbers that no step reaches, for keys of their own.
-LABELS, LOW_RES = 2**32 - 1, 2**32 - 2
+LABELS, LOW_RES, AUGMENT = 2**32 - 1, 2**32 - 2, 2**32 - 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Conditions:
     change it.
 
     Args:
-      batch: "image" and "label".
+      batch: "image" and "label"; "augment", where pictures are augmented.
       key: The run's training key.
       step: Number of updates so far.
 
@@ -63,6 +64,8 @@ class Conditions:
       for purpose in (LABELS, LOW_RES)
     )
     cond = self.of(batch["image"], batch["label"])
+    if "augment" in batch:
+      cond = {**(cond or {}), "augment": batch["augment"]}
     if cond is None:
       return None
     if self.label_dropout:

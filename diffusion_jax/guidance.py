@@ -196,10 +196,10 @@ def projected(
   eta: Scale = 0.0,
   radius: Scale = jnp.inf,
 ) -> Predict:
-  """Adaptive projected guidance (APG, Sadat et al. 2024), without momentum.
+  """Adaptive projected guidance (APG, Sadat et al. 2024).
 
   As ``classifier_free``, of x0_hat, see ``project``: less saturated pictures
-  at large scales.
+  at large scales. With momentum it is a solver, ``apg.solver``.
 
   Args:
     predict: The conditional network.
@@ -216,7 +216,7 @@ def projected(
   def guided(x_t, t, cond=None):
     t = times(t, x_t)
     strong, weak = _both(predict, null, x_t, t, cond)
-    at = _scale_at(scale, t, x_t)
+    at = scale_at(scale, t, x_t)
     x0_hat, _ = project(strong.x0_hat, weak.x0_hat, at, eta=eta, radius=radius)
     return read(schedule, x_t, t, x0_hat, strong.raw, variance=strong.variance)
 
@@ -309,7 +309,7 @@ def _check_interval(interval: tuple[float, float] | None) -> None:
     raise ValueError(f"{interval=} must be (low, high) with low <= high")
 
 
-def _scale_at(scale: Any, t, x_t: Batch) -> Any:
+def scale_at(scale: Any, t, x_t: Batch) -> Any:
   """The scale of each example, where it is a function of time."""
   return per_example(cast(Any, scale(t)), x_t) if callable(scale) else scale
 
@@ -323,7 +323,7 @@ def _extrapolate(
     output = strong.target.of(schedule, weak.x0_hat, t, weak.eps_hat)
   else:
     output = weak.output
-  scale = _scale_at(scale, t, x_t)
+  scale = scale_at(scale, t, x_t)
   if interval is not None:
     low, high = interval
     inside = per_example((low <= t) & (t <= high), x_t)

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax import bound, process, targets, timesteps
@@ -195,6 +196,24 @@ def hybrid_at(
 def _bound_term(schedule, prediction, x0, x_t, t):
   p = p_mean_variance(schedule, prediction, x_t, t, t - 1)
   return bound.term(schedule, p, x0, x_t, t, t - 1)
+
+
+def uncertain(
+  loss: Float[Array, " B"], u: Float[Array, " B"]
+) -> Float[Array, " B"]:
+  """Loss / exp(u) + u (Karras et al. 2024, eq. 21).
+
+  Least where u is the logarithm of the loss that is to be expected: every noise
+  level then counts the same, whatever its loss.
+
+  Args:
+    loss: Not negative.
+    u: Learnt with the network, from the noise level alone.
+
+  Returns:
+    [B].
+  """
+  return loss * jnp.exp(-u) + u
 
 
 def mean_per_example(x: Float[Array, "B ..."]) -> Float[Array, " B"]:

@@ -86,6 +86,7 @@ def diffusion(
   loss_at: LossAt = losses.weighted_mse,
   draw: Callable[..., Any] = timesteps.uniform,
   condition: Callable[..., Cond] | None = None,
+  uncertainty: Callable[[Params, Any], Float[Array, " B"]] | None = None,
 ) -> Objective:
   """Learns to predict (DDPM, algorithm 1).
 
@@ -101,6 +102,8 @@ def diffusion(
     draw: ``(key, B, T) -> t``, see ``timesteps``.
     condition: ``(batch, key, step) -> cond``, see ``conditions``; by default
       there is none.
+    uncertainty: ``(params, t) -> u``, see ``losses.uncertain``; by default the
+      loss is taken as it is.
 
   Returns:
     The objective, of batches with "image", [B, H, W, C] in [-1, 1].
@@ -112,7 +115,10 @@ def diffusion(
       lambda x_t, t: apply(params, x_t, t, cond, key), schedule,
       target=target, variance=variance, scale=scale, clock=clock,
     )  # fmt: skip
-    return loss_at(predict, schedule, x0, t, eps)
+    loss = loss_at(predict, schedule, x0, t, eps)
+    if uncertainty is None:
+      return loss
+    return losses.uncertain(loss, uncertainty(params, t))
 
   return Objective(_noising(schedule, draw, condition), loss, _bins(schedule))
 

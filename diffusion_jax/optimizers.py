@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from diffusion_jax.clipping import clip_by_global_norm
+from diffusion_jax.models import edm2
 from diffusion_jax.state import Params, TrainState
 
 # What is left of the learning rate at step / decay_steps.
@@ -134,7 +135,35 @@ def optimizer(
     )
   else:
     tx = _adam(lr_at, b1, b2, eps, weight_decay)
-  return tx if clip is None else optax.chain(clip_by_global_norm(clip), tx)
+  if clip is not None:
+    tx = optax.chain(clip_by_global_norm(clip), tx)
+  return forced(tx)
+
+
+def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Keeps the weights of ``models.edm2`` at unit magnitude; no others.
+
+  Forced weight normalization (Karras et al. 2024, eq. 66): an update turns a
+  weight and cannot lengthen it, which would be a decay of the learning rate.
+
+  Args:
+    tx: An optimizer.
+
+  Returns:
+    The same, with the same state.
+  """
+
+  def forced_update(updates, state, params=None):
+    updates, state = tx.update(updates, state, params)
+
+    def turned(path, update, weight):
+      if getattr(path[-1], "key", None) != edm2.WEIGHT:
+        return update
+      return edm2.unit(weight + update) - weight
+
+    return jax.tree_util.tree_map_with_path(turned, updates, params), state
+
+  return optax.GradientTransformation(tx.init, forced_update)
 
 
 def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:

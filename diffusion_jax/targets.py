@@ -141,7 +141,8 @@ def jit(least: float = 0.05) -> Target:
   ``least`` the velocity's own error would outweigh all others.
 
   Args:
-    least: The smallest divisor.
+    least: The smallest divisor; c times as large on ``continuous.flow`` with
+      c times the noise, where the published loss is c^2 times this.
 
   Returns:
     The target.

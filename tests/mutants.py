@@ -406,6 +406,43 @@ MUTANTS = {
     'key_labels, cond["y"], self.label_dropout, (self.num_classes or 1) - 1',
     "tests/test_guidance.py tests/test_upsampling.py",
   ),
+  # ------------------------------------------------ EDM2, augmentation, APG
+  "a sum that loses magnitude": _library(
+    "models/edm2",
+    "return ((1 - t) * a + t * b) / math.hypot(1 - t, t)",
+    "return (1 - t) * a + t * b",
+    "tests/test_edm2.py",
+  ),
+  "a weight that updates lengthen": _library(
+    "optimizers",
+    "return edm2.unit(weight + update) - weight",
+    "return update",
+    "tests/test_edm2.py",
+  ),
+  "a loss that its uncertainty enlarges": _library(
+    "losses",
+    "return loss * jnp.exp(-u) + u",
+    "return loss * jnp.exp(u) + u",
+    "tests/test_edm2.py",
+  ),
+  "a turn the wrong way": _library(
+    "augmentation",
+    "jnp.array([[cos, -sin], [sin, cos]])",
+    "jnp.array([[cos, sin], [-sin, cos]])",
+    "tests/test_augmentation.py",
+  ),
+  "a shift that its label does not know": _library(
+    "augmentation",
+    "m.shift_x, m.shift_y,",
+    "m.shift_x, m.shift_x,",
+    "tests/test_augmentation.py",
+  ),
+  "momentum that is forgotten": _library(
+    "apg",
+    "return x_s, x0_hat, (seen[0], memory)",
+    "return x_s, x0_hat, (carried, memory)",
+    "tests/test_guidance.py -k momentum",
+  ),
   # ------------------------------------------------------- networks, data
   "norm that adds its mean": _library(
     "models/layers",
@@ -537,7 +574,7 @@ MUTANTS = {
   ),
   # ------------------------------------------------------------- commands
   "checksums not compared": _library(
-    "checkpoint",
+    "checksums",
     "if written[name] != _checksum(folder / name):",
     "if not _checksum(folder / name):",
     "tests/test_resume.py -k checksums",

@@ -29,17 +29,23 @@ def numbers():
   return reference.load("edm")
 
 
-def door(numbers):
-  """The published code's stand-in for F, behind the door."""
+def stand_in(numbers, sign=1):
+  """The published code's network."""
   a, b, c, _ = numbers["coefs"]
 
   def F(x, s):
     s = s.reshape(-1, 1, 1, 1)
-    return a * x + b * jnp.sin(2 * x + s) + c * s
+    return sign * (a * x + b * jnp.sin(2 * x + s) + c * s)
 
+  return F
+
+
+def door(numbers):
+  """The published code's stand-in for F, behind the door."""
   return dj.predictor(
-    F, SCHEDULE, target=targets.edm(), scale=edm.c_in(), clock=edm.c_noise
-  )
+    stand_in(numbers), SCHEDULE, target=targets.edm(), scale=edm.c_in(),
+    clock=edm.c_noise,
+  )  # fmt: skip
 
 
 def test_the_door_is_the_published_preconditioning(numbers):
@@ -51,6 +57,58 @@ def test_the_door_is_the_published_preconditioning(numbers):
   np.testing.assert_allclose(D, numbers["precond_edm_D"], atol=1e-11)
   np.testing.assert_allclose(scaled, numbers["precond_edm_net_in"], rtol=1e-12)
   np.testing.assert_allclose(clock, numbers["precond_edm_c_noise"], atol=1e-12)
+
+
+# The networks of Song et al., as EDM reads them; the error of D over sigma is
+# that of the noise.
+SONG = {
+  "vp": (lambda schedule, t: 999 * t, 1),
+  "ve": (lambda schedule, t: jnp.log(schedule.at(t).sigma / 2), -1),
+}
+
+
+@pytest.mark.parametrize("name", SONG)
+def test_song_networks_are_read_as_published(numbers, name):
+  schedule, (clock, sign) = PATHS[name], SONG[name]
+  time = lambda sigma: schedule.time(-2 * jnp.log(sigma))
+  with jax.enable_x64(True):
+    predict = dj.predictor(stand_in(numbers, sign), schedule, clock=clock)
+    t = time(numbers["precond_sigma"])
+    clocked = numbers[f"precond_{name}_c_noise"]
+    np.testing.assert_allclose(clock(schedule, t), clocked, rtol=1e-9)
+    alpha = jnp.reshape(schedule.at(t).alpha, (-1, 1, 1, 1))
+    D = predict(alpha * numbers["precond_x"], t).x0_hat
+    want = numbers[f"precond_{name}_D"]
+    np.testing.assert_allclose(D, want, atol=1e-9 * abs(want).max())
+    loss = losses.weighted_mse(
+      predict, schedule, numbers["x0"], time(numbers[f"loss_{name}_sigma"]),
+      jnp.asarray(numbers[f"loss_{name}_noise"]),
+    )  # fmt: skip
+    want = numbers[f"loss_{name}"].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(loss, want, rtol=1e-8)
+
+
+def test_noise_levels_of_the_cosine_schedule_are_the_published_ones(numbers):
+  with jax.enable_x64(True):
+    at = dj.schedules.cosine(1000).at(np.arange(1001))
+  u = numbers["iddpm_u"][::-1]
+  np.testing.assert_allclose(at.sigma / at.alpha, u, rtol=1e-9)
+
+
+@pytest.mark.parametrize("levels", ["edm", "iddpm"])
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_plain_solvers_are_those_of_the_ablation(numbers, levels, solver):
+  # Of dx / dsigma, at noise levels of either paper.
+  name = f"ablation_{levels}_linear_none_{solver}_1"
+  every = 1 if solver == "euler" else 2
+  sigmas = np.append(numbers[f"{name}_sigma"][::every], 0)
+  step = dj.ddim_step if solver == "euler" else edm.heun(6)
+  with jax.enable_x64(True):
+    x = numbers["noise"] * sigmas[0]
+    for t, s in zip(sigmas[:-1], sigmas[1:], strict=True):
+      x, _ = step(door(numbers), SCHEDULE, x, t, s, np.zeros_like(x))
+  want = numbers[f"{name}_out"]
+  np.testing.assert_allclose(x, want, atol=1e-8 * abs(want).max())
 
 
 @pytest.mark.parametrize("weight", [None, dj.weights.edm()])

@@ -73,6 +73,59 @@ def test_the_loss_is_the_published_one(numbers):
     near(loss, numbers["sit_Linear_velocity_none_loss"])
 
 
+@pytest.mark.parametrize(
+  ("path", "schedule"),
+  [
+    ("Linear", SCHEDULE), ("GVP", continuous.cosine()),
+    ("VP", continuous.linear()),
+  ],
+)  # fmt: skip
+def test_each_path_is_the_published_one(numbers, path, schedule):
+  with jax.enable_x64(True):
+    t, eps = 1 - numbers["sit_t"], jnp.asarray(numbers["sit_noise"])
+    at, x0 = schedule.at(t), numbers["sit_x0"]
+    if path != "Linear":
+      near(at.alpha, numbers[f"sit_{path}_alpha"])
+      near(at.sigma, numbers[f"sit_{path}_sigma"])
+    near(dj.q_sample(schedule, x0, t, eps), numbers[f"sit_{path}_x_t"])
+    f = stand_in(numbers, "sit")
+    predict = dj.predictor(lambda x, t: f(x, 1 - t), schedule)
+    loss = losses.weighted_mse(predict, schedule, x0, t, eps)
+    near(loss, numbers[f"sit_{path}_noise_none_loss"])
+
+
+def test_noise_and_score_of_a_velocity_are_the_published_ones(numbers):
+  with jax.enable_x64(True):
+    t, out = 1 - numbers["sit_t"], jnp.asarray(numbers["sit_out"])
+    predict = dj.predictor(lambda *_: -out, SCHEDULE, target=targets.flow)
+    eps_hat = predict(jnp.asarray(numbers["sit_Linear_x_t"]), t).eps_hat
+    near(eps_hat, numbers["sit_Linear_noise_from_velocity"])
+    score = -eps_hat / SCHEDULE.at(t).sigma.reshape(-1, 1, 1, 1)
+    near(score, numbers["sit_Linear_score_from_velocity"])
+
+
+def test_euler_of_a_network_of_the_noise_is_the_published_one(numbers):
+  with jax.enable_x64(True):
+    want = numbers["sit_Linear_noise_ode_euler"]
+    f, times = stand_in(numbers, "sit"), 1 - np.linspace(0.001, 0.999, 7)
+    pairs = np.stack([times[:-1], times[1:]], axis=1)
+    predict = dj.predictor(lambda x, t: f(x, 1 - t), SCHEDULE)
+    near(walked(dj.ddim_step, predict, SCHEDULE, want[0], pairs), want[1:])
+
+
+@pytest.mark.parametrize(
+  "name", ["shift1", "shift_half", "terminal", "karras", "custom"]
+)
+def test_euler_is_that_of_diffusers(numbers, name):
+  with jax.enable_x64(True):
+    f = stand_in(numbers, "diffusers")
+    predict = dj.predictor(f, SCHEDULE, target=targets.flow)
+    sigmas = numbers[f"diffusers_euler_{name}_sigmas"]
+    pairs = np.stack([sigmas[:-1], sigmas[1:]], axis=1)
+    want = numbers[f"diffusers_euler_{name}_x"]
+    near(walked(dj.ddim_step, predict, SCHEDULE, want[0], pairs), want[1:])
+
+
 def test_euler_is_ddim(numbers):
   with jax.enable_x64(True):
     want = numbers["sit_Linear_velocity_ode_euler"]
@@ -150,6 +203,31 @@ def test_the_loss_of_jit_is_the_published_one(numbers, number, mean, std):
     np.testing.assert_allclose(
       loss.mean(), numbers[f"jit_loss_{number}"], rtol=1e-8
     )
+
+
+def test_more_noise_is_the_published_one(numbers):
+  with jax.enable_x64(True):
+    schedule, t_eps = continuous.flow(noise=2.0), 0.1
+    draw = numbers["jit_loss_2_draw"]
+    t = dj.timesteps.logit_normal(0.8, 0.8)(jax.scipy.stats.norm.cdf(-draw), 1)
+    at = schedule.at(t)
+    near(at.alpha, 1 - t)
+    near(at.sigma, 2 * t)
+    near(schedule.time(at.log_snr), t)
+    predict = dj.predictor(
+      stand_in(numbers, "jit"), schedule, target=targets.x0,
+      clock=lambda schedule, t: 1 - t,
+    )  # fmt: skip
+    loss = losses.weighted_mse(
+      functools.partial(predict, cond=numbers["jit_labels"]), schedule,
+      numbers["jit_x0"], t, numbers["jit_loss_2_noise"],
+      space=targets.jit(2 * t_eps),
+    )  # fmt: skip
+    np.testing.assert_allclose(
+      4 * loss.mean(), numbers["jit_loss_2"], rtol=1e-8
+    )
+  with pytest.raises(ValueError, match="noise=0 must be above 0"):
+    continuous.flow(noise=0)
 
 
 @pytest.mark.parametrize("name", JIT)

@@ -15,12 +15,14 @@ import reference
 from oracles import Mixture
 
 from diffusion_jax import (
+  apg,
   conditions,
   guidance,
   prediction,
   process,
   samplers,
   schedules,
+  solvers,
   timesteps,
 )
 from diffusion_jax.targets import TARGETS
@@ -273,6 +275,35 @@ DIFFUSERS = {
 }
 
 
+@pytest.mark.parametrize(
+  ("number", "scale", "rescale"),
+  [(0, 7.5, 0.0), (1, 7.5, 0.0), (2, 7.5, 0.7), (3, 3.0, 1.0)],
+)
+def test_classifier_free_guidance_is_the_published_one(number, scale, rescale):
+  numbers, schedule = reference.load("guidance"), schedules.cosine(1000)
+  with jax.enable_x64(True):
+    strong, weak = (
+      prediction.predictor(lambda *_, x=x: jnp.asarray(x), schedule)
+      for x in (numbers["cond"][0], numbers["uncond"][0])
+    )
+    guided = guidance.autoguidance(
+      strong, weak, schedule, scale, rescale=rescale
+    )
+    got = guided(jnp.zeros_like(numbers["cond"][0]), 500).output
+  want = numbers[f"cfg_{number}"]
+  np.testing.assert_allclose(got, want, atol=1e-10 * abs(want).max())
+
+
+def test_dynamic_thresholds_are_the_published_ones():
+  numbers, schedule = reference.load("guidance"), schedules.cosine(1000)
+  with jax.enable_x64(True):
+    x = jnp.asarray(numbers["threshold_x"])
+    plain = prediction.predictor(lambda *_: x, schedule, target=TARGETS["x0"])
+    predict = prediction.thresholded(plain, schedule, quantile=0.9)
+    got = predict(0 * x, 500).x0_hat
+  np.testing.assert_allclose(got, numbers["threshold_2"], atol=1e-10)
+
+
 def calls(scale, options):
   """Four calls, the momentum carried from one to the next."""
   numbers, carried = reference.load("guidance"), 0.0
@@ -331,6 +362,50 @@ def test_apg_without_projection_is_classifier_free_guidance():
   np.testing.assert_allclose(projected, plain, rtol=1e-5, atol=1e-5)
   off = guidance.projected(predict, schedule, null, 1.0)(x_t, t, mean)
   np.testing.assert_array_equal(off.x0_hat, predict(x_t, t, mean).x0_hat)
+
+
+def test_momentum_is_carried_from_step_to_step():
+  schedule, mean = schedules.cosine(1000), jnp.linspace(-1, 1, 8)
+  predict, (x_T, _) = told(schedule), batch()
+  strong, weak = (prediction.given(predict, m) for m in (mean, 0 * mean))
+  options = {"eta": 0.3, "radius": 5.0, "momentum": -0.5}
+  pairs = timesteps.spaced(1000, 4)
+  for inner in (samplers.ddim_step, solvers.dpm(2)):
+    got, _ = samplers.sample(
+      apg.solver(inner, weak, 2.5, **options), strong, schedule, x_T.shape,
+      jax.random.key(0), pairs=pairs, x_T=x_T,
+    )  # fmt: skip
+    solver, x, d = samplers.as_solver(inner), x_T, 0.0
+    memory = solver.init(x, 1000)
+    for t, s in pairs:
+      x0_hat, d = guidance.project(
+        strong(x, t).x0_hat, weak(x, t).x0_hat, 2.5, carried=d, **options
+      )
+      exact = lambda x, t, cond=None, x0_hat=x0_hat: prediction.read(
+        schedule, x, process.times(t, x), x0_hat
+      )
+      x, _, memory = solver.step(exact, schedule, x, t, s, x, memory)
+    np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)
+
+
+def test_without_momentum_the_solver_is_projected_guidance():
+  schedule, mean = schedules.cosine(1000), jnp.linspace(-1, 1, 8)
+  predict, (x_T, _) = told(schedule), batch()
+  null, pairs = lambda mean: 0 * mean, timesteps.spaced(1000, 4)
+  one = guidance.projected(predict, schedule, null, 2.5, eta=0.3)
+  for step in (samplers.ddim_step, solvers.heun_step):
+    got, want = (
+      samplers.sample(
+        step, prediction.given(predict, mean), schedule, x_T.shape,
+        jax.random.key(0), pairs=pairs, x_T=x_T,
+      )[0]
+      for step, predict in (
+        (apg.solver(step, prediction.given(predict, 0 * mean), 2.5, eta=0.3,
+                    momentum=0.0), predict),
+        (step, one),
+      )
+    )  # fmt: skip
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax.runs import checks, processes, samplers
-from experiments.configs import common, digits
+from diffusion_jax.runs import checks, networks, processes, samplers
+from experiments.configs import common, digits, edm, edm2, flow
 
 
 def test_edm_is_assembled():
@@ -102,3 +102,88 @@ def test_guidance_is_projected_where_an_eta_is_named():
   config.sampling.apg.radius = -1.0
   with pytest.raises(ValueError, match="apg.radius=-1.0 must be above 0"):
     checks.check(config, processes.schedule(config))
+
+
+@pytest.mark.parametrize(
+  ("variant", "pictures", "calls"), [("", 51.2e6, 99), ("skewed", 90e6, 49)]
+)
+def test_flow_matching_is_trained_as_published(variant, pictures, calls):
+  config = flow.get_config(variant)
+  schedule = processes.schedule(config)
+  checks.check(config, schedule)
+  assert config.num_steps * config.batch_size == pytest.approx(
+    pictures, rel=1e-4
+  )
+  pairs = samplers.walk(
+    schedule, config.sampling.sampler, config.sampling.get("spacing"),
+    config.sampling.steps,
+  )  # fmt: skip
+  assert 2 * len(pairs) - 1 == calls
+  t = processes.draw(config)(jax.random.key(0), 4000, 1.0)
+  if variant:  # EDM's noise levels: ln(t / (1 - t)) is normal
+    logit = jnp.log(t / (1 - t))
+    assert abs(logit.mean() + 1.2) < 0.1 and abs(logit.std() - 1.2) < 0.1
+
+
+def objective(config):
+  apply = lambda params, x_t, t, cond, key: params["w"] * x_t
+  noise = processes.schedule(config)
+  conditions = networks.conditions(config, noise, (8, 8, 1))
+  return processes.objective(config, apply, noise, conditions.draw)
+
+
+def test_augmentation_needs_a_network_that_is_given_its_labels():
+  config = edm.get_config("cifar10-vp")
+  assert (config.augment, config.model.augment_labels) == (0.12, 9)
+  assert not config.flip
+  batch = {"image": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, int)}
+  state = dj.state.TrainState(3, {}, {}, None)
+  drawn = objective(config).draw(jax.random.key(0), state, batch)
+  assert drawn.examples.cond["augment"].shape == (8, 9)
+  config.model.augment_labels = 0
+  with pytest.raises(ValueError, match="augment=0.12 needs a network that"):
+    objective(config)
+
+
+def test_uncertainty_is_learnt_beside_the_network():
+  config = digits.get_config("smoke")
+  config.loss.uncertainty = True
+  net = networks.model(config, (8, 8, 1), 10)
+  made = jax.eval_shape(
+    lambda key: networks.init(
+      config, net, (8, 8, 1), networks.optimizer(config), key
+    ),
+    jax.random.key(0),
+  )
+  assert made.params["uncertainty"]["linear"]["weight"].shape == (128, 1)
+  examples = dj.objectives.Noised(
+    jnp.ones((2, 8, 8, 1)), None, jnp.array([1, 900]), jnp.ones((2, 8, 8, 1))
+  )
+  params = {"w": 0.0, "uncertainty": jax.tree.map(
+    lambda x: jnp.ones(x.shape), made.params["uncertainty"]
+  )}  # fmt: skip
+  with_u = objective(config).loss(params, examples, jax.random.key(0))
+  config.loss.uncertainty = False
+  plain = objective(config).loss(params, examples, jax.random.key(0))
+  clock = dj.edm.c_noise(processes.schedule(config), examples.t)
+  u = processes.UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
+  np.testing.assert_allclose(with_u, dj.losses.uncertain(plain, u), rtol=1e-5)
+
+
+def test_edm2_is_trained_as_published():
+  config = edm2.get_config("m")
+  config.model.num_classes = 1000
+  checks.check(config, processes.schedule(config))
+  net = networks.model(config, (64, 64, 3), 1000)
+  assert isinstance(net, dj.models.EDM2)
+  assert (net.channels, net.dropout, net.num_classes) == (256, 0.1, 1000)
+  assert config.num_steps * config.batch_size == 2**30
+  rate = dj.optimizers.rate(
+    config.optim.lr, warmup_steps=config.optim.warmup_steps,
+    decay=config.optim.decay, decay_steps=config.optim.decay_steps,
+  )  # fmt: skip
+  assert rate(35_000) == pytest.approx(0.009)
+  assert rate(4 * 35_000) == pytest.approx(0.0045)
+  assert networks.averages(config) == ["std0.05", "std0.1"]
+  with pytest.raises(ValueError, match="must be multiples of 8"):
+    networks.model(config, (60, 64, 3), 1000)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from diffusion_jax.models.backbone import Backbone
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.dit import DiT, JiT
+from diffusion_jax.models.edm2 import EDM2
 from diffusion_jax.models.unet import UNet
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
-  "unet": UNet, "dit": DiT, "jit": JiT, "classifier": Classifier,
+  "unet": UNet, "dit": DiT, "jit": JiT, "edm2": EDM2, "classifier": Classifier,
 }  # fmt: skip
 # What follows from the data and from what is asked for is not a setting.
 DERIVED = ("out_channels", "noisy_low_res")
@@ -42,7 +43,7 @@ def find(name: str) -> type[nn.Module]:
   """The class of a network.
 
   Args:
-    name: Of ours, "unet", "dit" or "jit"; or of one's own,
+    name: Of ours, "unet", "dit", "jit" or "edm2"; or of one's own,
       "path/to/mine.py:MyNet" or "module:MyNet".
 
   Raises:

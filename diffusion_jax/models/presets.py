@@ -56,6 +56,17 @@ NCSNPP: Mapping[str, Any] = {
   "taps": (1, 3, 3, 1),
   "pyramid": True,
 }
+# Karras et al. 2024, at 64 x 64, by size: settings of ``edm2.EDM2``; the rest
+# is its default.
+EDM2: Mapping[str, Mapping[str, Any]] = {
+  "xxs": {"channels": 64, "dropout": 0.0},
+  "xs": {"channels": 128, "dropout": 0.0},
+  "s": {"channels": 192, "dropout": 0.0},
+  "m": {"channels": 256, "dropout": 0.1},
+  "l": {"channels": 320, "dropout": 0.1},
+  "xl": {"channels": 384, "dropout": 0.1},
+  "xxl": {"channels": 448, "dropout": 0.1},
+}
 _SIZES = {
   64: (1, 2, 3, 4),
   128: (1, 1, 2, 3, 4),

@@ -43,6 +43,9 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # state only, and gathers parameters while it uses them.
       "fsdp": False,
       "flip": False,  # mirror half of the images
+      # Probability of each motion of diffusion_jax.augmentation, whose mirrors
+      # make flip needless; the network takes its labels.
+      "augment": 0.0,
       "data": {
         "name": "digits",  # or a folder, .zip, .npz, .npy, or a TFDS name
         "split": "train",  # of a TFDS data set
@@ -67,6 +70,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "name": "simple",
         "weight": "none",
         "space": config_dict.placeholder(str),
+        "uncertainty": False,  # learnt with it, divides it (EDM2)
       },
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
@@ -97,8 +101,9 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "eps": 1e-8,
         "weight_decay": 0.0,
       },
-      # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: of what
-      # checkpoints keep, others are made by --ema=std:0.07.
+      # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: each
+      # checkpoint leaves them behind, small, and others are made of these by
+      # --ema=std:0.07.
       "ema": {"rates": (0.9999,), "warmup": False, "stds": ()},
       # Steps between logged lines, sample grids, checkpoints.
       "every": {"log": 100, "preview": 5_000, "checkpoint": 5_000},

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -189,7 +190,11 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
     cond = conditions(config, processes.schedule(config), image_shape).of(
       x, one - 1
     )
-  return state(config, net.init(key, x, one, cond)["params"], tx)
+  params = net.init(key, x, one, cond)["params"]
+  if config.loss.get("uncertainty"):
+    own = processes.UNCERTAINTY.init(jax.random.fold_in(key, 1), jnp.ones(1))
+    params = {**params, "uncertainty": own["params"]}
+  return state(config, params, tx)
 
 
 def averages(config: Config) -> list[str]:

@@ -50,23 +50,24 @@ def weights(state: dj.state.TrainState, ema: str) -> Any:
 def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
   """The parameters that `ema` names, of the newest checkpoint, and its step.
 
-  A width that was not tracked is made of those that the checkpoints keep.
+  A width that was not tracked is made of those that checkpoints keep, or have
+  left behind.
   """
   newest = restore(workdir, config, net, shape)
   std = dj.averages.std_in(ema)
   if std is None or ema in newest.ema:
     return weights(newest, ema), int(newest.step)
   with dj.checkpoint.Checkpoints(
-    workdir / "checkpoints", read_only=True
+    workdir / "checkpoints", averages=workdir / "averages", read_only=True
   ) as checkpoints:
-    steps = [step for step in checkpoints.steps() if step <= newest.step]
+    kept = checkpoints.averages(newest) | {int(newest.step): newest.ema}
+    whole = [step for step in checkpoints.steps() if step not in kept]
+  for step in whole:  # of a run that is older than small averages
+    kept[step] = restore(workdir, config, net, shape, step).ema
   trees, ends, widths = [], [], []
-  for step in steps:
-    state = newest
-    if step != newest.step:
-      state = restore(workdir, config, net, shape, step)
+  for step in sorted(step for step in kept if step <= newest.step):
     for width in config.ema.stds:
-      trees.append(jax.device_get(state.ema[dj.averages.name(width)]))
+      trees.append(jax.device_get(kept[step][dj.averages.name(width)]))
       ends.append(step)
       widths.append(width)
   coefs = dj.averages.coefficients(ends, widths, int(newest.step), std)

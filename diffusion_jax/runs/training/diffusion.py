@@ -32,7 +32,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   networks.check_draws(config)
   mesh = setup.training_mesh(config, workdir)
   schedule = processes.schedule(config)
-  loss_at = processes.loss_at(config)
+  processes.loss_at(config)  # refuses, before data are read
   checks.check(config, schedule)
   tx = networks.optimizer(config)
   source = datasets.training_source(config)
@@ -42,13 +42,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
 
   step = functools.partial(
     dj.training.train_step,
-    objective=dj.objectives.diffusion(
-      setup.applied(config, net, mesh),
-      schedule,
-      loss_at=loss_at,
-      draw=processes.draw(config),
-      condition=conditions.draw,
-      **processes.door(config),
+    objective=processes.objective(
+      config, setup.applied(config, net, mesh), schedule, conditions.draw
     ),
     tx=tx,
     micro_batches=config.micro_batches,

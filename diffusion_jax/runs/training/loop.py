@@ -84,7 +84,9 @@ def train(run: Training, changes: continuing.Changes) -> signal.Signals | None:
   with contextlib.ExitStack() as held:
     checkpoints = held.enter_context(
       dj.checkpoint.Checkpoints(
-        workdir / "checkpoints", keep=config.keep_checkpoints
+        workdir / "checkpoints",
+        keep=config.keep_checkpoints,
+        averages=workdir / "averages" if config.ema.get("stds") else None,
       )
     )
     state = _restore(run, checkpoints)
