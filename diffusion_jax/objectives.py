@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import importance, losses, process, targets, timesteps
 from diffusion_jax.guidance import log_prob
 from diffusion_jax.losses import LossAt
-from diffusion_jax.prediction import Cond, Scale, predictor
+from diffusion_jax.prediction import Cond, Predict, Scale, predictor
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import Params, TrainState
@@ -66,6 +66,11 @@ class Apply(Protocol):
     ...
 
 
+# What there is to learn from beside the data: of its frozen parameters
+# (state.teacher), of an average, or of nothing in the state at all.
+Teacher = Callable[[TrainState], Predict]
+
+
 class Noised(NamedTuple):
   """Examples of a process: data, and where the noise takes them."""
 
@@ -114,7 +119,7 @@ def diffusion(
     )  # fmt: skip
     return loss_at(predict, schedule, x0, t, eps)
 
-  return Objective(_noising(schedule, draw, condition), loss, _bins(schedule))
+  return Objective(noising(schedule, draw, condition), loss, bins_of(schedule))
 
 
 def classification(
@@ -145,17 +150,26 @@ def classification(
     del key, step
     return batch["label"]
 
-  return Objective(_noising(schedule, draw, label), loss, _bins(schedule))
+  return Objective(noising(schedule, draw, label), loss, bins_of(schedule))
 
 
-def _bins(schedule: Schedule) -> int:
+def bins_of(schedule: Schedule) -> int:
   """Whole steps, or as many equal parts of real time."""
   return schedule.T if isinstance(schedule.T, int) else BINS
 
 
-def _noising(schedule: Schedule, draw, condition):
-  """Draws times, by past losses where there are any, and noise."""
-  bins = _bins(schedule)
+def noising(schedule: Schedule, draw, condition):
+  """Draws times, by past losses where there are any, and noise.
+
+  Args:
+    schedule: The noise schedule.
+    draw: See ``diffusion``.
+    condition: See ``diffusion``.
+
+  Returns:
+    The ``draw`` of an objective, whose examples are ``Noised``.
+  """
+  bins = bins_of(schedule)
   whole = isinstance(schedule.T, int)
 
   def drawn(key, state, batch):
