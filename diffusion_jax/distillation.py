@@ -98,7 +98,7 @@ def progressive(
   def drawn(key, state, batch):
     found = plain.draw(key, state, batch)
     x0, cond, t, eps = found.examples
-    number = (t[:, None] == starts).argmax(axis=1)
+    number = (t[:, None] == starts[None]).argmax(axis=1)
     predict = given(teacher(state), cond)
     x_t = process.q_sample(schedule, x0, t, eps)
     x_s, s = x_t, t

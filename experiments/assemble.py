@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import diffusion_jax as dj
-from experiments import cli
+from experiments import cli, starting
 from experiments.cli import MOST_SEED, Config
 
 # A step, or what makes a solver.
@@ -27,6 +28,8 @@ SAMPLERS: dict[str, Callable] = {
   "edm_heun": dj.edm.heun,
   "flow_heun": dj.flow.heun_step,
   "flow_sde": dj.flow.sde_step,
+  "consistency": dj.consistency.renoise_step,
+  "meanflow": dj.meanflow.step,
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
@@ -298,7 +301,7 @@ def walk(
   Raises:
     ValueError: If there is no such spacing, or not of that many steps.
   """
-  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde")
+  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde", "meanflow")
   usual = "even" if name in evenly else "scales"
   if name == "edm_heun":
     usual = "karras"
@@ -412,6 +415,7 @@ def model(
     options["num_classes"] = (asked or 0) + 1  # the last is no class
   if low_res_shape(config, image_shape) is not None:
     options["noisy_low_res"] = _low_res_noise(config) > 0
+  options["spans"] = config.objective.name == "meanflow"
   net = _call("model", dj.UNet, options)
   dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
@@ -547,13 +551,19 @@ def optimizer(
   return _call("optim", dj.training.optimizer, config.optim.to_dict())
 
 
-def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
-  """The state before the first step; a pure function of the key."""
+def init(config, net, image_shape, tx, key, start=None) -> dj.state.TrainState:
+  """The state before the first step; a pure function of the key.
+
+  ``start`` are the parameters of another run to begin with, if any.
+  """
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
   if config.get("kind") != "classifier":
     cond = conditions(config, schedule(config), image_shape).of(x, one - 1)
-  return state(config, net.init(key, x, one, cond)["params"], tx)
+  params = net.init(key, x, one, cond)["params"]
+  if start is not None:
+    params = starting.grafted(params, start)
+  return state(config, params, tx)
 
 
 def averages(config: Config) -> list[str]:
@@ -575,4 +585,8 @@ def state(config, params, tx) -> dj.state.TrainState:
   )
   names = averages(config)
   rates = config.ema.rates
-  return dj.state.create(params, tx, (*rates, *names[len(rates) :]), history)
+  taught = config.get("kind") != "classifier" and starting.taught(config)
+  return dj.state.create(
+    params, tx, (*rates, *names[len(rates) :]), history,
+    jax.tree.map(jnp.copy, params) if taught else None,
+  )  # fmt: skip

@@ -5,8 +5,8 @@
   python -m experiments.figures --workdir=runs/digits
   python -m experiments.figures --workdir=runs/digits-classes
 
-Without --workdir, those that need no trained network: schedules, forward,
-roll, paths and embedding, in docs/figures. With --workdir those that are drawn
+Without --workdir, those that need no trained run: schedules, forward, roll,
+paths, maps and embedding, in docs/figures. With --workdir those that are drawn
 by a run: samples, denoising and editing, or guided where the run knows classes.
 The same command gives the same picture. The rest of docs/ is made by
 
@@ -31,7 +31,7 @@ from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax import plots
-from experiments import assemble, cli, devices, edit, runs, sample
+from experiments import assemble, cli, devices, edit, flow_maps, runs, sample
 from experiments.generate import Generator
 
 T = 1000
@@ -95,6 +95,20 @@ def paths():
     keep=pairs[:, 1].tolist(),
   )  # fmt: skip
   return plots.paths(way.x, points=mixture.means)
+
+
+def maps():
+  """Noise, and where the flow takes it: exactly, and by one network call."""
+  x_T = jax.random.normal(jax.random.key(9), (1200, 2))
+  ends = {"noise": x_T, "exact": flow_maps.exact(x_T)}
+  for name in flow_maps.METHODS:
+    ends[name] = flow_maps.learn(name, 8000)(x_T)
+  return plots.plane(
+    np.stack(list(ends.values())),
+    titles=list(ends),
+    shade=np.arctan2(*np.asarray(x_T).T),
+    reach=2.2,
+  )
 
 
 def embedding():
@@ -161,6 +175,7 @@ FORMULAS: dict[str, Callable[[], Any]] = {
   "forward": forward,
   "roll": roll,
   "paths": paths,
+  "maps": maps,
   "embedding": embedding,
 }
 OF_A_RUN: dict[str, Callable[[pathlib.Path], Any]] = {

@@ -16,7 +16,7 @@ import diffusion_jax as dj
 
 SCHEDULE = dj.continuous.flow()
 MIXTURE = dj.mixtures.around(
-  jnp.array([[-1.0, -0.6], [0.9, -0.8], [0.1, 0.9]]), 0.15
+  jnp.array([[-1.0, -0.6], [0.9, -0.8], [0.1, 0.9]]), 0.25
 )
 STD = 0.8  # of the data, about
 
@@ -41,9 +41,9 @@ def apply(params, x_t, t, cond, key):
   ]
   h = jnp.concatenate([x_t, jnp.stack(times, axis=1)], axis=1)
   for w, b in params[:-1]:
-    h = jax.nn.silu(h @ w + b)
+    h = jax.nn.silu(h @ w + b[None])
   w, b = params[-1]
-  return h @ w + b
+  return h @ w + b[None]
 
 
 def exact_teacher(state) -> dj.prediction.Predict:
@@ -86,7 +86,7 @@ def learn(name: str, num_steps: int, *, taught: bool = True, batch: int = 256):
   """
   make, read, step = METHODS[name]
   objective = make(apply, SCHEDULE, teacher=exact_teacher if taught else None)
-  tx = optax.adam(optax.cosine_decay_schedule(3e-3, num_steps))
+  tx = optax.adam(optax.cosine_decay_schedule(3e-3, max(num_steps, 1)))
   key = jax.random.key(0)
 
   def body(state, _):

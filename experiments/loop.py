@@ -173,7 +173,7 @@ def applied(
   config: Config, net: nn.Module, found: jax.sharding.Mesh
 ) -> dj.objectives.Apply:
   """The network as an objective calls it, its split parameters put together."""
-  gather = dj.parallel.gather(found) if config.fsdp else lambda params: params
+  gather = gathered(config, found)
 
   def apply(params, x_t, t, cond, key):
     return net.apply(
@@ -184,6 +184,11 @@ def applied(
   return apply
 
 
+def gathered(config: Config, found: jax.sharding.Mesh) -> Callable[[Any], Any]:
+  """Puts split parameters together, where they are."""
+  return dj.parallel.gather(found) if config.fsdp else lambda params: params
+
+
 def settle(
   config: Config,
   workdir: pathlib.Path,
@@ -191,6 +196,7 @@ def settle(
   source: dj.data.Source,
   init: Callable,
   step: Callable,
+  start: Any = None,
   **shown: Callable,
 ) -> Run:
   """Decides where everything lies, and compiles nothing yet.
@@ -200,9 +206,10 @@ def settle(
     workdir: Its directory.
     found: See ``mesh``.
     source: What it is trained on.
-    init: ``key -> state``.
+    init: ``(key, start) -> state``, or ``key -> state`` without a start.
     step: ``(state, batch, key) -> (state, metrics)``; the batch has "image"
       and "label".
+    start: Parameters of another run to begin with.
     **shown: ``measure``, ``preview`` and ``finish``, see ``Run``.
 
   Returns:
@@ -220,7 +227,8 @@ def settle(
     process_count=jax.process_count(),
   )
   init = jax.jit(init)  # So it is traced once, for shapes and for values.
-  abstract = jax.eval_shape(init, jax.random.key(0))
+  begun = () if start is None else (start,)
+  abstract = jax.eval_shape(init, jax.random.key(0), *begun)
   whole = dj.parallel.replicated(found)
   place = (
     dj.parallel.fully_split(abstract, found)
@@ -244,11 +252,11 @@ def settle(
       abstract,
       place,
     ),
-    init=jax.jit(
+    init=lambda key: jax.jit(
       init,
       out_shardings=place,
       compiler_options=devices.compiler_options(effort=0),  # runs once
-    ),
+    )(key, *begun),
     **shown,
   )
 

@@ -272,7 +272,8 @@ def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
 def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
   """The sampler, the spacing's name and the walk that are asked for."""
   usual = config.sampling.sampler
-  if values.steps is not None and values.steps <= assemble.FEW:
+  few = values.steps is not None and values.steps <= assemble.FEW
+  if few and config.objective.name == "diffusion":
     usual = assemble.FEW_STEPS_SAMPLER
   if values.eta is not None and usual not in assemble.TAKE_ETA:
     usual = "ddim"

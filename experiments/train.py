@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 
 import diffusion_jax as dj
-from experiments import assemble, cli, loop
+from experiments import assemble, cli, continuing, few_calls, loop
 from experiments.cli import Config
 from experiments.generate import Generator
 from experiments.monitor import Monitor
@@ -35,7 +35,9 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   assemble.check_draws(config)
   devices = loop.mesh(config, workdir)
   schedule = assemble.schedule(config)
-  loss_at = assemble.loss_at(config)
+  few_calls.check(config)
+  if config.objective.name == "diffusion":
+    assemble.loss_at(config)
   assemble.check(config, schedule)
   tx = assemble.optimizer(config)
   source = assemble.training_source(config)
@@ -45,13 +47,13 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
 
   step = functools.partial(
     dj.training.train_step,
-    objective=dj.objectives.diffusion(
-      loop.applied(config, net, devices),
+    objective=few_calls.objective(
+      config,
       schedule,
-      loss_at=loss_at,
-      draw=assemble.draw(config),
-      condition=conditions.draw,
-      **assemble.door(config),
+      net,
+      loop.applied(config, net, devices),
+      conditions,
+      loop.gathered(config, devices),
     ),
     tx=tx,
     micro_batches=config.micro_batches,
@@ -65,6 +67,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
     source,
     functools.partial(assemble.init, config, net, source.image_shape, tx),
     step,
+    start=(
+      None
+      if continuing.has_learnt(workdir)
+      else few_calls.start(config, net, source.image_shape)
+    ),
     **_shown(config, workdir, schedule, source, net),
   )
 

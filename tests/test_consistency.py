@@ -13,7 +13,7 @@ import diffusion_jax as dj
 from diffusion_jax import consistency, continuous, edm, targets
 from experiments import flow_maps
 
-EDM = continuous.edm()
+EDM, OURS = continuous.edm(), targets.edm()
 # (q, k, stage) of ect_r_i: n is 1 + 8 sigmoid(-u), or 1.
 MAPS = [
   (q, k, stage) for k in (8.0, 0.0) for q in (2, 4) for stage in (0, 1, 3, 7)
@@ -55,9 +55,9 @@ def boundary(least):
   return targets.Target(p=nothing, q=nothing, c=c)
 
 
-def door(F, *, target=targets.edm(), schedule=EDM):
+def door(F, *, target=OURS):
   return dj.predictor(
-    F, schedule, target=target, scale=edm.c_in(), clock=edm.c_noise
+    F, EDM, target=target, scale=edm.c_in(), clock=edm.c_noise
   )
 
 

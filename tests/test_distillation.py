@@ -18,7 +18,7 @@ def map_by(schedule, mean, std, pairs, *, wrong=0.0):
 
   def apply(x_t, t):
     t = process.times(t, x_t)
-    s = ends[(t[:, None] == starts).argmax(axis=1)]
+    s = ends[(t[:, None] == starts[None]).argmax(axis=1)]
     x_s = flow_map(schedule, mean, std, x_t, t, s)
     x0 = distillation.x0_between(schedule, x_t, t, x_s, s) * (1 + wrong)
     eps = dj.prediction.eps_from_x0(schedule, x_t, t, x0)

@@ -36,7 +36,7 @@ def stand_in(numbers):
   def f(x, t, cond):
     t, y = (process.per_example(v, x) for v in (t, cond["y"]))
     h = t - process.per_example(cond["s"], x)
-    return a * x + b * jnp.sin(2 * x + t + h / 2) + c * h + d * y / NONE
+    return a * x + b * jnp.sin(2 * x + t + h / 2) + c * (t - h) + d * y / NONE
 
   return f
 

@@ -14,12 +14,15 @@ Variants, as in --config=configs/digits.py:smoke,
   flow     flow matching: a straight path, its velocity, logit-normal times
   v        predicts v
   jit-loss predicts x0 on the straight path, counts the error of the velocity
+  consistency, meanflow, distilled
+           one to four network calls, see docs/one-step.md
 """
 
 from experiments.configs import common
 
 VARIANTS = (
-  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss",
+  "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss", "consistency",
+  "meanflow", "distilled",
 )  # fmt: skip
 
 
@@ -62,6 +65,8 @@ def get_config(variant: str = ""):
     edm(config)
   if variant in ("flow", "jit-loss"):
     flow(config, variant)
+  if variant in FEW_CALLS:
+    FEW_CALLS[variant](config)
   if variant == "smoke":
     config.update(
       {
@@ -100,3 +105,37 @@ def flow(config, variant: str) -> None:
     config.update({"time_mean": 0.8, "time_std": 0.8})
   config.model.update({"time_origin": 0.0, "time_scale": 1000.0})
   config.sampling.update({"sampler": "flow_heun", "steps": 50})
+
+
+def consistency(config) -> None:
+  """Consistency models made easy (Geng et al. 2024), on EDM's network."""
+  edm(config)
+  config.objective.update({"name": "consistency", "stage": 250})
+  config.update({"time_mean": -1.1, "time_std": 2.0})
+  config.sampling.update({"sampler": "consistency", "steps": 2})
+  config.preview.update({"sampler": "consistency", "steps": 2})
+
+
+def meanflow(config) -> None:
+  """Average velocities (Geng et al. 2025)."""
+  flow(config, "meanflow")
+  config.objective.update({"name": "meanflow", "equal": 0.5})
+  config.time_mean = -0.4
+  # What is derived by time must be smooth in it.
+  config.model.time_scale = 10.0
+  config.sampling.update({"sampler": "meanflow", "steps": 1, "clip": False})
+  config.preview.update({"sampler": "meanflow", "steps": 1})
+
+
+def distilled(config) -> None:
+  """Half the steps of a run that predicts v (Salimans and Ho 2022)."""
+  config.target = "v"
+  config.objective.update({"name": "distillation", "steps": 8})
+  steps = config.objective.get_ref("steps")
+  for sampling in (config.sampling, config.preview):
+    sampling.update({"sampler": "ddim", "spacing": "trailing", "steps": steps})
+
+
+FEW_CALLS = {
+  "consistency": consistency, "meanflow": meanflow, "distilled": distilled,
+}  # fmt: skip
