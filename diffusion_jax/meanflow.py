@@ -211,7 +211,10 @@ def meanflow(
       x_t = process.q_sample(schedule, x0, t, eps)
       p = given(teacher(state), cond)(x_t, t)
       v = p.eps_hat - p.x0_hat
-    return found._replace(examples=Spans(x0, cond, t, s, eps, v))
+    return found._replace(
+      examples=Spans(x0, cond, t, s, eps, v),
+      bin=objectives.bin_of(schedule, t),
+    )
 
   def loss(params, examples, key):
     x0, cond, t, s, eps, v = examples

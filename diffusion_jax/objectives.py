@@ -158,6 +158,14 @@ def bins_of(schedule: Schedule) -> int:
   return schedule.T if isinstance(schedule.T, int) else BINS
 
 
+def bin_of(schedule: Schedule, t: Any) -> Int[Array, " B"]:
+  """Which part of time each t is in, the cleanest is 0."""
+  bins = bins_of(schedule)
+  whole = isinstance(schedule.T, int)
+  bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
+  return jnp.clip(bin, 0, bins - 1)
+
+
 def noising(schedule: Schedule, draw, condition):
   """Draws times, by past losses where there are any, and noise.
 
@@ -184,7 +192,6 @@ def noising(schedule: Schedule, draw, condition):
         t = (t - inside) * (schedule.T / bins)
     eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
     cond = None if condition is None else condition(batch, key, state.step)
-    bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
-    return Draw(Noised(x0, cond, t, eps), jnp.clip(bin, 0, bins - 1), scale)
+    return Draw(Noised(x0, cond, t, eps), bin_of(schedule, t), scale)
 
   return drawn

@@ -35,6 +35,11 @@ def check(config: Config) -> None:
       f"objective.name={name} learns no variance: variance={config.variance!r} "
       "must be a fixed one"
     )
+  if name != "diffusion" and config.timesteps == "importance":
+    raise ValueError(
+      f"objective.name={name} draws pairs of times, not by past losses: "
+      "timesteps=importance must be another"
+    )
   if starting.taught(config) and not config.init.run:
     raise ValueError(
       f"objective.name={name} learns from a teacher: name its run as "

@@ -235,6 +235,11 @@ def settle(
     if config.fsdp
     else jax.tree.map(lambda _: whole, abstract)
   )
+  placed = jax.jit(
+    init,
+    out_shardings=place,
+    compiler_options=devices.compiler_options(effort=0),  # runs once
+  )
   return Run(
     config=config,
     workdir=workdir,
@@ -252,11 +257,7 @@ def settle(
       abstract,
       place,
     ),
-    init=lambda key: jax.jit(
-      init,
-      out_shardings=place,
-      compiler_options=devices.compiler_options(effort=0),  # runs once
-    )(key, *begun),
+    init=lambda key: placed(key, *begun),
     **shown,
   )
 
