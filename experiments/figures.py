@@ -100,13 +100,21 @@ def paths():
 def maps():
   """Noise, and where the flow takes it: exactly, and by one network call."""
   x_T = jax.random.normal(jax.random.key(9), (1200, 2))
-  ends = {"noise": x_T, "exact": flow_maps.exact(x_T)}
-  for name in flow_maps.METHODS:
-    ends[name] = flow_maps.learn(name, 8000)(x_T)
+  exact = flow_maps.exact(x_T)
+  rows = [
+    [x_T, exact]
+    + [
+      flow_maps.learn(name, 8000, taught=taught)(x_T)
+      for name in flow_maps.METHODS
+    ]
+    for taught in (True, False)
+  ]
+  angle = np.arctan2(*np.asarray(x_T).T)
   return plots.plane(
-    np.stack(list(ends.values())),
-    titles=list(ends),
-    shade=np.arctan2(*np.asarray(x_T).T),
+    np.array(rows),
+    titles=("noise", "exact", *flow_maps.METHODS),
+    labels=("learnt from a teacher", "learnt from data"),
+    shade=np.stack([angle, angle]),
     reach=2.2,
   )
 

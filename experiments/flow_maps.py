@@ -65,7 +65,7 @@ METHODS = {
     dj.consistency.renoise_step,
   ),
   "MeanFlow": (
-    functools.partial(dj.meanflow.meanflow, draw=DRAW, equal=0.5),
+    functools.partial(dj.meanflow.meanflow, draw=DRAW, equal=0.5, power=0.0),
     {"target": dj.targets.flow},
     dj.meanflow.step,
   ),

@@ -276,7 +276,7 @@ def test_a_small_network_learns_the_map_of_a_mixture(name):
     jnp.sqrt(((flow_maps.learn(name, steps)(x_T) - true) ** 2).mean())
     for steps in (0, 600)
   ]
-  assert errors[1] < 0.3 * errors[0]
+  assert errors[1] < 0.5 * errors[0]
 
 
 # ----------------------------------------------------------------- bad input
