@@ -84,7 +84,7 @@ def objective(
     )
 
   door = assemble.door(config)
-  common = {"condition": conditions.draw}
+  common: dict[str, Any] = {"condition": conditions.draw}
   if options.name in ("diffusion", "distillation"):
     common |= {**door, "loss_at": assemble.loss_at(config)}
   if options.name == "diffusion":
