@@ -6,6 +6,7 @@ whole or not at all, and says by checksums what it was when it was written.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -98,7 +99,7 @@ class Checkpoints:
       return
     _check_room(self._directory, state)
     with self._saving():
-      self._manager.save(step, args=_Save(state))
+      self._manager.save(step, args=_Save(_fields(state)))
 
   def wait(self) -> None:
     """Returns once everything is saved.
@@ -172,8 +173,8 @@ class Checkpoints:
       have = _shapes(self._manager.item_metadata(step))
     _check_same(_shapes(like), have)
     with _damage():
-      state = self._manager.restore(step, args=_Restore(like))
-    return cast(TrainState, state)
+      fields = self._manager.restore(step, args=_Restore(_fields(like)))
+    return TrainState(**cast(dict[str, Any], fields))
 
   def _verify(self, step: int) -> None:
     """Compares the files with their checksums, on one process for all.
@@ -234,6 +235,17 @@ class _Save(ocp.args.StandardSave):
 @ocp.args.register_with_handler(_Checksummed, for_restore=True)
 class _Restore(ocp.args.StandardRestore):
   """As ``_Save``."""
+
+
+def _fields(state: TrainState) -> dict[str, Any]:
+  """What is saved of a state: checkpoints older than teachers have none."""
+  fields = {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+  }
+  if state.teacher is None:
+    del fields["teacher"]
+  return fields
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
