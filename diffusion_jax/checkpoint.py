@@ -7,6 +7,7 @@ When it goes, a small snapshot of its averages stays, see ``averages``.
 """
 
 import contextlib
+import dataclasses
 import errno
 import pathlib
 import shutil
@@ -135,7 +136,7 @@ class Checkpoints:
       return
     _check_room(self._directory, state)
     with self._saving():
-      self._manager.save(step, args=_Save(state))
+      self._manager.save(step, args=_Save(_fields(state)))
     if self._averages is not None and isinstance(state, TrainState):
       self._averages.save(snapshot(state.step, state.ema))
 
@@ -215,8 +216,11 @@ class Checkpoints:
       have = _shapes(self._manager.item_metadata(step))
     _check_same(_shapes(like), have)
     with _damage():
-      state = self._manager.restore(step, args=_Restore(like))
-    return cast(Saved, state)
+      saved = self._manager.restore(step, args=_Restore(_fields(like)))
+    # Orbax returns what it is given: the fields of a state, or a snapshot.
+    if isinstance(like, TrainState):
+      saved = TrainState(**cast(dict[str, Any], saved))
+    return cast(Saved, saved)
 
   def _verify(self, step: int) -> None:
     """Compares the files with their checksums, on one process for all.
@@ -277,6 +281,19 @@ class _Save(ocp.args.StandardSave):
 @ocp.args.register_with_handler(_Checksummed, for_restore=True)
 class _Restore(ocp.args.StandardRestore):
   """As ``_Save``."""
+
+
+def _fields(state: Any) -> Any:
+  """What is saved of a state: checkpoints older than teachers have none."""
+  if not isinstance(state, TrainState):
+    return state
+  fields = {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+  }
+  if state.teacher is None:
+    del fields["teacher"]
+  return fields
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import importance, losses, process, targets, timesteps
 from diffusion_jax.guidance import log_prob
 from diffusion_jax.losses import LossAt
-from diffusion_jax.prediction import Cond, Scale, predictor
+from diffusion_jax.prediction import Cond, Predict, Scale, predictor
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.state import Params, TrainState
@@ -64,6 +64,11 @@ class Apply(Protocol):
   ) -> Any:
     """What it returns, its dropout drawn with the key."""
     ...
+
+
+# What there is to learn from beside the data: of its frozen parameters
+# (state.teacher), of an average, or of nothing in the state at all.
+Teacher = Callable[[TrainState], Predict]
 
 
 class Noised(NamedTuple):
@@ -120,7 +125,7 @@ def diffusion(
       return loss
     return losses.uncertain(loss, uncertainty(params, t))
 
-  return Objective(_noising(schedule, draw, condition), loss, _bins(schedule))
+  return Objective(noising(schedule, draw, condition), loss, bins_of(schedule))
 
 
 def classification(
@@ -151,17 +156,34 @@ def classification(
     del key, step
     return batch["label"]
 
-  return Objective(_noising(schedule, draw, label), loss, _bins(schedule))
+  return Objective(noising(schedule, draw, label), loss, bins_of(schedule))
 
 
-def _bins(schedule: Schedule) -> int:
+def bins_of(schedule: Schedule) -> int:
   """Whole steps, or as many equal parts of real time."""
   return schedule.T if isinstance(schedule.T, int) else BINS
 
 
-def _noising(schedule: Schedule, draw, condition):
-  """Draws times, by past losses where there are any, and noise."""
-  bins = _bins(schedule)
+def bin_of(schedule: Schedule, t: Any) -> Int[Array, " B"]:
+  """Which part of time each t is in, the cleanest is 0."""
+  bins = bins_of(schedule)
+  whole = isinstance(schedule.T, int)
+  bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
+  return jnp.clip(bin, 0, bins - 1)
+
+
+def noising(schedule: Schedule, draw, condition):
+  """Draws times, by past losses where there are any, and noise.
+
+  Args:
+    schedule: The noise schedule.
+    draw: See ``diffusion``.
+    condition: See ``diffusion``.
+
+  Returns:
+    The ``draw`` of an objective, whose examples are ``Noised``.
+  """
+  bins = bins_of(schedule)
   whole = isinstance(schedule.T, int)
 
   def drawn(key, state, batch):
@@ -176,7 +198,6 @@ def _noising(schedule: Schedule, draw, condition):
         t = (t - inside) * (schedule.T / bins)
     eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
     cond = None if condition is None else condition(batch, key, state.step)
-    bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
-    return Draw(Noised(x0, cond, t, eps), jnp.clip(bin, 0, bins - 1), scale)
+    return Draw(Noised(x0, cond, t, eps), bin_of(schedule, t), scale)
 
   return drawn

@@ -10,7 +10,7 @@ one of another. A closed form is as welcome as a U-Net.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -26,6 +26,8 @@ from diffusion_jax.targets import Target
 Cond = Any
 # (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
+# The key of a condition that says where a step leads.
+END = "s"
 # A number for each time, [B] or [].
 Scale = Callable[[Schedule, Time], Any]
 
@@ -104,7 +106,8 @@ def predictor(
       channels and "learned_range" interpolates between the two fixed ones in
       the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
     scale: What the network's input is multiplied with (EDM's c_in).
-    clock: What it gets for the time (EDM's c_noise), by default t.
+    clock: What it gets for a time (EDM's c_noise), by default t itself; also
+      for the second one of ``towards``.
 
   Returns:
     The door to it. Nothing is clipped, see ``clipped``.
@@ -119,6 +122,8 @@ def predictor(
   def predict(x_t, t, cond=None):
     t = process.times(t, x_t)
     time = t if clock is None else clock(schedule, t)
+    if clock is not None and isinstance(cond, Mapping) and END in cond:
+      cond = {**cond, END: clock(schedule, cond[END])}
     x = x_t if scale is None else per_example(scale(schedule, t), x_t) * x_t
     output = network(x, time) if cond is None else network(x, time, cond)
     F, raw = _split(output, x_t.shape, variance)
@@ -179,11 +184,35 @@ def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
 
 
 def given(predict: Predict, condition: Cond) -> Predict:
-  """Binds a condition, for steps and losses, which know of none."""
+  """Binds a condition, for steps and losses, which know of none.
+
+  All that a step may add is where it leads, see ``towards``.
+  """
 
   def bound(x_t, t, cond=None):
-    del cond
+    if cond is not None:
+      return predict(x_t, t, {**(condition or {}), **cond})
     return predict(x_t, t, condition)
+
+  return bound
+
+
+def towards(predict: Predict, s: Time) -> Predict:
+  """Says where a step leads, to a network that has a second time as input.
+
+  What such a network predicts at t serves the step to s alone: ``flow``'s
+  velocity is then an average over the step (``meanflow``).
+
+  Args:
+    predict: What predicts; its condition is a dict, or none.
+    s: The second time, which the condition has under "s".
+
+  Returns:
+    The same, of that step.
+  """
+
+  def bound(x_t, t, cond=None):
+    return predict(x_t, t, {**(cond or {}), END: process.times(s, x_t)})
 
   return bound
 

@@ -26,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: The optimizer's state.
     history: An ``importance.LossHistory``, where past losses decide which
       steps are drawn.
+    teacher: Parameters that stay as they are, of the network to learn from.
   """
 
   # Any: libraries make trees of shapes or save options of the same structure.
@@ -34,10 +35,15 @@ class TrainState(flax.struct.PyTreeNode):
   ema: dict[str, Params]
   opt_state: Any
   history: Any = None
+  teacher: Any = None
 
 
 def create(
-  params: Params, tx, ema_rates, history: LossHistory | None = None
+  params: Params,
+  tx,
+  ema_rates,
+  history: LossHistory | None = None,
+  teacher: Params = None,
 ) -> TrainState:
   """The state before the first step; every EMA starts at the parameters.
 
@@ -57,6 +63,7 @@ def create(
     ema={str(r): jax.tree.map(jnp.copy, params) for r in ema_rates},
     opt_state=tx.init(params),
     history=history,
+    teacher=teacher,
   )
 
 

@@ -101,7 +101,14 @@ def train_step(
     grad_norm=global_norm(grads),
     param_norm=global_norm(params),
   )
-  return TrainState(state.step + 1, params, ema, opt_state, history), metrics
+  new = state.replace(
+    step=state.step + 1,
+    params=params,
+    ema=ema,
+    opt_state=opt_state,
+    history=history,
+  )
+  return new, metrics
 
 
 def train_block(

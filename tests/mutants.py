@@ -100,6 +100,49 @@ MUTANTS = {
     "self.log_snr(t) + fall",
     "tests/test_continuous.py",
   ),
+  # ------------------------------------------------ one to four network calls
+  "the nearer point learns, too": _library(
+    "consistency",
+    "return f_t - jax.lax.stop_gradient(f_r)",
+    "return f_t - f_r",
+    "tests/test_consistency.py -k dropout",
+  ),
+  "the network asked at t = 0": _library(
+    "consistency",
+    "f_r = jnp.where(per_example(r, x_r) > 0, f_r, x_r)",
+    "f_r = jnp.where(per_example(r, x_r) >= 0, f_r, x_r)",
+    "tests/test_consistency.py -k published",
+  ),
+  "neighbours farther in later stages": _library(
+    "consistency",
+    "u * (1 - n / q ** (stage + 1))",
+    "u * (1 - n / q ** stage)",
+    "tests/test_consistency.py -k map",
+  ),
+  "average velocity, the derivative with a plus": _library(
+    "meanflow",
+    "v - per_example(span, z) * dU_dt",
+    "v + per_example(span, z) * dU_dt",
+    "tests/test_meanflow.py",
+  ),
+  "average velocity, a span in the wrong time": _library(
+    "meanflow",
+    "span = (now - tau(s)) / rate",
+    "span = (now - tau(s)) * rate",
+    "tests/test_meanflow.py -k exact_average",
+  ),
+  "even draws of two times paired": _library(
+    "meanflow",
+    "s = jax.random.permutation(key_order, s)",
+    "s = s + 0 * jax.random.uniform(key_order)",
+    "tests/test_meanflow.py -k sorted",
+  ),
+  "the student's walk ends half-way": _library(
+    "distillation",
+    "np.stack([pairs[::2, 0], pairs[1::2, 1]], axis=1)",
+    "np.stack([pairs[::2, 0], pairs[::2, 1]], axis=1)",
+    "tests/test_distillation.py",
+  ),
   # -------------------------------------------------- targets and the door
   "determinant with a plus": _library(
     "targets",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import prediction, process, samplers, targets
+from diffusion_jax import continuous, prediction, process, samplers, targets
 from diffusion_jax.schedules import Schedule
 from diffusion_jax.targets import Target
 
@@ -97,3 +97,19 @@ def walk(solver, data, schedule, x, pairs, *, target=targets.eps):
 
 GAUSSIAN = Mixture(means=(0.3,), weights=(1.0,), std=0.5)
 TWO_PEAKS = Mixture(means=(-0.6, 0.5), weights=(0.3, 0.7), std=0.1)
+
+
+def flow_map(schedule: Schedule, mean: float, std: float, x_t, t, s):
+  """Where the probability flow of N(mean, std^2) takes x_t at s."""
+  a, b = process.rates(schedule, t, x_t)
+  a_s, b_s = process.rates(schedule, s, x_t)
+  shrink = jnp.hypot(a_s * std, b_s) / jnp.hypot(a * std, b)
+  return a_s * mean + shrink * (x_t - a * mean)
+
+
+# What the methods of few calls are tested on: a path and a Gaussian each.
+PATHS = {
+  "flow": (continuous.flow(), 0.3, 0.7),
+  "vp": (continuous.linear(), -0.4, 0.5),
+  "ve": (continuous.edm(), 1.0, 0.2),
+}

@@ -7,6 +7,7 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.runs import checks, networks, processes, samplers
+from diffusion_jax.runs.training import objectives
 from experiments.configs import common, digits, edm, edm2, flow
 
 
@@ -129,7 +130,7 @@ def objective(config):
   apply = lambda params, x_t, t, cond, key: params["w"] * x_t
   noise = processes.schedule(config)
   conditions = networks.conditions(config, noise, (8, 8, 1))
-  return processes.objective(config, apply, noise, conditions.draw)
+  return objectives.objective(config, noise, None, apply, conditions)
 
 
 def test_augmentation_needs_a_network_that_is_given_its_labels():

@@ -461,3 +461,28 @@ def test_accelerators_get_the_convolution_that_they_know(monkeypatch):
     assert names(alone) == ["conv_general_dilated"]
   *_, last = names(convolution.conv_of_upsampled)
   assert last == "conv_general_dilated"
+
+
+def test_a_network_of_spans_begins_as_one_without():
+  x, t, s = jnp.ones((2, 8, 8, 1)), jnp.array([3.0, 5.0]), jnp.array([1.0, 2.0])
+  plain, spans = UNet(**SMALL), UNet(**SMALL, spans=True)
+  params = spans.init(jax.random.key(0), x, t)["params"]
+  # No layer is silent but the span's last.
+  params = {
+    name: part if name == "span2" else jax.tree.map(lambda x: x + 0.1, part)
+    for name, part in params.items()
+  }
+  old = {k: v for k, v in params.items() if not k.startswith("span")}
+  want = plain.apply({"params": old}, x, t)
+  for cond in (None, {"s": s}):
+    got = spans.apply({"params": params}, x, t, cond)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+  params["span2"] = jax.tree.map(lambda x: x + 0.1, params["span2"])
+  apart, instant, alone = (
+    spans.apply({"params": params}, x, t, cond)
+    for cond in ({"s": s}, {"s": t}, None)
+  )
+  np.testing.assert_array_equal(instant, alone)
+  assert abs(apart - instant).max() > 1e-4
+  with pytest.raises(ValueError, match="without spans was called with a sec"):
+    plain.init(jax.random.key(0), x, t, {"s": s})

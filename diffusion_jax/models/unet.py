@@ -140,7 +140,7 @@ class Encoder(nn.Module):
     angles = jnp.outer(time, 2 * jnp.pi * jax.lax.stop_gradient(freqs))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
-  def embed(self, t, y, low_res_t=None, augment=None):
+  def embed(self, t, y, low_res_t=None, augment=None, span=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
     backbone.check_classes(self, y)
@@ -170,13 +170,19 @@ class Encoder(nn.Module):
         embedding_init=nn.initializers.normal(1.0),
         name="classes",
       )(y)
-    if low_res_t is not None:
-      h = sinusoid(low_res_t * self.time_scale, self.channels, self.embedding)
-      h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res1")(h)
-      h = nn.silu(h)
-      emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res2")(
-        h
-      )
+    for name, time, init in (
+      ("low_res", low_res_t, INIT),
+      ("span", span, ZERO),  # A network without spans begins as one with them.
+    ):
+      if time is not None:
+        h = sinusoid(time * self.time_scale, self.channels, self.embedding)
+        h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name=f"{name}1")(
+          h
+        )
+        h = nn.silu(h)
+        emb += nn.Dense(
+          dim, dtype=self.dtype, kernel_init=init, name=f"{name}2"
+        )(h)
     return nn.silu(emb)
 
   def res_block(self, h, emb, train, level, resample=None):
@@ -274,9 +280,12 @@ class UNet(Encoder):
   Attributes:
     noisy_low_res: Whether the small pictures, where it enlarges any, come
       with noise; then it is told to which step they are noised.
+    spans: Whether the time s to which a step leads is an input, as t - s;
+      without one it is t itself.
   """
 
   noisy_low_res: bool = False
+  spans: bool = False
 
   takes: ClassVar[Sequence[str]] = backbone.PARTS
 
@@ -297,7 +306,8 @@ class UNet(Encoder):
       cond: What else it is told, see ``conditions``: "y", their classes,
         where it knows any; "low_res", smaller images to be upsampled, which
         are enlarged bilinearly and joined to x_t's channels; "low_res_t", the
-        steps to which these are noised, 0..T, where ``noisy_low_res``.
+        steps to which these are noised, 0..T, where ``noisy_low_res``; "s",
+        where a step leads, where ``spans``.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -307,10 +317,15 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment = backbone.parts(cond)
+    y, low_res, low_res_t, augment, s = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
+    if s is not None and not self.spans:
+      raise ValueError(
+        "a network without spans was called with a second time s"
+      )
+    span = t - (t if s is None else s) if self.spans else None
     out_channels = self.out_channels or x_t.shape[-1]
-    emb = self.embed(t, y, low_res_t, augment)
+    emb = self.embed(t, y, low_res_t, augment, span)
     skips = self.down(backbone.beside(x_t, low_res), emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):

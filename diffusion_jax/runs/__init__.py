@@ -11,6 +11,7 @@ those above it:
 
   console, configuration, choices   messages; every key; names and arguments
   directory                         what a run directory holds
+  starting                          parameters of another run
   processes, samplers, networks,    the objects that a configuration describes
   datasets, checks
   options                           what may be asked of a run

@@ -59,6 +59,28 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
       # flow, trig of diffusion_jax.continuous, whose real time has no T.
       "schedule": {"name": "linear", "T": 1000},
+      # Starts from another run's average, by default the slowest.
+      "init": {
+        "run": config_dict.placeholder(str),
+        "ema": config_dict.placeholder(str),
+      },
+      # diffusion; or, for one to four network calls, docs/one-step.md:
+      "objective": {
+        "name": "diffusion",  # consistency, meanflow, distillation
+        # Learn from the run of init.run, not from data; distillation always
+        # does. Guided with this scale.
+        "teacher": False,
+        "guidance": config_dict.placeholder(float),
+        "steps": 1,  # distillation: the student's, half of its teacher's
+        "stage": 25_000,  # consistency: updates until neighbours are nearer
+        "huber": 0.0,  # consistency: c of the pseudo-Huber distance
+        "equal": 0.75,  # meanflow: part of the steps from t to t
+        "power": 1.0,  # meanflow: of the adaptive weight
+        "improved": False,  # meanflow: derive along the network's velocity
+        # meanflow: guidance that is learnt, of scale omega / (1 - kappa).
+        "omega": 1.0,
+        "kappa": 0.0,
+      },
       "target": "eps",  # the network predicts: eps, x0, mean, v, flow, jit, edm
       "sigma_data": 0.5,  # standard deviation of the data, for target edm
       # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.

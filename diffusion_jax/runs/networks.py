@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 import diffusion_jax as dj
-from diffusion_jax.runs import choices, processes
+from diffusion_jax.runs import choices, processes, starting
 from diffusion_jax.runs.configuration import Config
 
 
@@ -50,6 +50,7 @@ def model(
     "out_channels": outputs * image_shape[-1],
     "num_classes": asked,
     "noisy_low_res": "low_res_t" in cond,
+    "spans": config.objective.name == "meanflow",
   }
   return _network(config, image_shape, derived, cond)
 
@@ -182,8 +183,11 @@ def optimizer(
   return choices.call("optim", dj.training.optimizer, config.optim.to_dict())
 
 
-def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
-  """The state before the first step; a pure function of the key."""
+def init(config, net, image_shape, tx, key, start=None) -> dj.state.TrainState:
+  """The state before the first step; a pure function of the key.
+
+  ``start`` are the parameters of another run to begin with, if any.
+  """
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
   if config.get("kind") != "classifier":
@@ -194,6 +198,8 @@ def init(config, net, image_shape, tx, key) -> dj.state.TrainState:
   if config.loss.get("uncertainty"):
     own = processes.UNCERTAINTY.init(jax.random.fold_in(key, 1), jnp.ones(1))
     params = {**params, "uncertainty": own["params"]}
+  if start is not None:
+    params = starting.grafted(params, start)
   return state(config, params, tx)
 
 
@@ -216,4 +222,8 @@ def state(config, params, tx) -> dj.state.TrainState:
   )
   names = averages(config)
   rates = config.ema.rates
-  return dj.state.create(params, tx, (*rates, *names[len(rates) :]), history)
+  taught = config.get("kind") != "classifier" and starting.taught(config)
+  return dj.state.create(
+    params, tx, (*rates, *names[len(rates) :]), history,
+    jax.tree.map(jnp.copy, params) if taught else None,
+  )  # fmt: skip

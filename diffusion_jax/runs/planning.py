@@ -250,7 +250,8 @@ def _walk(
 ) -> tuple[str, str | None, dj.timesteps.Pairs]:
   """The sampler, the spacing's name and the walk that are asked for."""
   usual = config.sampling.sampler
-  if options.steps is not None and options.steps <= samplers.FEW:
+  few = options.steps is not None and options.steps <= samplers.FEW
+  if few and config.objective.name == "diffusion":
     usual = samplers.FEW_STEPS_SAMPLER
   if options.eta is not None and usual not in samplers.TAKE_ETA:
     usual = "ddim"

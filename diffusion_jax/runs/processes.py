@@ -1,7 +1,6 @@
 """Builds a schedule, a loss and a predictor from a configuration."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,39 +109,6 @@ def loss_at(config: Config) -> dj.losses.LossAt:
       f"variance={config.variance!r} is fixed"
     )
   return functools.partial(core, **options)
-
-
-def objective(
-  config: Config,
-  apply: dj.objectives.Apply,
-  noise: dj.schedules.Schedule,
-  condition: Callable[..., dj.prediction.Cond],
-) -> dj.objectives.Objective:
-  """What a diffusion model of ``config`` minimises.
-
-  Raises:
-    ValueError: If images are augmented and the network takes no labels.
-  """
-
-  def uncertainty(params, t) -> Any:
-    clock = dj.edm.c_noise(noise, t)
-    return UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
-
-  made = dj.objectives.diffusion(
-    apply, noise, loss_at=loss_at(config), draw=draw(config),
-    condition=condition,
-    uncertainty=uncertainty if config.loss.get("uncertainty") else None,
-    **door(config),
-  )  # fmt: skip
-  if not config.augment:
-    return made
-  labels = config.model.get("augment_labels", 0)
-  if labels != dj.augmentation.NUM_LABELS:
-    raise ValueError(
-      f"augment={config.augment} needs a network that is given its labels: "
-      f"set model.augment_labels={dj.augmentation.NUM_LABELS}, not {labels}"
-    )
-  return dj.augmentation.augmented(made, config.augment)
 
 
 def draw(config: Config):

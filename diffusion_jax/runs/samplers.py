@@ -21,6 +21,8 @@ SAMPLERS: dict[str, Callable] = {
   "edm_heun": dj.edm.heun,
   "flow_heun": dj.flow.heun_step,
   "flow_sde": dj.flow.sde_step,
+  "consistency": dj.consistency.renoise_step,
+  "meanflow": dj.meanflow.step,
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
@@ -72,7 +74,7 @@ def walk(
   Raises:
     ValueError: If there is no such spacing, or not of that many steps.
   """
-  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde")
+  evenly = ("ancestral", "ddim", "flow_heun", "flow_sde", "meanflow")
   usual = "even" if name in evenly else "scales"
   if name == "edm_heun":
     usual = "karras"

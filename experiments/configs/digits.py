@@ -15,12 +15,15 @@ Variants, as in --config=configs/digits.py:smoke,
   v        predicts v
   jit-loss predicts x0 on the straight path, counts the error of the velocity
   dit      a transformer of patches of 2 x 2 in the place of the U-Net
+  consistency, meanflow, distilled
+           one to four network calls, see docs/one-step.md
 """
 
 from experiments.configs import common
 
 VARIANTS = (
   "smoke", "classes", "learned", "edm", "flow", "v", "jit-loss", "dit",
+  "consistency", "meanflow", "distilled",
 )  # fmt: skip
 
 
@@ -67,6 +70,8 @@ def get_config(variant: str = ""):
     common.exchange_network(config, "dit")
     config.model.update({"width": 128, "depth": 6, "heads": 4})
     config.optim.lr = 1e-3
+  if variant in FEW_CALLS:
+    FEW_CALLS[variant](config)
   if variant == "smoke":
     config.update(
       {
@@ -105,3 +110,37 @@ def flow(config, variant: str) -> None:
     config.update({"time_mean": 0.8, "time_std": 0.8})
   config.model.update({"time_origin": 0.0, "time_scale": 1000.0})
   config.sampling.update({"sampler": "flow_heun", "steps": 50})
+
+
+def consistency(config) -> None:
+  """Consistency models made easy (Geng et al. 2024), on EDM's network."""
+  edm(config)
+  config.objective.update({"name": "consistency", "stage": 250})
+  config.update({"time_mean": -1.1, "time_std": 2.0})
+  config.sampling.update({"sampler": "consistency", "steps": 2})
+  config.preview.update({"sampler": "consistency", "steps": 2})
+
+
+def meanflow(config) -> None:
+  """Average velocities (Geng et al. 2025)."""
+  flow(config, "meanflow")
+  config.objective.update({"name": "meanflow", "equal": 0.5})
+  config.time_mean = -0.4
+  # What is derived by time must be smooth in it.
+  config.model.time_scale = 10.0
+  config.sampling.update({"sampler": "meanflow", "steps": 1, "clip": False})
+  config.preview.update({"sampler": "meanflow", "steps": 1})
+
+
+def distilled(config) -> None:
+  """Half the steps of a run that predicts v (Salimans and Ho 2022)."""
+  config.target = "v"
+  config.objective.update({"name": "distillation", "steps": 8})
+  steps = config.objective.get_ref("steps")
+  for sampling in (config.sampling, config.preview):
+    sampling.update({"sampler": "ddim", "spacing": "trailing", "steps": steps})
+
+
+FEW_CALLS = {
+  "consistency": consistency, "meanflow": meanflow, "distilled": distilled,
+}  # fmt: skip

@@ -5,8 +5,8 @@
   python -m experiments.tools.figures --workdir=runs/digits
   python -m experiments.tools.figures --workdir=runs/digits-classes
 
-Without --workdir, those that need no trained network: schedules, forward,
-roll, paths and embedding, in docs/figures. With --workdir those that are drawn
+Without --workdir, those that need no trained run: schedules, forward, roll,
+paths, maps and embedding, in docs/figures. With --workdir those that are drawn
 by a run: samples, denoising and editing, or guided where the run knows classes.
 The same command gives the same picture. The rest of docs/ is made by
 
@@ -35,6 +35,7 @@ from diffusion_jax.runs import choices, directory, drawing, networks, planning
 from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli, edit
 from experiments.cli import devices
+from experiments.tools import flow_maps
 
 T = 1000
 SHOWN = 10  # steps in a strip
@@ -99,6 +100,28 @@ def paths():
   return plots.paths(way.x, points=mixture.means)
 
 
+def maps():
+  """Noise, and where the flow takes it: exactly, and by one network call."""
+  x_T = jax.random.normal(jax.random.key(9), (1200, 2))
+  exact = flow_maps.exact(x_T)
+  rows = [
+    [x_T, exact]
+    + [
+      flow_maps.learn(name, 8000, taught=taught)(x_T)
+      for name in flow_maps.METHODS
+    ]
+    for taught in (True, False)
+  ]
+  angle = np.arctan2(*np.asarray(x_T).T)
+  return plots.plane(
+    np.array(rows),
+    titles=("noise", "exact", *flow_maps.METHODS),
+    labels=("learnt from a teacher", "learnt from data"),
+    shade=np.stack([angle, angle]),
+    reach=2.2,
+  )
+
+
 def embedding():
   """The sinusoidal embedding of 1000 steps."""
   return plots.embedding(T, 64)
@@ -157,6 +180,7 @@ FORMULAS: dict[str, Callable[[], Any]] = {
   "forward": forward,
   "roll": roll,
   "paths": paths,
+  "maps": maps,
   "embedding": embedding,
 }
 OF_A_RUN: dict[str, Callable[[pathlib.Path], Any]] = {

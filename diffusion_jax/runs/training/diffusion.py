@@ -18,7 +18,12 @@ from diffusion_jax.runs import (
 from diffusion_jax.runs.configuration import Config
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.options import SamplingOptions
-from diffusion_jax.runs.training import reporting, setup
+from diffusion_jax.runs.training import (
+  continuing,
+  objectives,
+  reporting,
+  setup,
+)
 from diffusion_jax.runs.training.monitor import Monitor
 from diffusion_jax.runs.training.reporting import Log
 
@@ -32,7 +37,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   networks.check_draws(config)
   mesh = setup.training_mesh(config, workdir)
   schedule = processes.schedule(config)
-  processes.loss_at(config)  # refuses, before data are read
+  objectives.check(config)
   checks.check(config, schedule)
   tx = networks.optimizer(config)
   source = datasets.training_source(config)
@@ -42,8 +47,13 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
 
   step = functools.partial(
     dj.training.train_step,
-    objective=processes.objective(
-      config, setup.applied(config, net, mesh), schedule, conditions.draw
+    objective=objectives.objective(
+      config,
+      schedule,
+      net,
+      setup.applied(config, net, mesh),
+      conditions,
+      setup.gathered(config, mesh),
     ),
     tx=tx,
     micro_batches=config.micro_batches,
@@ -57,6 +67,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
     source,
     functools.partial(networks.init, config, net, source.image_shape, tx),
     step,
+    start=(
+      None
+      if continuing.has_learnt(workdir)
+      else objectives.start(config, net, source.image_shape)
+    ),
     **_shown(config, workdir, schedule, source, net),
   )
 

@@ -74,7 +74,7 @@ def applied(
   config: Config, net: Any, mesh: jax.sharding.Mesh
 ) -> dj.objectives.Apply:
   """The network as an objective calls it, its split parameters put together."""
-  gather = dj.parallel.gather(mesh) if config.fsdp else lambda params: params
+  gather = gathered(config, mesh)
 
   def apply(params, x_t, t, cond, key):
     return net.apply(
@@ -85,6 +85,11 @@ def applied(
   return apply
 
 
+def gathered(config: Config, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
+  """Puts split parameters together, where they are."""
+  return dj.parallel.gather(mesh) if config.fsdp else lambda params: params
+
+
 def build(
   config: Config,
   workdir: pathlib.Path,
@@ -92,6 +97,7 @@ def build(
   source: dj.data.Source,
   init: Callable,
   step: Callable,
+  start: Any = None,
   **shown: Callable,
 ) -> Training:
   """Decides where everything lies, and compiles nothing yet.
@@ -101,9 +107,10 @@ def build(
     workdir: Its directory.
     mesh: See ``training_mesh``.
     source: What it is trained on.
-    init: ``key -> state``.
+    init: ``(key, start) -> state``, or ``key -> state`` without a start.
     step: ``(state, batch, key) -> (state, metrics)``; the batch has "image"
       and "label".
+    start: Parameters of another run to begin with.
     **shown: ``measure``, ``preview`` and ``finish``, see ``Run``.
 
   Returns:
@@ -121,12 +128,18 @@ def build(
     process_count=jax.process_count(),
   )
   init = jax.jit(init)  # So it is traced once, for shapes and for values.
-  abstract = jax.eval_shape(init, jax.random.key(0))
+  begun = () if start is None else (start,)
+  abstract = jax.eval_shape(init, jax.random.key(0), *begun)
   whole = dj.parallel.replicated(mesh)
   place = (
     dj.parallel.fully_split(abstract, mesh)
     if config.fsdp
     else jax.tree.map(lambda _: whole, abstract)
+  )
+  placed = jax.jit(
+    init,
+    out_shardings=place,
+    compiler_options=compiling.compiler_options(effort=0),  # runs once
   )
   return Training(
     config=config,
@@ -145,10 +158,6 @@ def build(
       abstract,
       place,
     ),
-    init=jax.jit(
-      init,
-      out_shardings=place,
-      compiler_options=compiling.compiler_options(effort=0),  # runs once
-    ),
+    init=lambda key: placed(key, *begun),
     **shown,
   )

@@ -1,0 +1,291 @@
+"""MeanFlow: the average velocity over a step, by one forward derivative.
+
+On the straight path of ``flow``, z = x / (alpha + sigma) and tau = sigma /
+(alpha + sigma), with the velocity v of the probability flow (Geng et al. 2025),
+
+  U(z_t, t, s) = (1 / (tau_t - tau_s)) integral of v from s to t
+  z_s = z_t - (tau_t - tau_s) U                                       (eq. 4)
+  U = v - (tau_t - tau_s) dU / dtau_t,   along dz = v dtau            (eq. 6)
+
+The last line is the objective: it needs no integral, and the derivative is one
+``jax.jvp``. The network has the second time s as an input, under "s" of its
+condition; at s = t it predicts v, as in flow matching. As a prediction U is
+eps_hat - x0_hat of ``targets.flow``, and eq. 4 is DDIM's step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax import objectives, process, samplers, targets, timesteps
+from diffusion_jax.losses import mean_per_example
+from diffusion_jax.objectives import Apply, Objective, Teacher
+from diffusion_jax.prediction import (
+  Cond,
+  Predict,
+  Scale,
+  given,
+  predictor,
+  towards,
+)
+from diffusion_jax.process import Batch, per_example
+from diffusion_jax.schedules import Schedule, Time
+
+Real = Float[Array, "..."]
+# (z_t, t) -> U(z_t, t, s), s in the closure.
+Average = Callable[[Batch, Real], Batch]
+
+DRAW = timesteps.drawn_by(timesteps.logit_normal(-0.4))
+
+
+def identity(
+  average: Average,
+  schedule: Schedule,
+  z: Batch,
+  t: Time,
+  s: Time,
+  v: Batch,
+  along: Batch,
+) -> tuple[Batch, Batch]:
+  """U, and what it should be: v - (tau_t - tau_s) dU / dtau (eq. 6).
+
+  Args:
+    average: ``(z, t) -> U`` of steps to s.
+    schedule: The noise schedule, of real time.
+    z: Where the steps begin.
+    t: When; [B].
+    s: Where they lead; [B].
+    v: The velocity there, or an unbiased estimate of it.
+    along: The velocity of the derivative, v or a better estimate.
+
+  Returns:
+    U and its target, no gradient in the target.
+  """
+
+  def tau(t):
+    return straight(schedule, t)[1]
+
+  now, rate = jax.jvp(tau, (t,), (jnp.ones_like(t),))
+  tangents = per_example(rate, z) * along, jnp.ones_like(t)
+  U, dU_dt = jax.jvp(average, (z, t), tangents)
+  span = (now - tau(s)) / rate
+  return U, jax.lax.stop_gradient(v - per_example(span, z) * dU_dt)
+
+
+def guided(
+  v: Batch, strong: Batch, weak: Batch, omega: Real | float, kappa: Real | float
+) -> Batch:
+  """Omega v + kappa strong + (1 - omega - kappa) weak (eq. 19).
+
+  What a network learns with it is guided with scale omega / (1 - kappa), in one
+  call. omega = 1 has the least variance (improved MeanFlow, Geng et al. 2025).
+
+  Args:
+    v: The velocity, or an unbiased estimate of it.
+    strong: The network's own, with its condition.
+    weak: The network's own, without.
+    omega: See above.
+    kappa: See above.
+
+  Returns:
+    The guided velocity.
+  """
+  return omega * v + kappa * strong + (1 - omega - kappa) * weak
+
+
+def adaptive(
+  error: Batch, *, power: float = 1.0, offset: float = 1e-2
+) -> Float[Array, " B"]:
+  """The mean square, with the gradient of |error|^2 / (|error|^2 + c)^p.
+
+  The divisor is a constant (eq. 22). With p = 1 the published loss is close to
+  1 whatever the network has learnt, so this one shows the error itself.
+
+  Args:
+    error: U less its target.
+    power: p; 0 weighs all examples alike.
+    offset: c.
+
+  Returns:
+    [B].
+  """
+  stop = jax.lax.stop_gradient
+  total = (error**2).sum(axis=tuple(range(1, error.ndim)))
+  change = (total - stop(total)) / stop(total + offset) ** power
+  return stop(mean_per_example(error**2)) + change
+
+
+class Guidance(NamedTuple):
+  """Guidance that is learnt.
+
+  Attributes:
+    null: ``cond -> cond`` without its condition, see ``conditions``.
+    omega: See ``guided``.
+    kappa: See ``guided``.
+    interval: Times between which to guide, both included; None is all.
+  """
+
+  null: Callable[[Cond], Cond]
+  omega: float = 1.0
+  kappa: float = 0.5
+  interval: tuple[float, float] | None = None
+
+
+class Spans(NamedTuple):
+  """Steps from t to s, and a teacher's velocity at t where there is one."""
+
+  x0: Batch
+  cond: Cond
+  t: Any
+  s: Any
+  eps: Batch
+  v: Any
+
+
+def meanflow(
+  apply: Apply,
+  schedule: Schedule,
+  *,
+  scale: Scale | None = None,
+  clock: Scale | None = None,
+  draw: Callable[..., Any] = DRAW,
+  draw_s: Callable[..., Any] | None = None,
+  equal: float = 0.75,
+  power: float = 1.0,
+  offset: float = 1e-2,
+  improved: bool = False,
+  guidance: Guidance | None = None,
+  condition: Callable[..., Cond] | None = None,
+  teacher: Teacher | None = None,
+) -> Objective:
+  """Learns U from data, or from a teacher's velocity.
+
+  Args:
+    apply: The network, which predicts ``targets.flow``.
+    schedule: The noise schedule, of real time.
+    scale: Of its input, see ``prediction.predictor``.
+    clock: Its two times, see ``prediction.predictor``; finite at 0.
+    draw: ``(key, B, T) -> t``, see ``timesteps``: of both times, sorted.
+    draw_s: Of the second time, where it has a distribution of its own.
+    equal: Part of the examples with s = t, whose target is v itself.
+    power: See ``adaptive``.
+    offset: See ``adaptive``.
+    improved: Derive along the network's own v, not along eps - x_0: the target
+      then has no more noise than v (improved MeanFlow).
+    guidance: Guidance to learn.
+    condition: See ``objectives.diffusion``.
+    teacher: A diffusion model, ``state -> predict``.
+
+  Returns:
+    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+
+  Raises:
+    ValueError: If the schedule has whole steps, or equal is no part.
+  """
+  if isinstance(schedule.T, int):
+    raise ValueError(
+      "meanflow is of real time, whole steps have no derivative: use a "
+      "schedule of diffusion_jax.continuous"
+    )
+  if not 0 <= equal <= 1:
+    raise ValueError(f"{equal=} must be in [0, 1], a part of the examples")
+  noised = objectives.noising(schedule, draw, condition)
+
+  def drawn(key, state, batch):
+    found = noised(key, state, batch)
+    x0, cond, t, eps = found.examples
+    key_s, key_order, key_equal = jax.random.split(
+      jax.random.fold_in(jax.random.fold_in(key, state.step), 1), 3
+    )
+    s = (draw_s or draw)(key_s, len(x0), schedule.T)
+    # Even draws would pair every t with an s as far away.
+    s = jax.random.permutation(key_order, s)
+    t, s = jnp.maximum(t, s), jnp.minimum(t, s)
+    s = jnp.where(jax.random.bernoulli(key_equal, equal, t.shape), t, s)
+    v = None
+    if teacher is not None:
+      x_t = process.q_sample(schedule, x0, t, eps)
+      p = given(teacher(state), cond)(x_t, t)
+      v = p.eps_hat - p.x0_hat
+    return found._replace(
+      examples=Spans(x0, cond, t, s, eps, v),
+      bin=objectives.bin_of(schedule, t),
+    )
+
+  def loss(params, examples, key):
+    x0, cond, t, s, eps, v = examples
+    predict = predictor(
+      lambda x_t, t, cond: apply(params, x_t, t, cond, key), schedule,
+      target=targets.flow, scale=scale, clock=clock,
+    )  # fmt: skip
+
+    def average(z, t, s, cond):
+      size = per_example(straight(schedule, t)[0], z)
+      return towards(given(predict, cond), s)(size * z, t).output
+
+    tau = per_example(straight(schedule, t)[1], x0)
+    z = (1 - tau) * x0 + tau * eps
+    v = eps - x0 if v is None else v
+    if guidance is not None:
+      now = functools.partial(average, z, t, t)
+      v = _learnt_guidance(guidance, now, cond, v, t)
+    along = average(z, t, t, cond) if improved else v
+    v, along = jax.lax.stop_gradient((v, along))
+    U, aim = identity(
+      lambda z, t: average(z, t, s, cond), schedule, z, t, s, v, along
+    )
+    return adaptive(U - aim, power=power, offset=offset)
+
+  return Objective(drawn, loss, objectives.bins_of(schedule))
+
+
+def _learnt_guidance(guidance: Guidance, now, cond, v, t):
+  """The guided velocity, where a condition is there and the time is right."""
+  null = guidance.null(cond)
+  same = [
+    (a == b).reshape(len(t), -1).all(axis=1)
+    for a, b in zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True)
+  ]
+  plain = jnp.stack(same).all(axis=0)
+  if guidance.interval is not None:
+    low, high = guidance.interval
+    plain |= (t < low) | (t > high)
+  mixed = guided(v, now(cond), now(null), guidance.omega, guidance.kappa)
+  return jnp.where(per_example(plain, v), v, mixed)
+
+
+def straight(schedule: Schedule, t: Time) -> tuple[Real, Real]:
+  """Alpha + sigma, and tau = sigmoid(-log SNR / 2)."""
+  at = schedule.at(t)
+  return at.alpha + at.sigma, jax.nn.sigmoid(-at.log_snr / 2)
+
+
+def step(
+  predict: Predict,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  eps: Batch,
+) -> tuple[Batch, Batch]:
+  """z_s = z_t - (tau_t - tau_s) U(z_t, t, s) (eq. 4).
+
+  DDIM's step of a network that knows where it leads; one from T to 0 is the
+  whole sampler.
+
+  Args:
+    predict: The network, see ``prediction``.
+    schedule: The noise schedule.
+    x_t: The sample at t.
+    t: Where it stands.
+    s: Where to go, below t.
+    eps: Unused; the step is deterministic.
+
+  Returns:
+    x_s, and x0_hat as if the step went on to the end.
+  """
+  return samplers.ddim_step(towards(predict, s), schedule, x_t, t, s, eps)

@@ -1,0 +1,218 @@
+"""The objective that a configuration names, and the run that it starts from."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import diffusion_jax as dj
+from diffusion_jax.runs import (
+  choices,
+  directory,
+  networks,
+  processes,
+  restoring,
+  samplers,
+  starting,
+)
+from diffusion_jax.runs.configuration import Config
+
+OBJECTIVES = ("diffusion", "consistency", "meanflow", "distillation")
+
+
+def check(config: Config) -> None:
+  """Refuses an objective that the rest of a configuration does not allow."""
+  options = config.objective
+  name = choices.named("objective", options.name, OBJECTIVES)
+  for key, value in (
+    ("augment", config.augment), ("loss.uncertainty", config.loss.uncertainty),
+  ):  # fmt: skip
+    if value and name != "diffusion":
+      raise ValueError(
+        f"{key}={value} is of objective.name=diffusion, not of {name}"
+      )
+  if name == "diffusion":
+    processes.loss_at(config)  # refuses what does not fit
+  if name in ("consistency", "meanflow") and not processes.real_time(config):
+    raise ValueError(
+      f"objective.name={name} is of real time, schedule.name="
+      f"{config.schedule.name!r} has whole steps: use one of "
+      f"{', '.join(processes.REAL_TIME)}"
+    )
+  if name == "meanflow" and config.target != "flow":
+    raise ValueError(
+      f"objective.name=meanflow predicts a velocity, not target="
+      f"{config.target}: use target=flow"
+    )
+  if name != "diffusion" and config.variance.startswith("learned"):
+    raise ValueError(
+      f"objective.name={name} learns no variance: variance={config.variance!r} "
+      "must be a fixed one"
+    )
+  if name != "diffusion" and config.timesteps == "importance":
+    raise ValueError(
+      f"objective.name={name} draws pairs of times, not by past losses: "
+      "timesteps=importance must be another"
+    )
+  if starting.taught(config) and not config.init.run:
+    raise ValueError(
+      f"objective.name={name} learns from a teacher: name its run as "
+      "--config.init.run=DIRECTORY"
+    )
+
+
+def objective(
+  config: Config,
+  schedule: dj.schedules.Schedule,
+  net: Any,
+  apply: dj.objectives.Apply,
+  conditions: dj.conditions.Conditions,
+  gather: Callable[[Any], Any] = lambda params: params,
+) -> dj.objectives.Objective:
+  """What the run makes small.
+
+  Args:
+    config: Of the run.
+    schedule: Its noise schedule.
+    net: Its network, which the teacher has, too.
+    apply: The network in training.
+    conditions: Of its data.
+    gather: Puts the teacher's parameters together.
+
+  Returns:
+    The objective.
+
+  Raises:
+    ValueError: If it is none that the configuration allows.
+  """
+  check(config)
+  options = config.objective
+
+  def teacher(state):
+    params = gather(state.teacher)
+    predict = processes.predictor(config, schedule, net, params)
+    if options.guidance is None:
+      return predict
+    return samplers.guide(config)(
+      predict, schedule, conditions.null, options.guidance
+    )
+
+  door = processes.door(config)
+  common: dict[str, Any] = {"condition": conditions.draw}
+  if options.name in ("diffusion", "distillation"):
+    common |= {**door, "loss_at": processes.loss_at(config)}
+  if options.name == "diffusion":
+    return _diffusion(config, apply, schedule, common)
+  if options.name == "distillation":
+    return dj.distillation.progressive(
+      apply, schedule, teacher, teachers_walk(config, schedule), **common
+    )
+  del door["variance"]
+  common |= {
+    "draw": processes.draw(config),
+    "teacher": teacher if options.teacher else None,
+  }
+  if options.name == "consistency":
+    return dj.consistency.consistency(
+      apply, schedule, nearer=dj.consistency.stages(options.stage),
+      distance=functools.partial(dj.consistency.pseudo_huber, c=options.huber),
+      **{"scale": None, "clock": None, **door}, **common,
+    )  # fmt: skip
+  learnt = None
+  if options.kappa or options.omega != 1:
+    if not networks.hides_labels(config):
+      raise ValueError(
+        f"objective.omega={options.omega} and kappa={options.kappa} guide away "
+        "from no class, which is not learnt: set label_dropout"
+      )
+    learnt = dj.meanflow.Guidance(conditions.null, options.omega, options.kappa)
+  return dj.meanflow.meanflow(
+    apply, schedule, equal=options.equal, power=options.power,
+    improved=options.improved, guidance=learnt, **common,
+  )  # fmt: skip
+
+
+def _diffusion(config, apply, schedule, common) -> dj.objectives.Objective:
+  """The usual objective, with a learned uncertainty or augmented images."""
+
+  def uncertainty(params, t) -> Any:
+    clock = dj.edm.c_noise(schedule, t)
+    return processes.UNCERTAINTY.apply({"params": params["uncertainty"]}, clock)
+
+  made = dj.objectives.diffusion(
+    apply, schedule, draw=processes.draw(config),
+    uncertainty=uncertainty if config.loss.get("uncertainty") else None,
+    **common,
+  )  # fmt: skip
+  if not config.augment:
+    return made
+  labels = config.model.get("augment_labels", 0)
+  if labels != dj.augmentation.NUM_LABELS:
+    raise ValueError(
+      f"augment={config.augment} needs a network that is given its labels: "
+      f"set model.augment_labels={dj.augmentation.NUM_LABELS}, not {labels}"
+    )
+  return dj.augmentation.augmented(made, config.augment)
+
+
+def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
+  """Two steps of the teacher for each of the student's ``objective.steps``.
+
+  Raises:
+    ValueError: If every second time of its walk is not the student's walk.
+  """
+  num, sampling = config.objective.steps, config.sampling
+  if num < 1:
+    raise ValueError(
+      f"objective.steps={num} must be at least 1, the student's steps"
+    )
+  walk = functools.partial(
+    samplers.walk, schedule, sampling.sampler, sampling.spacing
+  )
+  pairs = walk(2 * num)
+  if not np.array_equal(dj.distillation.halved(pairs), walk(num)):
+    raise ValueError(
+      f"sampling.spacing={sampling.spacing!r} has other times for {num} steps "
+      f"than for {2 * num}: use trailing in whole steps, even in real time"
+    )
+  return pairs
+
+
+# ----------------------------------------------------------- another run's
+
+
+def start(config: Config, net: Any, image_shape: tuple[int, int, int]) -> Any:
+  """The average of the run that ``config.init`` names; None if it names none.
+
+  Raises:
+    ValueError: If there is no such run, or it has another process.
+  """
+  if not config.init.run:
+    return None
+  workdir = pathlib.Path(config.init.run)
+  theirs, data = directory.load(workdir)
+  networks.check_draws(theirs)
+  ours = {"target": config.target, "sigma_data": config.sigma_data}
+  for key, value in ours.items():
+    if theirs.get(key) != value:
+      raise ValueError(
+        f"init.run={workdir} has {key}={theirs.get(key)}, this run {value}: "
+        "they must be the same"
+      )
+  if not processes.same_noise(config, theirs):
+    raise ValueError(
+      f"init.run={workdir} has the schedule {theirs.schedule.to_dict()}, this "
+      f"run {config.schedule.to_dict()}: they must be the same"
+    )
+  shape = tuple(data["image_shape"])
+  if shape != tuple(image_shape):
+    raise ValueError(
+      f"init.run={workdir} has images of {shape}, this run of {image_shape}"
+    )
+  there = networks.model(theirs, shape, data["num_classes"])
+  ema = restoring.average(theirs, config.init.ema)
+  params, _ = restoring.parameters(workdir, theirs, there, shape, ema)
+  return jax.device_get(params)
