@@ -3,11 +3,12 @@
   source = load("digits")
   batch = batches(source, batch_size=128, seed=0)[step]
 
-A source is random access to uint8 pictures, see ``Source``; ``load`` makes
-one from a name. TensorFlow is never imported here, see
-``diffusion_jax.data.tfds``.
+A source is random access to pictures, of bytes or other ``values``, see
+``Source``; ``load`` makes one from a name. TensorFlow is never imported here,
+see ``diffusion_jax.data.tfds``.
 """
 
+from diffusion_jax.data import values as values
 from diffusion_jax.data.loading import load as load
 from diffusion_jax.data.pipeline import batches as batches, iterate as iterate
 from diffusion_jax.data.sources import (

@@ -9,7 +9,6 @@ import grain
 import numpy as np
 
 from diffusion_jax.data.sources import Source
-from diffusion_jax.images import from_uint8
 
 
 def batches(
@@ -42,9 +41,9 @@ def batches(
     process_count: Number of processes.
 
   Returns:
-    A data set whose element ``step`` is {"image": float32 [b, H, W, C] in
-    [-1, 1], "label": int32 [b]} with b = batch_size / process_count. A byte k
-    becomes k / 127.5 - 1.
+    A data set whose element ``step`` is {"image": float32 [b, H, W, C],
+    "label": int32 [b]} with b = batch_size / process_count. The source's
+    ``values`` say how its numbers become floats: a byte k is k / 127.5 - 1.
 
   Raises:
     ValueError: If a number is out of range, if process_count does not divide
@@ -75,7 +74,7 @@ def batches(
     images = examples["image"]
     if flip:
       images[mirrored] = images[mirrored, :, ::-1]
-    return {"image": from_uint8(images), "label": examples["label"]}
+    return {"image": source.values.floats(images), "label": examples["label"]}
 
   return grain.MapDataset.range(sys.maxsize).map(batch)
 

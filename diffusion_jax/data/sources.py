@@ -1,4 +1,4 @@
-"""Sources: random access to uint8 pictures and labels."""
+"""Sources: random access to pictures and labels."""
 
 import concurrent.futures
 import dataclasses
@@ -13,11 +13,12 @@ from typing import SupportsIndex
 import numpy as np
 
 from diffusion_jax.data.pictures import RANDOM_WORDS
+from diffusion_jax.data.values import BYTES, Values
 
 MAX_BYTES = 2**31
 
 ACCEPTED = (
-  "give 'digits', a folder or .zip of pictures, a .npz or .npy of uint8"
+  "give 'digits', a folder or .zip of pictures, a .npz or .npy of"
   " images, or a TFDS name such as 'cifar10'"
 )
 
@@ -45,11 +46,11 @@ class Unreadable(Unfit):
 class Source:
   """Random access to pictures, the one interface that ``batches`` needs.
 
-  ``source[i]`` is {"image": uint8 [H, W, C], "label": int32 scalar}, for i
-  in 0..len(source)-1; the label is 0 where there are none. All images have
-  one shape. To make a source of your own, use ``ArraySource`` or
-  ``LazySource``, or derive from this class and give ``__len__`` and
-  ``gather``.
+  ``source[i]`` is {"image": [H, W, C], "label": int32 scalar}, for i in
+  0..len(source)-1; the label is 0 where there are none. All images have one
+  shape, and the dtype and meaning that ``values`` says. To make a source of
+  your own, use ``ArraySource`` or ``LazySource``, or derive from this class and
+  give ``__len__`` and ``gather``.
 
   Attributes:
     name: What it is, for people.
@@ -59,6 +60,7 @@ class Source:
       data; for data read lazily a digest of what identifies them.
     labels: int32 [N]; None where they are only known with the pictures.
     left_out: What lies beside the pictures, for people, like ".txt (3)".
+    values: What the numbers of the pictures mean; by default bytes.
   """
 
   name: str
@@ -67,6 +69,7 @@ class Source:
   fingerprint: str = ""
   labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
   left_out: str = ""
+  values: Values = BYTES
 
   @property
   def num_classes(self) -> int:
@@ -84,7 +87,7 @@ class Source:
       indices: Integers [B], each in 0..len(self)-1.
 
     Returns:
-      {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+      {"image": [B, H, W, C], "label": int32 [B]}.
     """
     raise NotImplementedError
 
@@ -127,7 +130,7 @@ class ArraySource(Source):
   """A source in memory.
 
   Attributes:
-    images: uint8 [N, H, W, C].
+    images: [N, H, W, C].
     labels: int32 [N].
   """
 
@@ -170,10 +173,10 @@ class LazySource(Source):
   def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Images, labels and which of them are there; None if too large."""
     shape = (self.length, *self.image_shape)
-    if np.prod(shape, dtype=float) > self.max_bytes:
+    if num_bytes(shape, self.values) > self.max_bytes:
       return None
     # np.empty takes no memory until it is written to.
-    images = np.empty(shape, np.uint8)
+    images = np.empty(shape, self.values.dtype)
     labels = np.empty(self.length, np.int32)
     return images, labels, np.zeros(self.length, bool)
 
@@ -284,6 +287,7 @@ def random_crops(
     fingerprint=whole.fingerprint,
     labels=whole.labels,
     left_out=whole.left_out,
+    values=whole.values,
     whole=whole,
     read=read,
   )
@@ -318,6 +322,7 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
       class_names=source.class_names,
       fingerprint=fingerprint(source.fingerprint, chosen),
       labels=None if source.labels is None else source.labels[chosen],
+      values=source.values,
       whole=source,
       chosen=chosen,
     )
@@ -339,23 +344,31 @@ def fingerprint(*parts: object) -> str:
   return digest.hexdigest()[:16]
 
 
+def num_bytes(shape: Sequence[int], values: Values) -> float:
+  """How much memory arrays of these values take."""
+  return np.prod(shape, dtype=float) * np.dtype(values.dtype).itemsize
+
+
 def in_memory(
   name: str,
   images: np.ndarray,
   labels: np.ndarray,
   class_names: tuple[str, ...],
   left_out: str = "",
+  values: Values = BYTES,
 ) -> ArraySource:
   """An ``ArraySource`` with its fingerprint."""
   labels = labels.astype(np.int32)
+  meaning = () if values == BYTES else (values,)
   return ArraySource(
     name=name,
     image_shape=images.shape[1:],
     class_names=class_names,
-    fingerprint=fingerprint(images, labels, *class_names),
+    fingerprint=fingerprint(images, labels, *class_names, *meaning),
     images=images,
     labels=labels,
     left_out=left_out,
+    values=values,
   )
 
 
@@ -369,6 +382,7 @@ def summary(source: Source) -> str:
   shape = " x ".join(map(str, source.image_shape))
   word = "image" if len(source) == 1 else "images"
   text = f"{source.name}: {len(source):,} {word} of {shape}"
+  text += "" if source.values == BYTES else f", {source.values}"
   names: list[str] = list(source.class_names)
   if names:
     if source.labels is not None:
