@@ -8,7 +8,11 @@ A source is random access to pictures, of bytes or other ``values``, see
 see ``diffusion_jax.data.tfds``.
 """
 
-from diffusion_jax.data import values as values
+from diffusion_jax.data import (
+  cache as cache,
+  values as values,
+  vectors as vectors,
+)
 from diffusion_jax.data.loading import load as load
 from diffusion_jax.data.pipeline import batches as batches, iterate as iterate
 from diffusion_jax.data.sources import (

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax.data import (
   arrays,
+  cache,
   folders,
   pictures,
   sources,
@@ -48,9 +49,10 @@ def load(
       download; the path of a folder of pictures or of a .zip of one, in any
       format that Pillow decodes, with a sub-folder for each class if there are
       any; the path of a .npz ("images", "labels") or .npy of images
-      [N, H, W, C] or [N, H, W], integers of 8 or 16 bits or floats; the name
-      of a TFDS data set, such as "cifar10", "mnist:3.*.*" or, if a folder in
-      the working directory has the same name, "tfds:cifar10".
+      [N, H, W, C] or [N, H, W], integers of 8 or 16 bits or floats; a
+      cache that experiments.prepare has written; the name of a TFDS data set,
+      such as "cifar10", "mnist:3.*.*" or, if a folder in the working directory
+      has the same name, "tfds:cifar10".
     split: Part of a TFDS data set, such as "test" or "train[:90%]". All else
       is one part, "train".
     size: Side, or (H, W), to which pictures are resized and cut; None leaves
@@ -131,13 +133,12 @@ def _load(
       f"split is {split!r}, but {text} is one part: use split='train'"
     )
   if text == "digits":
-    if path.is_dir():
-      warnings.warn(
-        "'digits' are those of scikit-learn; the folder of that name is"
-        " './digits'",
-        stacklevel=3,
-      )
-    return arrays.digits(shape, channels, random_crop)
+    return _digits(path, shape, channels, random_crop)
+  if cache.is_cache(path):
+    source = cache.load(path)
+    given = meaning(source.values.dtype) if means else source.values
+    _check_cache(source, shape, channels, random_crop, dtype, given)
+    return source
   if path.is_dir() or path.suffix.lower() == ".zip":
     return folders.load(
       path, shape, channels, skip_broken, random_crop, max_bytes,
@@ -150,12 +151,25 @@ def _load(
   return arrays.load(path, shape, channels, random_crop, meaning)
 
 
+def _digits(path: Path, size, channels, random_crop) -> sources.Source:
+  """scikit-learn's digits, even where a folder has their name."""
+  if path.is_dir():
+    warnings.warn(
+      "'digits' are those of scikit-learn; the folder of that name is"
+      " './digits'",
+      stacklevel=4,
+    )
+  return arrays.digits(size, channels, random_crop)
+
+
 def _check_meaning(
   text: str, path: Path, dtype: str | None, means: bool
 ) -> None:
   """Refuses a meaning of numbers where it would be ignored."""
   is_array = path.suffix.lower() in (".npz", ".npy")
-  is_pictures = path.is_dir() or path.suffix.lower() == ".zip"
+  is_pictures = text != "digits" and (
+    path.is_dir() or path.suffix.lower() == ".zip"
+  )
   if (dtype or means) and not (is_array or is_pictures):
     raise ValueError(
       f"{text} are bytes: dtype, range, mean and std are of folders, .zip, .npz"
@@ -165,6 +179,27 @@ def _check_meaning(
     raise ValueError(
       f"{dtype=} must be one of {', '.join(pictures.DTYPES)}, of pictures in a "
       "folder or .zip; arrays have theirs"
+    )
+
+
+def _check_cache(
+  source, size, channels, random_crop, dtype, given: values.Values
+) -> None:
+  """Refuses to change what was prepared once."""
+  *have, c = source.image_shape
+  wrong = {
+    "size": size not in (None, tuple(have)),
+    "channels": channels not in (None, c),
+    "random_crop": random_crop,
+    "dtype": dtype not in (None, source.values.dtype),
+    "range, mean and std": given != source.values,
+  }
+  if any(wrong.values()):
+    shape = " x ".join(map(str, source.image_shape))
+    named = ", ".join(name for name, differs in wrong.items() if differs)
+    raise ValueError(
+      f"{source.name} was prepared as {shape} of {source.values}: leave out "
+      f"{named}, or prepare it again"
     )
 
 

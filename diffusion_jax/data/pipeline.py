@@ -43,7 +43,8 @@ def batches(
   Returns:
     A data set whose element ``step`` is {"image": float32 [b, H, W, C],
     "label": int32 [b]} with b = batch_size / process_count. The source's
-    ``values`` say how its numbers become floats: a byte k is k / 127.5 - 1.
+    ``values`` say how its numbers become floats: a byte k
+    is k / 127.5 - 1. And each of its ``vectors``, float32 [b, n].
 
   Raises:
     ValueError: If a number is out of range, if process_count does not divide
@@ -74,7 +75,9 @@ def batches(
     images = examples["image"]
     if flip:
       images[mirrored] = images[mirrored, :, ::-1]
-    return {"image": source.values.floats(images), "label": examples["label"]}
+    numbers = {name: v[indices] for name, v in source.vectors.items()}
+    floats = source.values.floats(images)
+    return {"image": floats, "label": examples["label"], **numbers}
 
   return grain.MapDataset.range(sys.maxsize).map(batch)
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import numpy as np
@@ -61,6 +61,8 @@ class Source:
     labels: int32 [N]; None where they are only known with the pictures.
     left_out: What lies beside the pictures, for people, like ".txt (3)".
     values: What the numbers of the pictures mean; by default bytes.
+    vectors: Numbers of each example to condition on, float32 [N, n] by name,
+      see ``vectors``.
   """
 
   name: str
@@ -70,6 +72,9 @@ class Source:
   labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
   left_out: str = ""
   values: Values = BYTES
+  vectors: Mapping[str, np.ndarray] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
 
   @property
   def num_classes(self) -> int:
@@ -288,6 +293,7 @@ def random_crops(
     labels=whole.labels,
     left_out=whole.left_out,
     values=whole.values,
+    vectors=whole.vectors,
     whole=whole,
     read=read,
   )
@@ -323,6 +329,7 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
       fingerprint=fingerprint(source.fingerprint, chosen),
       labels=None if source.labels is None else source.labels[chosen],
       values=source.values,
+      vectors={k: v[chosen] for k, v in source.vectors.items()},
       whole=source,
       chosen=chosen,
     )

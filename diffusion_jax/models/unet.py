@@ -28,7 +28,7 @@ from diffusion_jax.models.resampling import filtered
 from diffusion_jax.models.settings import check_settings, check_size
 
 # What a network may be told besides x_t and t.
-PARTS = ("y", "low_res", "low_res_t", "augment")
+PARTS = ("y", "low_res", "low_res_t", "augment", "vector")
 
 
 def parts(cond: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -97,6 +97,7 @@ class Encoder(nn.Module):
     early_classes: Whether classes are added to the embedding of the time before
       it is mapped (EDM), or after.
     augment_labels: How many numbers say how a picture was augmented.
+    vector: How many numbers say something of each image; 0 is none.
     remat: Forget what residual and attention blocks compute inside, and
       compute it again for the gradient: memory for about a third more FLOPs.
   """
@@ -128,6 +129,7 @@ class Encoder(nn.Module):
   pyramid: bool = False
   early_classes: bool = False
   augment_labels: int = 0
+  vector: int = 0
   remat: bool = False
 
   @property
@@ -149,13 +151,18 @@ class Encoder(nn.Module):
     angles = jnp.outer(time, 2 * jnp.pi * jax.lax.stop_gradient(freqs))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
-  def embed(self, t, y, low_res_t=None, augment=None):
+  def embed(self, t, y, low_res_t=None, augment=None, vector=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
     if (y is None) != (self.num_classes is None):
       raise ValueError(
         f"a network with num_classes={self.num_classes} was called with "
         f"{'no classes' if y is None else 'classes'}"
+      )
+    if (0 if vector is None else vector.shape[-1]) != self.vector:
+      raise ValueError(
+        f"a network with vector={self.vector} was called with "
+        f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
       )
     dim = 4 * self.channels
     emb = self._time((t - self.time_origin) * self.time_scale)
@@ -188,6 +195,14 @@ class Encoder(nn.Module):
       h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res1")(h)
       h = nn.silu(h)
       emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="low_res2")(
+        h
+      )
+    if vector is not None:
+      h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector1")(
+        vector
+      )
+      h = nn.silu(h)
+      emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector2")(
         h
       )
     return nn.silu(emb)
@@ -308,7 +323,8 @@ class UNet(Encoder):
       cond: What else it is told, see ``conditions``: "y", their classes,
         where it knows any; "low_res", smaller images to be upsampled, which
         are enlarged bilinearly and joined to x_t's channels; "low_res_t", the
-        steps to which these are noised, 0..T, where ``noisy_low_res``.
+        steps to which these are noised, 0..T, where ``noisy_low_res``;
+        "vector", [B, vector].
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -318,14 +334,14 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment = parts(cond)
+    y, low_res, low_res_t, augment, vector = parts(cond)
     if self.noisy_low_res != (low_res_t is not None):
       raise ValueError(
         f"a network with noisy_low_res={self.noisy_low_res} was called "
         f"{'with' if low_res_t is not None else 'without'} low_res_t"
       )
     out_channels = self.out_channels or x_t.shape[-1]
-    emb = self.embed(t, y, low_res_t, augment)
+    emb = self.embed(t, y, low_res_t, augment, vector)
     if low_res is not None:
       size = (*x_t.shape[:3], low_res.shape[-1])
       x_t = jnp.concatenate(
