@@ -122,11 +122,18 @@ def grid(
   return canvas
 
 
-def save_png(path: pathlib.Path, picture: UInt8[np.ndarray, "H W C"]) -> None:
-  """Writes one picture; one channel is grey, three are colour."""
+def save_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+  """Writes [H, W, C], by the path's suffix: bytes, or one channel of another.
+
+  One channel of uint16 is a .png or .tiff, one of float32 a .tiff; of bytes
+  one channel is grey, three are colour.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   array = picture[..., 0] if picture.shape[-1] == 1 else picture
   Image.fromarray(array).save(path)
+
+
+save_png = save_picture
 
 
 def save_gif(

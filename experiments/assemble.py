@@ -115,6 +115,11 @@ def training_source(config: Config) -> dj.data.Source:
   except dj.data.Unfit as error:
     raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
   cli.say_first(f"data: {dj.data.summary(found)}")
+  if not found.values.bounded and config.get("sampling", {}).get("clip"):
+    raise ValueError(
+      f"the data have no range ({found.values}), so that samples must not be "
+      "clipped to one: pass --config.sampling.clip=False"
+    )
   return found
 
 
@@ -162,11 +167,17 @@ def source(
       ) from error
 
 
-def loss_at(config: Config) -> dj.losses.LossAt:
+def loss_at(
+  config: Config, values: dj.data.values.Values = dj.data.values.BYTES
+) -> dj.losses.LossAt:
   """The loss of ``config.loss``, at given steps and noise.
 
+  Args:
+    config: Of the run.
+    values: What the numbers of its data mean.
+
   Raises:
-    ValueError: If loss, weight and variance do not fit together.
+    ValueError: If loss, weight, variance and data do not fit together.
   """
   options = config.loss.to_dict()
   name = named("loss", options.pop("name"), LOSSES)
@@ -208,7 +219,17 @@ def loss_at(config: Config) -> dj.losses.LossAt:
       "loss 'hybrid' learns the variance; "
       f"variance={config.variance!r} is fixed"
     )
-  return functools.partial(core, **options)
+  return functools.partial(core, levels=_levels(name, values), **options)
+
+
+def _levels(name: str, values: dj.data.values.Values) -> int:
+  """How many values a bound on probabilities counts."""
+  if values.levels is None:
+    raise ValueError(
+      f"loss {name!r} counts levels, and {values} has none; use "
+      "loss.name=simple and a fixed variance"
+    )
+  return values.levels
 
 
 def draw(config: Config):
@@ -445,7 +466,7 @@ def low_res_shape(
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   """The first images of the data of a run that enlarges, made small."""
   images = source.gather(np.arange(min(num, len(source))))["image"]
-  x0 = jnp.asarray(dj.images.from_uint8(images))
+  x0 = jnp.asarray(source.values.floats(images))
   small = low_res_shape(config, source.image_shape) or source.image_shape
   return np.asarray(dj.upsampling.shrink(x0, small[:2]))
 

@@ -194,7 +194,7 @@ def pictures(values, config, shape) -> np.ndarray:
       f"--num={values.num} of the {len(source)} pictures of {source.name}: at "
       "least 2 are needed"
     )
-  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+  return source.values.floats(source.gather(np.arange(count))["image"])
 
 
 def main(argv: list[str]) -> None:

@@ -79,6 +79,7 @@ def describe(source, config: Config) -> dict[str, Any]:
     "num_classes": source.num_classes,
     "class_names": list(source.class_names),
     "fingerprint": source.fingerprint,
+    "values": source.values.to_json(),
   }
 
 

@@ -49,6 +49,7 @@ class Plan:
   batch: int
   stage: int = 0
   upsamplers: tuple["Plan", ...] = ()
+  values: dj.data.values.Values = dj.data.values.BYTES
 
   @property
   def key(self) -> jax.Array:
@@ -213,6 +214,7 @@ def _stage(
   return Plan(
     workdir=workdir,
     config=config,
+    values=dj.data.values.from_json(data.get("values")),
     image_shape=shape,
     net=net,
     params=params,
@@ -266,7 +268,7 @@ def _low_res(values, plan: Plan, shape: tuple[int, int, int]) -> np.ndarray:
     return assemble.low_res(plan.config, source, values.num or len(source))
   source = dj.data.load(values.low_res, size=shape[:2], channels=shape[2])
   count = min(len(source), values.num or len(source))
-  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+  return source.values.floats(source.gather(np.arange(count))["image"])
 
 
 def _walk(values, config) -> tuple[str, str | None, dj.timesteps.Pairs]:
@@ -499,29 +501,42 @@ def _draw_stage(plan: Plan) -> np.ndarray:
 
 
 def save(
-  out: pathlib.Path, samples: np.ndarray, quantise: str = "round"
+  out: pathlib.Path,
+  samples: np.ndarray,
+  quantise: str = "round",
+  values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> None:
-  """Writes a .png grid, an .npz of uint8, or a folder of single PNGs."""
+  """Writes a .png grid to look at, or the data's own units: an array, files."""
+  if out.suffix == ".png":
+    dj.images.save_png(out, dj.images.grid(samples))
+    return
+  stored = values.restore(samples, floor=quantise == "floor")
   if out.suffix == ".npz":
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, images=dj.images.to_uint8(samples, quantise))
-  elif out.suffix == ".png":
-    dj.images.save_png(out, dj.images.grid(samples))
+    np.savez(out, images=stored)
+  elif out.suffix == ".npy":
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(out, stored)
   else:
-    for k, picture in enumerate(dj.images.to_uint8(samples, quantise)):
-      dj.images.save_png(out / f"{k:06}.png", picture)
+    suffix = "png" if values.dtype == "uint8" else "tiff"
+    for k, picture in enumerate(stored):
+      dj.images.save_picture(out / f"{k:06}.{suffix}", picture)
 
 
-def check_out(out: pathlib.Path, channels: int) -> None:
+def check_out(
+  out: pathlib.Path,
+  channels: int,
+  values: dj.data.values.Values = dj.data.values.BYTES,
+) -> None:
   """Refuses, before any work, an --out that could not be written.
 
   Raises:
     ValueError: Saying what can be.
   """
-  if out.suffix not in ("", ".png", ".npz"):
+  if out.suffix not in ("", ".png", ".npz", ".npy"):
     raise ValueError(
-      f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
-      "suffix (a folder of pictures)"
+      f"--out={out} must end in .png (a grid), in .npz or .npy (an array) or "
+      "have no suffix (a folder of pictures)"
     )
   cli.check_out(out)
   if out.suffix:
@@ -529,6 +544,12 @@ def check_out(out: pathlib.Path, channels: int) -> None:
   if channels not in (1, 3):
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
+    )
+  wide = values.dtype in ("uint16", "float32") and channels == 1
+  if values.dtype != "uint8" and not wide:
+    raise ValueError(
+      f"samples of {values.dtype} with {channels} channels are no pictures; "
+      "pass --out=NAME.npz"
     )
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; name a new folder")
@@ -541,7 +562,8 @@ def main(argv: list[str]) -> None:
   flags.DEFINE_string(
     "out",
     None,
-    "NAME.png (a grid), NAME.npz (uint8 array) or a folder of PNGs; by "
+    "NAME.png (a grid), NAME.npz or .npy (in the data's own units) or a folder "
+    "of PNGs, or of TIFFs where values are not of 8 bits; by "
     "default samples/sample_SEED.png in the run directory",
     flag_values=values,
   )
@@ -550,22 +572,25 @@ def main(argv: list[str]) -> None:
     planned = plan(values)
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
-    check_out(out, planned.last.image_shape[-1])
+    final = planned.last.values
+    check_out(out, planned.last.image_shape[-1], final)
   samples = draw(planned)
   try:
-    save(out, samples, values.quantise)
+    save(out, samples, values.quantise, final)
   except FloatingPointError as error:
     raise cli.fail(error, status=1) from error
   except OSError as error:
-    raise _rescued(samples, values.quantise, error) from error
+    raise _rescued(samples, values.quantise, final, error) from error
   cli.say(f"written to {out}")
 
 
-def _rescued(samples: np.ndarray, quantise: str, error: OSError) -> SystemExit:
+def _rescued(
+  samples: np.ndarray, quantise: str, values, error: OSError
+) -> SystemExit:
   """Saves samples elsewhere, where they cannot be written as asked."""
   try:
     out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
-    save(out, samples, quantise)
+    save(out, samples, quantise, values)
   except OSError:
     return cli.fail(error, status=1)
   return cli.fail(f"{error}; the samples are in {out} instead", status=1)

@@ -97,6 +97,7 @@ def read(values: flags.FlagValues) -> Subject:
         f"frechet of {num} samples to {len(data.pictures)} images: must be at "
         "least 2 and 4"
       )
+  _check_bytes(values.metrics, given, data)
   found = Subject(values.metrics, plan, given, num, data, None)
   found = _spread_out(found, values)
   if not found.of_features:
@@ -104,6 +105,17 @@ def read(values: flags.FlagValues) -> Subject:
   network = features.named(values.features, values.inception)
   scores.check(found.of_features, network, data, shape, num)
   return dataclasses.replace(found, network=network)
+
+
+def _check_bytes(metrics, given, data: references.Reference) -> None:
+  """Refuses metrics of pictures where values are no bytes."""
+  bytes_ = dj.data.values.BYTES
+  for source in (given, data.source):
+    if source is not None and source.values != bytes_ and metrics != ["bpd"]:
+      raise ValueError(
+        f"{source.name} has values {source.values}: only bpd is measured of "
+        "these; the other metrics are of pictures of bytes"
+      )
 
 
 def _spread_out(found: Subject, values) -> Subject:

@@ -39,6 +39,11 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
         "random_crop": False,
         "skip_broken": False,  # leave out pictures that cannot be read
+        # Decode pictures to uint8, uint16 or float32; arrays have theirs.
+        "dtype": config_dict.placeholder(str),
+        "range": (),  # (low, high) of the values; bytes have 0 to 255
+        "mean": config_dict.placeholder(float),  # of values without a range
+        "std": config_dict.placeholder(float),
         "data_dir": config_dict.placeholder(str),  # of TFDS
       },
       # A function of diffusion_jax.schedules, and its arguments; or ve, vp,

@@ -55,7 +55,7 @@ def loss_curves(
   """
   config = plan.config
   schedule = assemble.schedule(config)
-  loss_at = assemble.loss_at(config)
+  loss_at = assemble.loss_at(config, source.values)
   conditions = assemble.conditions(config, schedule, plan.image_shape)
   if assemble.real_time(config):
     t = jnp.asarray(dj.spacing.named(schedule, "log_snr", STEPS)[::-1, 0])
@@ -64,7 +64,7 @@ def loss_curves(
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   real = source.gather(spread(len(source), IMAGES))
   x0, y = (
-    jnp.asarray(dj.images.from_uint8(real["image"])),
+    jnp.asarray(source.values.floats(real["image"])),
     jnp.asarray(real["label"]),
   )
 
