@@ -9,9 +9,9 @@ by one formula,
 
 in which the methods differ by what they take for Cov, the covariance of x_0
 given x_t: nothing (DPS), r^2 I (PiGDM), or (sigma^2 / alpha) J, which it is.
-Each is ``predict -> predict``, so every step and solver restores. J of a network
-that predicts eps is a difference of two numbers close to 1 / alpha, and loses
-digits where alpha is small; one of x_0 or v does not.
+Each is ``predict -> predict``, so every step and solver restores. J of a
+network that predicts eps is a difference of two numbers close to 1 / alpha, and
+loses digits where alpha is small; one of x_0 or v does not.
 """
 
 import functools

@@ -1,6 +1,8 @@
-"""Edits pictures with a trained model: fills in, varies, goes between.
+r"""Edits pictures with a trained model: fills in, restores, varies, mixes.
 
   python -m experiments.edit --workdir=runs/digits --edit=inpaint
+  python -m experiments.edit --workdir=runs/digits --edit=restore \
+      --operator=blur
   python -m experiments.edit --workdir=runs/digits --edit=vary
   python -m experiments.edit --workdir=runs/digits --edit=interpolate
 
@@ -23,6 +25,7 @@ import diffusion_jax as dj
 from experiments import assemble, cli, devices, runs, sample
 
 JUMP = 10  # moves that inpainting repeats at a time
+NOISE = 0.02  # standard deviation of that on what is to be restored
 # What of a picture's rows and columns is to be filled in.
 REGIONS = {
   "right": (slice(None), slice(1, 2)),
@@ -51,6 +54,7 @@ class Request(NamedTuple):
 
   key: jax.Array
   region: str
+  operator: str = "inpaint"
 
 
 def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
@@ -85,6 +89,52 @@ def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
     )
   )
   return [x0, x0 * mask, *map(fill, jax.random.split(asked.key))]
+
+
+def observation(name: str, x0: jax.Array, region: str):
+  """What is seen of pictures, as ``dj.restoration`` takes it.
+
+  Raises:
+    ValueError: If they are not of a size that can be halved.
+  """
+  if name == "inpaint":
+    mask = np.broadcast_to(mask_of(x0.shape[1:], region), x0.shape[1:])
+    return dj.restoration.inpainting(mask)
+  if name == "blur":
+    return dj.restoration.blurring(x0.shape[1] / 16)
+  small = x0.shape[1] // 2, x0.shape[2] // 2
+  dj.upsampling.check_size(x0.shape[1:3], small)
+  return dj.restoration.downsampling(small)
+
+
+def restore(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
+  """Rows: the pictures, what is seen of them, two ways to restore them."""
+  x0 = jnp.asarray(x0)
+  observe = observation(asked.operator, x0, asked.region)
+  key_noise, *keys = jax.random.split(asked.key, 3)
+  clean = observe(x0)
+  y = clean + NOISE * jax.random.normal(key_noise, clean.shape)
+  given_y = dj.restoration.pigdm(
+    model.predict, model.schedule, observe, y, std=NOISE
+  )
+  draw = jax.jit(
+    lambda key: dj.sample(
+      dj.ancestral_step,
+      dj.clipped(given_y, model.schedule),
+      model.schedule,
+      x0.shape,
+      key,
+      pairs=model.pairs,
+    )[0]
+  )
+  if asked.operator == "inpaint":
+    seen = dj.restoration.transpose(observe, y, x0)
+  else:
+    seen = jax.image.resize(y, x0.shape, "nearest")
+  return [x0, seen, *map(draw, keys)]
+
+
+OPERATORS = ("inpaint", "blur", "downsample")
 
 
 def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
@@ -134,6 +184,7 @@ def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 
 EDITS: dict[str, Callable[..., list[jax.Array]]] = {
   "inpaint": inpaint,
+  "restore": restore,
   "vary": vary,
   "interpolate": interpolate,
 }
@@ -167,6 +218,8 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
   x0 = pictures(values, config, shape)
+  if values.edit == "restore":
+    observation(values.operator, x0, values.region)
   params, _ = sample.parameters(workdir, config, net, shape, ema)
 
   predict = assemble.predictor(config, schedule, net, params)
@@ -224,6 +277,7 @@ def main(argv: list[str]) -> None:
   for name, usual, known, text in (
     ("edit", "inpaint", EDITS, "what to do"),
     ("region", "right", REGIONS, "the half that inpaint fills in"),
+    ("operator", "inpaint", OPERATORS, "what restore undoes"),
   ):
     flags.DEFINE_enum(name, usual, list(known), text, flag_values=values)
   cli.parse(argv, values)
@@ -237,7 +291,7 @@ def main(argv: list[str]) -> None:
     cli.check_out(out)
     model, x0 = load(values)
   edit = EDITS[values.edit]
-  asked = Request(jax.random.key(values.seed), values.region)
+  asked = Request(jax.random.key(values.seed), values.region, values.operator)
   rows = np.concatenate([np.asarray(r) for r in edit(model, x0, asked)])
   with cli.system_errors():
     dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))
