@@ -102,6 +102,11 @@ class Conditions:
   noise: int = 0
   vectors: tuple[Vector, ...] = ()
 
+  @property
+  def width(self) -> int:
+    """Of the row of all vectors, which a network takes as ``vector``."""
+    return sum(len(part.mean) + 1 for part in self.vectors)
+
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
     """The condition of a batch in training.
 

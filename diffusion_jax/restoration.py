@@ -104,7 +104,7 @@ def dps(
   predict: Predict, schedule: Schedule, observe: Observe, y: Observed, *,
   std: float,
 ) -> Predict:  # fmt: skip
-  """Takes x_0 for certain: Cov = 0 (DPS, Chung et al. 2023, eq. 16).
+  """Takes x_0 for certain: Cov = 0 (DPS, Chung et al. 2023).
 
   On Gaussian data of posterior variance r^2, with A = I, it goes r^2 / std^2
   of the way from x0_hat to y, where r^2 / (r^2 + std^2) is right: it trusts y
@@ -140,7 +140,7 @@ def pigdm(
   data_var: float = 1.0,
   iterations: int = 30,
 ) -> Predict:
-  """Takes Cov = r^2 I (PiGDM, Song et al. 2023, eqs. 7 and 8).
+  """Takes Cov = r^2 I (PiGDM, Song et al. 2023).
 
   r^2 = data_var sigma^2 / (data_var alpha^2 + sigma^2), which is exact for
   data N(m, data_var I); the paper has data_var = 1. With std = 0, S^-1 A is
