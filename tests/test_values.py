@@ -122,6 +122,17 @@ def test_arrays_of_16_bits_train_in_their_own_levels(tmp_path):
   assert half.values == source.values
 
 
+def test_what_is_shown_is_of_bytes(tmp_path):
+  stored = np.linspace(0, 65_535, 16, dtype=np.uint16).reshape(1, 4, 4, 1)
+  shown = data.shown(data.load(save(tmp_path / "a.npy", stored)))
+  assert shown.values == data.values.BYTES
+  np.testing.assert_array_equal(
+    shown[0]["image"].ravel(), np.arange(0, 256, 17)
+  )
+  digits = data.load("digits")
+  assert data.shown(digits) is digits
+
+
 def test_the_range_is_of_the_fingerprint_and_bytes_keep_theirs(tmp_path):
   stored = RNG.integers(0, 200, (3, 4, 4, 1), np.uint8)
   path = save(tmp_path / "a.npy", stored)

@@ -21,6 +21,6 @@ from diffusion_jax.data.sources import (
   Source as Source,
   Unfit as Unfit,
   Unreadable as Unreadable,
-  hold_out as hold_out,
   summary as summary,
 )
+from diffusion_jax.data.views import hold_out as hold_out, shown as shown

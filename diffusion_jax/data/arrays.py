@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources
+from diffusion_jax.data import pictures, sources, views
 from diffusion_jax.data.values import BYTES, Meaning, Values
 
 _MAX_CLASSES = 2**20
@@ -97,7 +97,7 @@ def _source(
     image = pictures.refit(images[index], size, channels, words)
     return image, int(labels[index])
 
-  return sources.random_crops(source, read)
+  return views.random_crops(source, read)
 
 
 def _check_rank(path: Path, shape: tuple[int, ...]) -> None:

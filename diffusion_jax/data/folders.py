@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources
+from diffusion_jax.data import pictures, sources, views
 from diffusion_jax.data.files import File, find, label
 from diffusion_jax.data.values import BYTES, Values
 
@@ -66,7 +66,7 @@ def load(
     source = _lazy(path, files, names, left_out, size, shape, max_bytes, values)
   if not random_crop:
     return source
-  return sources.random_crops(
+  return views.random_crops(
     source,
     lambda i, words: (
       _read(files[i], size, shape, values, words),

@@ -97,7 +97,7 @@ def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
   Returns:
     What was found.
   """
-  drawn = dj.images.to_uint8(samples)
+  drawn, source = dj.images.to_uint8(samples), dj.data.shown(source)
   chosen = spread(len(source), PICTURES)
   look = functools.partial(neighbours.nearest, source=source, chosen=chosen)
   index, distance = look(drawn, num=min(NEAREST, len(source)))
