@@ -102,11 +102,6 @@ class Conditions:
   noise: int = 0
   vectors: tuple[Vector, ...] = ()
 
-  @property
-  def width(self) -> int:
-    """Of the row of all vectors, which a network takes as ``vector``."""
-    return sum(len(part.mean) + 1 for part in self.vectors)
-
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
     """The condition of a batch in training.
 
@@ -283,6 +278,11 @@ def vector(
     scaled = jnp.broadcast_to(scaled, (count, n))
     row.append(jnp.concatenate([scaled, jnp.ones((count, 1))], axis=1))
   return jnp.concatenate(row, axis=1)
+
+
+def width(parts: Sequence[Vector]) -> int:
+  """Of the row of all parts, which a network takes as ``vector``."""
+  return sum(len(part.mean) + 1 for part in parts)
 
 
 def drop_parts(

@@ -153,10 +153,10 @@ def source(
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
-  name = options["name"]
+  name, numbers = options["name"], options.pop("cond")
   with cli.said_if_slow(f"reading {name} ..."):
     try:
-      return _call("data", dj.data.load, {**options, "size": size})
+      found = _call("data", dj.data.load, {**options, "size": size})
     except ValueError as error:
       path = pathlib.Path(name)
       if not path.is_absolute() or path.exists():
@@ -165,6 +165,9 @@ def source(
         f"no data at {path}: if they have moved, name where they are as "
         f"{elsewhere}=PATH"
       ) from error
+  if numbers is None:
+    return found
+  return dj.data.vectors.attach(found, dj.data.vectors.read(numbers))
 
 
 def loss_at(
@@ -433,6 +436,7 @@ def model(
     options["num_classes"] = (asked or 0) + 1  # the last is no class
   if low_res_shape(config, image_shape) is not None:
     options["noisy_low_res"] = _low_res_noise(config) > 0
+  options["vector"] = dj.conditions.width(vectors(config))
   net = _call("model", dj.UNet, options)
   dj.models.check_size(image_shape[:2], len(net.multipliers))
   return net
@@ -481,6 +485,34 @@ def count_classes(config: Config, source: dj.data.Source) -> None:
           f"{source.name} has none; sort the pictures into one folder each"
         )
       config.model[name] = source.num_classes
+
+
+def note_vectors(config: Config, source: dj.data.Source) -> None:
+  """Writes what a run needs to know of its data's vectors into ``vectors``.
+
+  Raises:
+    ValueError: If the dropout does not fit them.
+  """
+  rates, names = tuple(config.cond_dropout), list(source.vectors)
+  if len(rates) not in (0, 1, len(names)):
+    raise ValueError(
+      f"cond_dropout={rates} must be one number, or one for each of "
+      f"{', '.join(names) or 'no parts: name them by data.cond'}"
+    )
+  rates = (
+    rates * len(names) if len(rates) == 1 else rates or (0.0,) * len(names)
+  )
+  dropout = dict(zip(names, rates, strict=True))
+  parts = dj.conditions.standardised(source.vectors, dropout)
+  config.vectors = tuple(map(tuple, parts))
+
+
+def vectors(config: Config) -> tuple[dj.conditions.Vector, ...]:
+  """The vectors that a run conditions on."""
+  return tuple(
+    dj.conditions.Vector(name, tuple(mean), tuple(std), rate)
+    for name, mean, std, rate in config.get("vectors", ())
+  )
 
 
 def _low_res_noise(config: Config) -> int:
@@ -558,6 +590,7 @@ def conditions(
     label_dropout=config.label_dropout if hides_labels(config) else 0.0,
     low_res=None if small is None else small[:2],
     noise=0 if small is None else _low_res_noise(config),
+    vectors=vectors(config),
   )
 
 

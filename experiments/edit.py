@@ -210,6 +210,12 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{workdir} was trained without label_dropout: its network does not "
       "know how to draw without a class, as editing does"
     )
+  always = [v.name for v in assemble.vectors(config) if not v.dropout]
+  if always:
+    raise ValueError(
+      f"{workdir} was trained with {', '.join(always)} of every picture, which "
+      "editing does not know; train with cond_dropout above 0"
+    )
   ema = sample.average(config, values.ema)
   schedule = assemble.schedule(config)
   pairs = dj.spacing.named(schedule, "even", values.steps)

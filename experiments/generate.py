@@ -1,7 +1,7 @@
 """Samples from a network, compiled once, with something to watch meanwhile."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +57,8 @@ class Generator:
       enlarges; image k is made of ``low_res[k % N]``. May be set anew.
     low_res_noise: The step to noise these to, where the network has learnt
       from noisy ones.
+    numbers: Vectors to draw given, by name. Others are hidden, or at their
+      mean where training never hides them.
   """
 
   def __init__(
@@ -74,6 +76,7 @@ class Generator:
     judge: Judge | None = None,
     low_res: np.ndarray | None = None,
     low_res_noise: int = 0,
+    numbers: Mapping[str, Sequence[float]] | None = None,
   ):
     schedule = assemble.schedule(config)
     count = class_count(config, judge)
@@ -98,6 +101,9 @@ class Generator:
     )
 
     conditions = assemble.conditions(config, schedule, image_shape)
+
+    means = {v.name: v.mean for v in conditions.vectors if not v.dropout}
+    given = means | dict(numbers or {})
 
     def walk(
       params, x, history, key, pairs, first, eta, y, scale, judged, cond
@@ -133,7 +139,7 @@ class Generator:
       return solver.init(x, jnp.asarray(pairs[0, 0]))
 
     def conditioned(key, images, y, low_res):
-      cond = conditions.given(y, low_res)
+      cond = conditions.given(y, low_res, given, count=rows)
       if not conditions.noise:
         return cond
       return dj.conditions.noised(cond, schedule, key, low_res_noise, images)

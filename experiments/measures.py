@@ -135,9 +135,9 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
   conditions = assemble.conditions(config, schedule, plan.image_shape)
 
   @jax.jit
-  def bound(params, x0, y, key, first):
+  def bound(params, x0, y, vectors, key, first):
     predict = assemble.predictor(config, schedule, plan.net, params)
-    predict = dj.given(predict, conditions.of(x0, y))
+    predict = dj.given(predict, conditions.of(x0, y, vectors))
     predict = dj.clipped(predict, schedule)
     return dj.likelihood.variational_bound(
       predict, schedule, x0, key, first=first, levels=levels
@@ -156,6 +156,7 @@ def bits_per_dim(plan: sample.Plan, source: dj.data.Source) -> dict[str, Any]:
         plan.params,
         x0,
         y,
+        {name: v[numbers] for name, v in source.vectors.items()},
         jax.random.key(plan.seed),
         start,
       )

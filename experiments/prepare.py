@@ -31,6 +31,7 @@ def options(config: cli.Config) -> dict[str, Any]:
     ValueError: If they are cut anew each time.
   """
   asked = config.data.to_dict()
+  del asked["cond"]  # numbers are small: training reads them as they are
   if asked["random_crop"]:
     raise ValueError(
       "data.random_crop cuts pictures anew each time, which a cache cannot: "

@@ -50,6 +50,7 @@ class Plan:
   stage: int = 0
   upsamplers: tuple["Plan", ...] = ()
   values: dj.data.values.Values = dj.data.values.BYTES
+  numbers: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> jax.Array:
@@ -361,7 +362,8 @@ def _guidance(values, config, judge: Judge | None) -> float | None:
     return 1.0 if values.guidance is None else values.guidance
   if values.guidance is None:
     return config.sampling.get("guidance")
-  if not assemble.hides_labels(config):
+  hides = any(part.dropout for part in assemble.vectors(config))
+  if not hides and not assemble.hides_labels(config):
     raise ValueError(
       "--guidance: this run was trained without label_dropout, so its network "
       "does not know how to draw without a class; pass a --classifier"
@@ -472,6 +474,7 @@ def generator(plan: Plan) -> Generator:
     judge=plan.judge,
     low_res=plan.low_res,
     low_res_noise=plan.low_res_noise,
+    numbers=plan.numbers,
   )
 
 
@@ -567,9 +570,20 @@ def main(argv: list[str]) -> None:
     "default samples/sample_SEED.png in the run directory",
     flag_values=values,
   )
+  flags.DEFINE_list(
+    "cond",
+    [],
+    "numbers to draw given, such as angle=0.3,place=1:2, of a run that has "
+    "learnt from data.cond",
+    flag_values=values,
+  )
   cli.parse(argv, values)
   with cli.user_errors():
     planned = plan(values)
+    parts = assemble.vectors(planned.config)
+    planned = dataclasses.replace(
+      planned, numbers=numbers_of(values.cond, parts)
+    )
     default = planned.workdir / "samples" / f"sample_{planned.seed}.png"
     out = pathlib.Path(values.out or default)
     final = planned.last.values
@@ -582,6 +596,32 @@ def main(argv: list[str]) -> None:
   except OSError as error:
     raise _rescued(samples, values.quantise, final, error) from error
   cli.say(f"written to {out}")
+
+
+def numbers_of(
+  asked: list[str], parts: tuple[dj.conditions.Vector, ...]
+) -> dict[str, list[float]]:
+  """The numbers of --cond=angle=0.3,place=1:2, by name.
+
+  Raises:
+    ValueError: If the run knows none of that name, or of so many numbers.
+  """
+  widths = {part.name: len(part.mean) for part in parts}
+  found = {}
+  for one in asked:
+    name, _, text = one.partition("=")
+    try:
+      numbers = [float(number) for number in text.split(":")]
+    except ValueError:
+      numbers = []
+    if widths.get(name) != len(numbers) or not np.isfinite(numbers).all():
+      known = ", ".join(f"{k} ({n} numbers)" for k, n in widths.items())
+      raise ValueError(
+        f"--cond={one} must be NAME=NUMBER, or NAME=NUMBER:NUMBER and so on, of"
+        f" what the run has learnt: {known or 'nothing, it has no data.cond'}"
+      )
+    found[name] = numbers
+  return found
 
 
 def _rescued(

@@ -41,6 +41,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> loop.Run:
   source = assemble.training_source(config)
   loss_at = assemble.loss_at(config, source.values)
   assemble.count_classes(config, source)
+  assemble.note_vectors(config, source)
   net = assemble.model(config, source.image_shape, source.num_classes)
   conditions = assemble.conditions(config, schedule, source.image_shape)
 

@@ -45,6 +45,8 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         "mean": config_dict.placeholder(float),  # of values without a range
         "std": config_dict.placeholder(float),
         "data_dir": config_dict.placeholder(str),  # of TFDS
+        # A .csv or .npy of numbers for each example, to condition on.
+        "cond": config_dict.placeholder(str),
       },
       # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
       # flow, trig of diffusion_jax.continuous, whose real time has no T.
@@ -63,6 +65,10 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       },
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
+      # As much of each part of data.cond, in its order; or one for all.
+      "cond_dropout": (),
+      # These parts (name, mean, std, dropout), filled in from the data.
+      "vectors": (),
       # To enlarge pictures of this size, () is not to. The network learns of
       # pictures made small and noised to random steps 0..noise.
       "low_res": {"size": (), "noise": 0},
@@ -265,7 +271,8 @@ def settings(net: Any) -> dict[str, Any]:
   """The settings of a network that ``config.model`` holds."""
   # What follows from the data or the variance is not a setting.
   derived = {
-    "out_channels", "noisy_low_res", "dtype", "remat", "parent", "name",
+    "out_channels", "noisy_low_res", "vector", "dtype", "remat", "parent",
+    "name",
   }  # fmt: skip
   return {
     field.name: getattr(net, field.name)

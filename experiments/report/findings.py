@@ -62,7 +62,9 @@ def loss_curves(
   else:
     parts = np.linspace(0, 1, STEPS) ** 2
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
-  real = source.gather(spread(len(source), IMAGES))
+  some = spread(len(source), IMAGES)
+  real = source.gather(some)
+  vectors = {name: v[some] for name, v in source.vectors.items()}
   x0, y = (
     jnp.asarray(source.values.floats(real["image"])),
     jnp.asarray(real["label"]),
@@ -72,7 +74,7 @@ def loss_curves(
   def curve(params):
     predict = assemble.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      dj.given(predict, conditions.of(x0, y)),
+      dj.given(predict, conditions.of(x0, y, vectors)),
       schedule,
       x0,
       t,
