@@ -274,8 +274,8 @@ def vector(
         f"{part.name} is {list(given.shape)}: must be [{count}, {n}], or [{n}]"
         " for all alike"
       )
-    scaled = (given - jnp.array(part.mean)) / jnp.array(part.std)
-    scaled = jnp.broadcast_to(scaled, (count, n))
+    given = jnp.broadcast_to(given, (count, n))
+    scaled = (given - jnp.array([part.mean])) / jnp.array([part.std])
     row.append(jnp.concatenate([scaled, jnp.ones((count, 1))], axis=1))
   return jnp.concatenate(row, axis=1)
 

@@ -27,8 +27,8 @@ def pictures(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-  """Two or three pictures a part."""
-  monkeypatch.setattr(cache, "PART_BYTES", 200)
+  """Two pictures of 16 bits a part, or four of 8."""
+  monkeypatch.setattr(cache, "PART_BYTES", 300)
 
 
 def opened(pictures, **options):

@@ -39,7 +39,7 @@ def exact(x_t, t, cond):
   at = SCHEDULE.at(t)
   row = cond["vector"]
   stds = np.array([s for part in PARTS for s in part.std])
-  scaled = row[:, jnp.array([0, 2, 3])] * stds
+  scaled = row[:, jnp.array([0, 2, 3])] * stds[None]
   known = row[:, jnp.array([1, 4, 4])]
   root = jnp.asarray(COV)
 

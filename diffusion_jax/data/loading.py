@@ -223,10 +223,13 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _check_brightness(source: sources.Source) -> None:
-  """Warns of pictures that are nearly black, of a few where they are lazy."""
+  """Warns of pictures that are nearly black, of a few where they are many."""
   if source.values != values.BYTES:
     return
-  if isinstance(source, sources.ArraySource):
+  if (
+    isinstance(source, sources.ArraySource)
+    and source.images.nbytes <= sources.MAX_BYTES
+  ):
     images = source.images
   else:
     indices = np.linspace(0, len(source) - 1, min(len(source), 16), dtype=int)
