@@ -26,6 +26,7 @@ import filelock
 import jax
 from jax.experimental import multihost_utils
 
+from diffusion_jax.data.values import BYTES
 from experiments.cli import Config
 from experiments.configs import common
 
