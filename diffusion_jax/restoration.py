@@ -63,11 +63,10 @@ def blurring(width: float) -> Observe:
     reach = min(math.ceil(3 * width), n - 1)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     pad = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
-    padded = jnp.pad(x, pad, mode="reflect")
-    return sum(
-      weight * jax.lax.slice_in_dim(padded, k, k + n, axis=axis)
-      for k, weight in enumerate((weights / weights.sum()).tolist())
-    )
+    padded, blurred = jnp.pad(x, pad, mode="reflect"), 0 * x
+    for k, weight in enumerate((weights / weights.sum()).tolist()):
+      blurred += weight * jax.lax.slice_in_dim(padded, k, k + n, axis=axis)
+    return blurred
 
   return lambda x: blur(blur(x, 1), 2)
 

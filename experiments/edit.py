@@ -91,19 +91,22 @@ def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   return [x0, x0 * mask, *map(fill, jax.random.split(asked.key))]
 
 
-def observation(name: str, x0: jax.Array, region: str):
+def observation(
+  name: str, x0: jax.typing.ArrayLike, region: str
+) -> dj.restoration.Observe:
   """What is seen of pictures, as ``dj.restoration`` takes it.
 
   Raises:
     ValueError: If they are not of a size that can be halved.
   """
+  _, h, w, c = np.shape(x0)
   if name == "inpaint":
-    mask = np.broadcast_to(mask_of(x0.shape[1:], region), x0.shape[1:])
+    mask = np.broadcast_to(mask_of((h, w, c), region), (h, w, c))
     return dj.restoration.inpainting(mask)
   if name == "blur":
-    return dj.restoration.blurring(x0.shape[1] / 16)
-  small = x0.shape[1] // 2, x0.shape[2] // 2
-  dj.upsampling.check_size(x0.shape[1:3], small)
+    return dj.restoration.blurring(h / 16)
+  small = h // 2, w // 2
+  dj.upsampling.check_size((h, w), small)
   return dj.restoration.downsampling(small)
 
 
