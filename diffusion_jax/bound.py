@@ -67,7 +67,8 @@ def discretised_log_prob(
     log_std: Log of its standard deviation, broadcastable.
     cdf: "tanh" is the published approximation, 0.5 (1 + tanh(sqrt(2 / pi)
       (z + 0.044715 z^3))); "erf" is exact.
-    levels: How many values a number can have, at least 2.
+    levels: How many values a number can have, at least 2. A bin's mass loses
+      digits of float32 where the Gaussian is thousands of bins wide.
 
   Returns:
     The shape of x0; not below log(1e-12).

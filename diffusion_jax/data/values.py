@@ -101,14 +101,15 @@ class Values:
     least, most = math.inf, -math.inf
     for start in range(0, len(v), rows):
       part = v[start : start + rows]
-      least, most = min(least, part.min()), max(most, part.max())
-      if not (math.isfinite(least) and math.isfinite(most)):
+      ends = float(part.min()), float(part.max())
+      if not all(map(math.isfinite, ends)):
         wrong = int(part.size - np.isfinite(part).sum())
         raise ValueError(
           f"{where} has {wrong:,} values that are NaN or infinite among images"
           f" {start:,} to {start + len(part) - 1:,}: repair or leave out those"
           " images"
         )
+      least, most = min(least, ends[0]), max(most, ends[1])
     # Ends that are no floats of the data's own kind are rounded there.
     slack = 0 if self.dtype in INTEGERS else 1e-6 * self.scale
     below, above = self.low - slack, self.high + slack
