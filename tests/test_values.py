@@ -1,6 +1,7 @@
 """Values: 8 and 16 bits, floats; to a network and back."""
 
-import io
+import re
+import struct
 import zlib
 
 import jax
@@ -187,14 +188,23 @@ def test_float_tiffs_have_a_range(tmp_path):
 
 
 def test_colour_of_16_bits_is_refused(tmp_path):
-  # Pillow cannot write one: a header that says 16 bits is enough to be asked.
-  buffer = io.BytesIO()
-  picture(buffer, np.zeros((2, 2, 3), np.uint8), format="PNG")
-  content = bytearray(buffer.getvalue())
-  content[24] = 16
+  # Pillow cannot write one.
+  def chunk(kind, content):
+    whole = kind + content
+    return (
+      struct.pack(">I", len(content))
+      + whole
+      + struct.pack(">I", zlib.crc32(whole))
+    )
 
-  content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-  (tmp_path / "a.png").write_bytes(content)
+  header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+  (tmp_path / "a.png").write_bytes(
+    b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", header)
+    + chunk(b"IDAT", zlib.compress(2 * (b"\0" + 12 * b"\x80")))
+    + chunk(b"IEND", b"")
+  )
+  assert data.load(tmp_path)[0]["image"].tolist() == [[[128] * 3] * 2] * 2
   with pytest.raises(ValueError, match="RGB;16B, 16-bit colour"):
     data.load(tmp_path, dtype="uint16")
 
@@ -242,9 +252,8 @@ def test_the_last_of_many_images_is_looked_at(monkeypatch):
 def test_bad_values_are_one_line(name, tmp_path):
   array, options, message = BAD[name]
   path = save(tmp_path / "a.npy", array)
-  with pytest.raises(ValueError, match="") as error:
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
     data.load(path, **options)
-  assert message in str(error.value)
   assert "\n" not in str(error.value)
 
 
