@@ -357,8 +357,8 @@ MUTANTS = {
   ),
   "a decoder's bin of twice the width": _library(
     "bound",
-    "mass_below(1 / 255 - away)",
-    "mass_below(2 / 255 - away)",
+    "mass_below(half - away)",
+    "mass_below(2 * half - away)",
     "tests/test_bound.py",
   ),
   "mean of the bound's terms": _library(
