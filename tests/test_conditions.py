@@ -147,8 +147,14 @@ def test_the_unet_reads_its_vector():
   cond = CONDITIONS.of(batch(2)["image"], None, batch(2))
   params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
   # Not as they are at first, when the last layer is zeros.
-  params = jax.tree.map(
-    lambda p: 0.3 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  params = jax.tree.unflatten(
+    tree,
+    [
+      0.3 * jax.random.normal(k, p.shape)
+      for k, p in zip(keys, leaves, strict=True)
+    ],
   )
   one, other = net.apply(params, x, t, cond)
   assert abs(one - other).max() > 1e-3
