@@ -44,6 +44,7 @@ from diffusion_jax import (
   prediction as prediction,
   pretrained as pretrained,
   process as process,
+  restoration as restoration,
   samplers as samplers,
   schedules as schedules,
   solvers as solvers,

@@ -3,8 +3,9 @@
 -log p(x_0) <= prior + sum over the walk's pairs (t, s) of
   KL(q(x_s | x_t, x_0) || p(x_s | x_t))   where s > 0
   -log p(x_0 | x_t)                       where s = 0, the decoder
-(DDPM, eq. 5). Images have 8 bits: x_0 = k / 127.5 - 1, and the decoder is a
-Gaussian's mass in a bin of width 2 / 255 around x_0, the outer bins open.
+(DDPM, eq. 5). Images have L levels, x_0 = 2 k / (L - 1) - 1, by default the 256
+of bytes, and the decoder is a Gaussian's mass in a bin of width 2 / (L - 1)
+around x_0, the outer bins open.
 
 Extreme log-variances are met with finite numbers and finite gradients: where
 float32 would overflow, exp goes on as a straight line.
@@ -56,24 +57,30 @@ def discretised_log_prob(
   log_std: Float[Array, "..."] | float,
   *,
   cdf: str = "tanh",
+  levels: int = 256,
 ) -> Batch:
   """Log of a Gaussian's mass in x_0's bin, in nats (DDPM, eq. 13).
 
   Args:
-    x0: Data, multiples k / 127.5 - 1.
+    x0: Data, 2 k / (levels - 1) - 1.
     mean: Of the Gaussian.
     log_std: Log of its standard deviation, broadcastable.
     cdf: "tanh" is the published approximation, 0.5 (1 + tanh(sqrt(2 / pi)
       (z + 0.044715 z^3))); "erf" is exact.
+    levels: How many values a number can have, at least 2. A bin's mass loses
+      digits of float32 where the Gaussian is thousands of bins wide.
 
   Returns:
     The shape of x0; not below log(1e-12).
 
   Raises:
-    ValueError: If cdf is neither.
+    ValueError: If cdf is neither, or there are fewer than 2 levels.
   """
   if cdf not in CDFS:
     raise ValueError(f"{cdf=} is not one of {', '.join(CDFS)}")
+  if levels < 2:
+    raise ValueError(f"{levels=} must be at least 2; bytes have 256")
+  half = 1 / (levels - 1)
   phi = _tanh_cdf if cdf == "tanh" else jax.scipy.stats.norm.cdf
   scale, away = _exp(-log_std), x0 - mean
 
@@ -84,12 +91,12 @@ def discretised_log_prob(
   # a difference of two numbers close to 1.
   middle = -jnp.abs(away)
   mass = jnp.where(
-    x0 < -0.999,
-    mass_below(away + 1 / 255),
+    x0 < half - 1,
+    mass_below(away + half),
     jnp.where(
-      x0 > 0.999,
-      mass_below(1 / 255 - away),
-      mass_below(middle + 1 / 255) - mass_below(middle - 1 / 255),
+      x0 > 1 - half,
+      mass_below(half - away),
+      mass_below(middle + half) - mass_below(middle - half),
     ),
   )
   return jnp.log(jnp.maximum(mass, MIN_MASS))
@@ -110,17 +117,19 @@ def term(
   s: Time,
   *,
   cdf: str = "tanh",
+  levels: int = 256,
 ) -> Float[Array, " B"]:
   """The bound's term of the move from t to s, bits per dimension.
 
   Args:
     schedule: The noise schedule.
     p: What the network makes of x_t, from ``prediction.p_mean_variance``.
-    x0: Data, multiples k / 127.5 - 1.
+    x0: Data, 2 k / (levels - 1) - 1.
     x_t: A draw of q(x_t | x_0).
     t: Where x_t stands, 1..T.
     s: Where the move goes; 0 is the decoder.
     cdf: Of the decoder, see ``discretised_log_prob``.
+    levels: How many values a number of the data can have.
 
   Returns:
     [B], the mean over all axes but the first.
@@ -134,7 +143,7 @@ def term(
   log_var_q = per_example(process.posterior_log_var(schedule, t, s), x_t)
   kl = gaussian_kl(q.mean, log_var_q, p.mean, jnp.where(decodes, 0, p.log_var))
   log_std = 0.5 * jnp.where(decodes, p.log_var, 0)
-  nll = -discretised_log_prob(x0, p.mean, log_std, cdf=cdf)
+  nll = -discretised_log_prob(x0, p.mean, log_std, cdf=cdf, levels=levels)
   return bits_per_dim(jnp.where(decodes, nll, kl))
 
 

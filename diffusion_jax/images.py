@@ -38,6 +38,17 @@ def to_uint8(
   if quantise not in QUANTISE:
     raise ValueError(f"{quantise=} is not one of {', '.join(QUANTISE)}")
   x = np.asarray(x, np.float32)
+  check_finite(x)
+  scaled = QUANTISE[quantise]((x + 1) * 127.5)
+  return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def check_finite(x: np.ndarray) -> None:
+  """Refuses samples that are no numbers, which as integers would look like any.
+
+  Raises:
+    FloatingPointError: If a value is NaN or infinite.
+  """
   wrong = x.size - np.isfinite(x).sum()
   if wrong:
     raise FloatingPointError(
@@ -45,8 +56,6 @@ def to_uint8(
       "none are written; look at the scale of guidance first, then at the "
       "parameters"
     )
-  scaled = QUANTISE[quantise]((x + 1) * 127.5)
-  return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
 def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -113,11 +122,18 @@ def grid(
   return canvas
 
 
-def save_png(path: pathlib.Path, picture: UInt8[np.ndarray, "H W C"]) -> None:
-  """Writes one picture; one channel is grey, three are colour."""
+def save_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+  """Writes [H, W, C], by the path's suffix: bytes, or one channel of another.
+
+  One channel of uint16 is a .png or .tiff, one of float32 a .tiff; of bytes
+  one channel is grey, three are colour.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   array = picture[..., 0] if picture.shape[-1] == 1 else picture
   Image.fromarray(array).save(path)
+
+
+save_png = save_picture
 
 
 def save_gif(

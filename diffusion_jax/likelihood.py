@@ -1,7 +1,7 @@
 """How likely a model finds data, in bits per dimension.
 
 Two numbers that cannot be compared with one another: the variational bound on
-the probability of 8-bit values, and the density of the probability flow.
+the probability of the data's levels, and the density of the probability flow.
 """
 
 import math
@@ -19,9 +19,16 @@ from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
-# A uniformly dequantised 8-bit value k / 127.5 - 1 + u, u within +-1 / 255:
-# its density over its probability, in bits.
-BITS_OF_A_BIN = math.log2(127.5)
+
+def bits_of_a_bin(levels: int) -> float:
+  """Density over probability of a value dequantised in its bin, in bits.
+
+  Of 2 k / (levels - 1) - 1 + u, with u uniform within +-1 / (levels - 1).
+  """
+  return math.log2((levels - 1) / 2)
+
+
+BITS_OF_A_BIN = bits_of_a_bin(256)
 
 
 class Bound(NamedTuple):
@@ -49,6 +56,7 @@ def variational_bound(
   key: Key[Array, ""],
   *,
   cdf: str = "tanh",
+  levels: int = 256,
   pairs: timesteps.Pairs | None = None,
   first: int = 0,
 ) -> Bound:
@@ -60,9 +68,10 @@ def variational_bound(
   Args:
     predict: The network, clipped as the published evaluations do.
     schedule: The noise schedule.
-    x0: Data, multiples k / 127.5 - 1.
+    x0: Data, 2 k / (levels - 1) - 1.
     key: The root of all noise; image k's draws depend on key and k alone.
     cdf: Of the decoder, see ``bound.discretised_log_prob``.
+    levels: How many values a number of the data can have.
     pairs: The (t, s) of the model, which must start at T; by default all T.
     first: The number of the first image.
 
@@ -73,7 +82,7 @@ def variational_bound(
   return variational_bound_with(
     predict, schedule, x0,
     lambda t: samplers.noise(key, t, images, x0.shape[1:]).astype(x0.dtype),
-    cdf=cdf, pairs=pairs,
+    cdf=cdf, levels=levels, pairs=pairs,
   )  # fmt: skip
 
 
@@ -84,6 +93,7 @@ def variational_bound_with(
   noise_at: Callable[[Int[Array, ""]], Batch],
   *,
   cdf: str = "tanh",
+  levels: int = 256,
   pairs: timesteps.Pairs | None = None,
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
@@ -97,7 +107,7 @@ def variational_bound_with(
     prediction = predict(x_t, t)
     p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
     return None, (
-      bound.term(schedule, p, x0, x_t, t, s, cdf=cdf),
+      bound.term(schedule, p, x0, x_t, t, s, cdf=cdf, levels=levels),
       mean_per_example((prediction.eps_hat - eps) ** 2),
       mean_per_example((prediction.x0_hat - x0) ** 2),
     )

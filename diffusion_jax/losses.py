@@ -117,23 +117,25 @@ def vlb_at(
   eps: Batch,
   *,
   scaled: bool = True,
+  levels: int = 256,
 ) -> Float[Array, " B"]:
   """L_vlb: the bound's term of the move from t to t - 1.
 
   Args:
     predict: The network, see ``prediction``; not clipped.
     schedule: The noise schedule.
-    x0: Clean data, multiples k / 127.5 - 1.
+    x0: Clean data, 2 k / (levels - 1) - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
     scaled: T times the term: over uniform t its mean is the whole sum
       ("rescaled KL" in the published code). False is the term itself.
+    levels: How many values a number of the data can have.
 
   Returns:
     [B], bits per dimension.
   """
   x_t = process.q_sample(schedule, x0, t, eps)
-  loss = _bound_term(schedule, predict(x_t, t), x0, x_t, t)
+  loss = _bound_term(schedule, predict(x_t, t), x0, x_t, t, levels)
   return schedule.T * loss if scaled else loss
 
 
@@ -158,6 +160,7 @@ def hybrid_at(
   eps: Batch,
   *,
   vlb_weight: float = 1e-3,
+  levels: int = 256,
 ) -> Float[Array, " B"]:
   """L_hybrid = L_simple + lambda L_vlb (Improved DDPM, eq. 16).
 
@@ -167,12 +170,13 @@ def hybrid_at(
   Args:
     predict: The network, which learns its variance; not clipped.
     schedule: The noise schedule.
-    x0: Clean data, multiples k / 127.5 - 1.
+    x0: Clean data, 2 k / (levels - 1) - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
     vlb_weight: lambda, of the whole sum (T times the term at t, in bits per
       dimension). The published code's rescaled form is 1e-3; where it does
       not rescale, 1 / T.
+    levels: How many values a number of the data can have.
 
   Returns:
     [B].
@@ -189,13 +193,13 @@ def hybrid_at(
   mse = mean_per_example((p.target.of(schedule, x0, t, eps) - p.output) ** 2)
   frozen = dataclasses.replace(jax.lax.stop_gradient(p), raw=p.raw)
   return mse + vlb_weight * schedule.T * _bound_term(
-    schedule, frozen, x0, x_t, t
+    schedule, frozen, x0, x_t, t, levels
   )
 
 
-def _bound_term(schedule, prediction, x0, x_t, t):
+def _bound_term(schedule, prediction, x0, x_t, t, levels):
   p = p_mean_variance(schedule, prediction, x_t, t, t - 1)
-  return bound.term(schedule, p, x0, x_t, t, t - 1)
+  return bound.term(schedule, p, x0, x_t, t, t - 1, levels=levels)
 
 
 def uncertain(

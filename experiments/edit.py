@@ -1,6 +1,8 @@
-"""Edits pictures with a trained model: fills in, varies, goes between.
+r"""Edits pictures with a trained model: fills in, restores, varies, mixes.
 
   python -m experiments.edit --workdir=runs/digits --edit=inpaint
+  python -m experiments.edit --workdir=runs/digits --edit=restore \
+      --operator=blur
   python -m experiments.edit --workdir=runs/digits --edit=vary
   python -m experiments.edit --workdir=runs/digits --edit=interpolate
 
@@ -30,6 +32,7 @@ from experiments import cli
 from experiments.cli import devices, options
 
 JUMP = 10  # moves that inpainting repeats at a time
+NOISE = 0.02  # standard deviation of that on what is to be restored
 # What of a picture's rows and columns is to be filled in.
 REGIONS = {
   "right": (slice(None), slice(1, 2)),
@@ -58,6 +61,7 @@ class Request(NamedTuple):
 
   key: jax.Array
   region: str
+  operator: str = "inpaint"
 
 
 def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
@@ -92,6 +96,55 @@ def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
     )
   )
   return [x0, x0 * mask, *map(fill, jax.random.split(asked.key))]
+
+
+def observation(
+  name: str, x0: jax.typing.ArrayLike, region: str
+) -> dj.restoration.Observe:
+  """What is seen of pictures, as ``dj.restoration`` takes it.
+
+  Raises:
+    ValueError: If they are not of a size that can be halved.
+  """
+  _, h, w, c = np.shape(x0)
+  if name == "inpaint":
+    mask = np.broadcast_to(mask_of((h, w, c), region), (h, w, c))
+    return dj.restoration.inpainting(mask)
+  if name == "blur":
+    return dj.restoration.blurring(h / 16)
+  small = h // 2, w // 2
+  dj.upsampling.check_size((h, w), small)
+  return dj.restoration.downsampling(small)
+
+
+def restore(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
+  """Rows: the pictures, what is seen of them, two ways to restore them."""
+  x0 = jnp.asarray(x0)
+  observe = observation(asked.operator, x0, asked.region)
+  key_noise, *keys = jax.random.split(asked.key, 3)
+  clean = observe(x0)
+  y = clean + NOISE * jax.random.normal(key_noise, clean.shape)
+  given_y = dj.restoration.pigdm(
+    model.predict, model.schedule, observe, y, std=NOISE
+  )
+  draw = jax.jit(
+    lambda key: dj.sample(
+      dj.ancestral_step,
+      dj.clipped(given_y, model.schedule),
+      model.schedule,
+      x0.shape,
+      key,
+      pairs=model.pairs,
+    )[0]
+  )
+  if asked.operator == "inpaint":
+    seen = dj.restoration.transpose(observe, y, x0)
+  else:
+    seen = jax.image.resize(y, x0.shape, "nearest")
+  return [x0, seen, *map(draw, keys)]
+
+
+OPERATORS = ("inpaint", "blur", "downsample")
 
 
 def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
@@ -141,6 +194,7 @@ def interpolate(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 
 EDITS: dict[str, Callable[..., list[jax.Array]]] = {
   "inpaint": inpaint,
+  "restore": restore,
   "vary": vary,
   "interpolate": interpolate,
 }
@@ -161,6 +215,12 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} was trained without label_dropout: its network does not "
       "know how to draw without a class, as editing does"
     )
+  always = [v.name for v in conditions.vectors if not v.dropout]
+  if always:
+    raise ValueError(
+      f"{run.workdir} was trained with {', '.join(always)} of every picture, "
+      "which editing does not know; train with cond_dropout above 0"
+    )
   restoring.average(config, values.ema)  # refuses one that is not there
   pairs = dj.spacing.named(run.schedule, "even", values.steps)
   if values.edit == "inpaint" and len(pairs) % JUMP:
@@ -168,6 +228,8 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
   x0 = pictures(values, config, run.image_shape)
+  if values.edit == "restore":
+    observation(values.operator, x0, values.region)
   predict = run.predict(values.ema, clip=True)
   no_class = conditions.num_classes or 0
 
@@ -191,7 +253,7 @@ def pictures(values, config, shape) -> np.ndarray:
       f"--num={values.num} of the {len(source)} pictures of {source.name}: at "
       "least 2 are needed"
     )
-  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+  return source.values.floats(source.gather(np.arange(count))["image"])
 
 
 def main(argv: list[str]) -> None:
@@ -221,6 +283,7 @@ def main(argv: list[str]) -> None:
   for name, usual, known, text in (
     ("edit", "inpaint", EDITS, "what to do"),
     ("region", "right", REGIONS, "the half that inpaint fills in"),
+    ("operator", "inpaint", OPERATORS, "what restore undoes"),
   ):
     flags.DEFINE_enum(name, usual, list(known), text, flag_values=values)
   cli.parse(argv, values)
@@ -234,7 +297,7 @@ def main(argv: list[str]) -> None:
     cli.check_out(out)
     model, x0 = load(values)
   edit = EDITS[values.edit]
-  asked = Request(jax.random.key(values.seed), values.region)
+  asked = Request(jax.random.key(values.seed), values.region, values.operator)
   rows = np.concatenate([np.asarray(r) for r in edit(model, x0, asked)])
   with cli.system_errors():
     dj.images.save_png(out, dj.images.grid(rows, columns=len(x0)))

@@ -21,30 +21,44 @@ from experiments.cli import devices, options
 
 
 def save(
-  out: pathlib.Path, samples: np.ndarray, quantise: str = "round"
+  out: pathlib.Path,
+  samples: np.ndarray,
+  quantise: str = "round",
+  values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> None:
-  """Writes a .png grid, an .npz of uint8, or a folder of single PNGs."""
-  if out.suffix.lower() == ".npz":
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
-      np.savez(file, images=dj.images.to_uint8(samples, quantise))
-  elif out.suffix.lower() == ".png":
+  """Writes a .png grid to look at, or the data's own units: an array, files."""
+  suffix = out.suffix.lower()
+  if suffix == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
-  else:
-    for k, picture in enumerate(dj.images.to_uint8(samples, quantise)):
-      dj.images.save_png(out / f"{k:06}.png", picture)
+    return
+  stored = values.restore(samples, floor=quantise == "floor")
+  if not suffix:
+    each = "png" if values.dtype == "uint8" else "tiff"
+    for k, picture in enumerate(stored):
+      dj.images.save_picture(out / f"{k:06}.{each}", picture)
+    return
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
+    if suffix == ".npz":
+      np.savez(file, images=stored)
+    else:
+      np.save(file, stored)
 
 
-def check_out(out: pathlib.Path, channels: int) -> None:
+def check_out(
+  out: pathlib.Path,
+  channels: int,
+  values: dj.data.values.Values = dj.data.values.BYTES,
+) -> None:
   """Refuses, before any work, an --out that could not be written.
 
   Raises:
     ValueError: Saying what can be.
   """
-  if out.suffix.lower() not in ("", ".png", ".npz"):
+  if out.suffix.lower() not in ("", ".png", ".npz", ".npy"):
     raise ValueError(
-      f"--out={out} must end in .png (a grid), in .npz (an array) or have no "
-      "suffix (a folder of pictures)"
+      f"--out={out} must end in .png (a grid), in .npz or .npy (an array) or "
+      "have no suffix (a folder of pictures)"
     )
   cli.check_out(out)
   if out.suffix:
@@ -53,6 +67,12 @@ def check_out(out: pathlib.Path, channels: int) -> None:
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
     )
+  wide = values.dtype in ("uint16", "float32") and channels == 1
+  if values.dtype != "uint8" and not wide:
+    raise ValueError(
+      f"samples of {values.dtype} with {channels} channels are no pictures; "
+      "pass --out=NAME.npz"
+    )
   if out.exists() and not (out.is_dir() and not any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; name a new folder")
 
@@ -60,37 +80,41 @@ def check_out(out: pathlib.Path, channels: int) -> None:
 def main(argv: list[str]) -> None:
   """The command."""
   devices.start()
-  values = options.define(flags.FlagValues(), SamplingOptions)
+  given = options.define(flags.FlagValues(), SamplingOptions)
   flags.DEFINE_string(
     "out",
     None,
-    "NAME.png (a grid), NAME.npz (uint8 array) or a folder of PNGs; by "
-    "default samples/sample_SEED.png in the run directory",
-    flag_values=values,
+    "NAME.png (a grid), NAME.npz or .npy (in the data's own units) or a folder "
+    "of PNGs, or of TIFFs where values are not of 8 bits; by default "
+    "samples/sample_SEED.png in the run directory",
+    flag_values=given,
   )
-  cli.parse(argv, values)
+  cli.parse(argv, given)
   with cli.user_errors():
-    workdir = options.workdir(values)
-    asked = options.read(values, SamplingOptions)
+    workdir = options.workdir(given)
+    asked = options.read(given, SamplingOptions)
     planned = planning.plan(workdir, asked)
     default = workdir / "samples" / f"sample_{asked.seed}.png"
-    out = pathlib.Path(values.out or default)
-    check_out(out, planned.last.image_shape[-1])
+    out = pathlib.Path(given.out or default)
+    values = planned.last.values
+    check_out(out, planned.last.image_shape[-1], values)
   samples = drawing.draw(planned)
   try:
-    save(out, samples, asked.quantise)
+    save(out, samples, asked.quantise, values)
   except FloatingPointError as error:
     raise cli.fail(error, status=1) from error
   except OSError as error:
-    raise _rescued(samples, asked.quantise, error) from error
+    raise _rescued(samples, asked.quantise, values, error) from error
   cli.say(f"written to {out}")
 
 
-def _rescued(samples: np.ndarray, quantise: str, error: OSError) -> SystemExit:
+def _rescued(
+  samples: np.ndarray, quantise: str, values, error: OSError
+) -> SystemExit:
   """Saves samples elsewhere, where they cannot be written as asked."""
   try:
     out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
-    save(out, samples, quantise)
+    save(out, samples, quantise, values)
   except OSError:
     return cli.fail(error, status=1)
   return cli.fail(f"{error}; the samples are in {out} instead", status=1)

@@ -333,6 +333,30 @@ MUTANTS = {
     "return w",
     "tests/test_editing.py",
   ),
+  "the score moves x_0 by sigma": _library(
+    "restoration",
+    "x0_hat = x0_hat + sigma**2 / alpha * push",
+    "x0_hat = x0_hat + sigma / alpha * push",
+    "tests/test_restoration.py",
+  ),
+  "PiGDM's variance of x_t": _library(
+    "restoration",
+    "return data_var * sigma**2 / (data_var * alpha**2 + sigma**2) * u",
+    "return sigma**2 / (data_var * alpha**2 + sigma**2) * u",
+    "tests/test_restoration.py",
+  ),
+  "DPS by the norm of a batch": _library(
+    "restoration",
+    "square = squares.sum(axis=tuple(range(1, y.ndim)))",
+    "square = squares.sum()",
+    "tests/test_restoration.py -k published",
+  ),
+  "a part that is hidden with another": _library(
+    "conditions",
+    "jax.random.fold_in(key, k), part.dropout, (len(row),)",
+    "key, part.dropout, (len(row),)",
+    "tests/test_conditions.py",
+  ),
   # ---------------------------------------------------- losses and bounds
   "the bound teaches the mean": _library(
     "losses",
@@ -372,8 +396,8 @@ MUTANTS = {
   ),
   "a decoder's bin of twice the width": _library(
     "bound",
-    "mass_below(1 / 255 - away)",
-    "mass_below(2 / 255 - away)",
+    "mass_below(half - away)",
+    "mass_below(2 * half - away)",
     "tests/test_bound.py",
   ),
   "mean of the bound's terms": _library(
@@ -534,6 +558,24 @@ MUTANTS = {
     "np.rint(values / 257)",
     "np.rint(values / 256)",
     "tests/test_data.py",
+  ),
+  "16 bits that lose their last": _library(
+    "data/values",
+    "v = np.floor(v) if floor else np.rint(v)",
+    "v = np.floor(v)",
+    "tests/test_values.py",
+  ),
+  "parts that are written again": _library(
+    "data/cache",
+    "if not (marker.exists() or _is_whole(out)):",
+    "if not _is_whole(out):",
+    "tests/test_cache.py",
+  ),
+  "bins of bytes for every level": _library(
+    "bound",
+    "half = 1 / (levels - 1)",
+    "half = 1 / 255",
+    "tests/test_values.py",
   ),
   "bytes that do not round-trip": _library(
     "images",

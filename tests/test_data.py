@@ -896,7 +896,7 @@ def test_a_folder_named_digits(tmp_path, monkeypatch):
 
 LABELS = np.zeros(2, int)
 BAD_ARRAYS = {
-  "floats": ({"images": IMAGES / 127.5 - 1}, "float64.*uint8"),
+  "floats": ({"images": IMAGES / 127.5 - 1}, "float64.*name it as range="),
   "two axes": ({"images": IMAGES[0, 0]}, r"\[4, 3\]"),
   "none": ({"images": IMAGES[:0]}, r"\[0, 3, 4, 3\]"),
   "channels first": (

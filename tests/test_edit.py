@@ -66,6 +66,30 @@ def test_inpainting_keeps_what_is_known(region, kept, trained, tmp_path):
   assert (filled[0] != filled[1]).any()
 
 
+@pytest.mark.parametrize("operator", edit.OPERATORS)
+def test_what_is_restored_agrees_with_what_was_seen(operator):
+  config = common.make(schedule={"name": "cosine"})
+  schedule = assemble.schedule(config)
+  exact = NARROW.predictor(schedule, dj.targets.x0)
+  model = edit.Model(schedule, exact, dj.timesteps.spaced(1000, 50))
+  x0 = NARROW.sample(jax.random.key(0), (4, 8, 8, 1))
+  asked = edit.Request(jax.random.key(1), "right", operator)
+  data, seen, *restored = edit.restore(model, x0, asked)
+  assert seen.shape == data.shape
+  observe = edit.observation(operator, x0, "right")
+  for x in restored:
+    away = observe(x) - observe(x0)
+    # That of y, twice: it is drawn, and so is x given y.
+    assert np.sqrt(np.mean(away**2)) < 2 * np.sqrt(2) * edit.NOISE
+  assert abs(restored[0] - restored[1]).max() > edit.NOISE
+
+
+def test_a_restoration_is_a_picture(trained):
+  flags = ("--edit=restore", "--operator=blur", "--num=3", "--steps=4")
+  command(edit, f"--workdir={trained[0]}", *flags)
+  tiles(trained[0] / "samples" / "restore.png", 4, 3)
+
+
 def test_variations_keep_less_from_noisier_steps(trained, tmp_path):
   out = tmp_path / "a.png"
   flags = ("--edit=vary", "--num=4", "--steps=20")
@@ -112,6 +136,7 @@ BAD = {
   "no pictures": (["--workdir={0}", "--images=/nowhere"], "nowhere"),
   "classes": (["--workdir={1}"], "without label_dropout"),
   "format": (["--workdir={0}", "--out=a.jpg"], "must end in .png"),
+  "operator": (["--workdir={0}", "--operator=warp"], "should be one of"),
   "edit": (["--workdir={0}", "--edit=cut"], "should be one of"),
 }
 

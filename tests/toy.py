@@ -39,6 +39,10 @@ class FewNumbers(nn.Module):
       of_class = nn.initializers.normal(0.1)
       size = (self.num_classes, *shape[1:])
       out += self.param("y", of_class, size)[cond["y"]]
+    if "vector" in cond:
+      size = (cond["vector"].shape[-1], *shape[1:])
+      of_vector = self.param("vector", nn.initializers.normal(0.1), size)
+      out += jnp.tensordot(cond["vector"], of_vector, 1)
     if "low_res" in cond:
       large = jax.image.resize(cond["low_res"], x_t.shape, "nearest")
       out -= self.param("low_res", init(0.5), shape) * large

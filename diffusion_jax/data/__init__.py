@@ -3,11 +3,16 @@
   source = load("digits")
   batch = batches(source, batch_size=128, seed=0)[step]
 
-A source is random access to uint8 pictures, see ``Source``; ``load`` makes
-one from a name. TensorFlow is never imported here, see
-``diffusion_jax.data.tfds``.
+A source is random access to pictures, of bytes or other ``values``, see
+``Source``; ``load`` makes one from a name. TensorFlow is never imported here,
+see ``diffusion_jax.data.tfds``.
 """
 
+from diffusion_jax.data import (
+  cache as cache,
+  values as values,
+  vectors as vectors,
+)
 from diffusion_jax.data.loading import load as load
 from diffusion_jax.data.pipeline import batches as batches, iterate as iterate
 from diffusion_jax.data.sources import (
@@ -16,6 +21,6 @@ from diffusion_jax.data.sources import (
   Source as Source,
   Unfit as Unfit,
   Unreadable as Unreadable,
-  hold_out as hold_out,
   summary as summary,
 )
+from diffusion_jax.data.views import hold_out as hold_out, shown as shown

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources
+from diffusion_jax.data import pictures, sources, views
+from diffusion_jax.data.values import BYTES, Meaning, Values
 
 _MAX_CLASSES = 2**20
 _IMAGE_KEYS = ("images", "x", "arr_0")
@@ -29,19 +30,24 @@ def load(
   size: tuple[int, int] | None,
   channels: int | None,
   random_crop: bool,
+  meaning: Meaning,
 ) -> sources.Source:
-  """A source from a .npz or .npy file."""
+  """A source from a .npz or .npy file, with the meaning of its numbers."""
   images, labels, others = _read_arrays(path)
   if images.ndim == 3:
     _check_rank(path, images.shape)
     images = images[..., None]
-  if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+  if images.ndim != 4 or 0 in images.shape:
     raise ValueError(
       f"{path} has images of {images.dtype} {list(images.shape)}: must be"
-      " uint8 [N, H, W, C] or [N, H, W], 0 to 255; save floats in [-1, 1] as"
-      " np.rint(127.5 * x + 127.5).astype(np.uint8)"
+      " [N, H, W, C] or [N, H, W]"
     )
   _check_axes(path, images.shape)
+  values = meaning(images.dtype, where=f"the images of {path}")
+  if not images.dtype.isnative:
+    images = images.astype(values.dtype)
+  if values != BYTES:
+    values.check(images, str(path))
   names: tuple[str, ...] = ()
   if labels is None:
     labels = np.zeros(len(images), np.int32)
@@ -64,8 +70,9 @@ def load(
         stacklevel=4,
       )
   return _source(
-    path.name, images, labels, names, size, channels, random_crop, others
-  )
+    path.name, images, labels, names, size, channels, random_crop, others,
+    values,
+  )  # fmt: skip
 
 
 def _source(
@@ -77,10 +84,11 @@ def _source(
   channels: int | None,
   random_crop: bool,
   left_out: str = "",
+  values: Values = BYTES,
 ) -> sources.Source:
   """The pictures as they are asked for."""
   source = sources.in_memory(
-    name, _refit(images, size, channels), labels, names, left_out
+    name, _refit(images, size, channels), labels, names, left_out, values
   )
   if not random_crop:
     return source
@@ -89,7 +97,7 @@ def _source(
     image = pictures.refit(images[index], size, channels, words)
     return image, int(labels[index])
 
-  return sources.random_crops(source, read)
+  return views.random_crops(source, read)
 
 
 def _check_rank(path: Path, shape: tuple[int, ...]) -> None:

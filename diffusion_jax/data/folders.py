@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources
+from diffusion_jax.data import pictures, sources, views
 from diffusion_jax.data.files import File, find, label
+from diffusion_jax.data.values import BYTES, Values
 
 
 def load(
@@ -20,6 +21,7 @@ def load(
   skip_broken: bool,
   random_crop: bool,
   max_bytes: int,
+  values: Values = BYTES,
 ) -> sources.Source:
   """See ``sources.load``.
 
@@ -38,12 +40,12 @@ def load(
     shape = _one_shape(files, [h for h in headers if h], size, channels)
 
   images = None
-  if len(files) * np.prod(shape, dtype=float) <= max_bytes:
-    images = np.empty((len(files), *shape), np.uint8)
+  if sources.num_bytes((len(files), *shape), values) <= max_bytes:
+    images = np.empty((len(files), *shape), values.dtype)
   if images is not None or skip_broken:
 
     def decode(index: int, file: File) -> bool:
-      image = _image(file, size, shape)
+      image = _image(file, size, shape, values)
       if images is not None:
         images[index] = image
       return True
@@ -57,21 +59,27 @@ def load(
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
   if images is not None:
-    source = sources.in_memory(path.name, images, labels, names, left_out)
+    source = sources.in_memory(
+      path.name, images, labels, names, left_out, values
+    )
   else:
-    source = _lazy(path, files, names, left_out, size, shape, max_bytes)
+    source = _lazy(path, files, names, left_out, size, shape, max_bytes, values)
   if not random_crop:
     return source
-  return sources.random_crops(
+  return views.random_crops(
     source,
-    lambda i, words: (_read(files[i], size, shape, words), files[i].label),
+    lambda i, words: (
+      _read(files[i], size, shape, values, words),
+      files[i].label,
+    ),
   )
 
 
 def _lazy(
-  path, files, names, left_out, size, shape, max_bytes
+  path, files, names, left_out, size, shape, max_bytes, values
 ) -> sources.LazySource:
   """The pictures, decoded when they are first asked for."""
+  meaning = () if values == BYTES else (values,)
   return sources.LazySource(
     name=path.name,
     image_shape=shape,
@@ -80,9 +88,10 @@ def _lazy(
     left_out=left_out,
     # Not of the contents: that would read everything.
     fingerprint=sources.fingerprint(
-      shape, *((file.path, file.num_bytes) for file in files)
+      shape, *((file.path, file.num_bytes) for file in files), *meaning
     ),
-    read=lambda i: (_read(files[i], size, shape), files[i].label),
+    values=values,
+    read=lambda i: (_read(files[i], size, shape, values), files[i].label),
     length=len(files),
     max_bytes=max_bytes,
   )
@@ -97,11 +106,13 @@ def _image(
   file: File,
   size: tuple[int, int] | None,
   shape: tuple[int, int, int],
+  values: Values,
   words: np.ndarray | None = None,
 ) -> np.ndarray:
   with file.open() as opened:
-    picture = pictures.decode(opened)
-  image = pictures.to_array(picture, size, shape[2], words)
+    image = pictures.read(opened, size, shape[2], values.dtype, words)
+  if values != BYTES:
+    values.check(image[None], "it")
   if image.shape != shape:
     raise ValueError(f"it has become {image.shape}, was {shape}")
   return image
@@ -111,11 +122,12 @@ def _read(
   file: File,
   size: tuple[int, int] | None,
   shape: tuple[int, int, int],
+  values: Values,
   words: np.ndarray | None = None,
 ) -> np.ndarray:
   """``_image`` with an error that names the file."""
   try:
-    return _image(file, size, shape, words)
+    return _image(file, size, shape, values, words)
   except pictures.BROKEN as error:
     raise _unreadable(file, error) from error
 

@@ -1,5 +1,6 @@
 """``load``: from a name to a source."""
 
+import functools
 import numbers
 import os
 import warnings
@@ -8,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import arrays, folders, pictures, sources, tfds
+from diffusion_jax.data import (
+  arrays,
+  cache,
+  folders,
+  pictures,
+  sources,
+  tfds,
+  values,
+)
 
 # What 12 bits come to in a file of 16: 4095 / 257.
 DARK = 16
@@ -25,6 +34,10 @@ def load(
   channels: int | None = None,
   skip_broken: bool = False,
   random_crop: bool = False,
+  dtype: str | None = None,
+  range: Sequence[float] | None = None,
+  mean: float | None = None,
+  std: float | None = None,
   data_dir: str | os.PathLike[str] | None = None,
   max_bytes: int = sources.MAX_BYTES,
 ) -> sources.Source:
@@ -35,10 +48,11 @@ def load(
       "digits", scikit-learn's 1,797 pictures of 8 x 8 x 1, which need no
       download; the path of a folder of pictures or of a .zip of one, in any
       format that Pillow decodes, with a sub-folder for each class if there are
-      any; the path of a .npz ("images", "labels") or .npy of uint8 images
-      [N, H, W, C] or [N, H, W]; the name of a TFDS data set, such as
-      "cifar10", "mnist:3.*.*" or, if a folder in the working directory has
-      the same name, "tfds:cifar10".
+      any; the path of a .npz ("images", "labels") or .npy of images
+      [N, H, W, C] or [N, H, W], integers of 8 or 16 bits or floats; a
+      cache that experiments.prepare has written; the name of a TFDS data set,
+      such as "cifar10", "mnist:3.*.*" or, if a folder in the working directory
+      has the same name, "tfds:cifar10".
     split: Part of a TFDS data set, such as "test" or "train[:90%]". All else
       is one part, "train".
     size: Side, or (H, W), to which pictures are resized and cut; None leaves
@@ -51,6 +65,13 @@ def load(
     random_crop: In training, cut each picture anew each time it is visited,
       see ``pictures.random_crop``; needs a size. What is measured on, as
       ``source[i]`` and ``gather`` give it, stays the centre.
+    dtype: What pictures in files are decoded to: "uint8", by default;
+      "uint16", which 16-bit grey PNG and TIFF are in full; or "float32", of
+      TIFF. Arrays have theirs.
+    range: (low, high), the values that become -1 and 1. Bytes and unsigned
+      16-bit integers have all of theirs by default, floats none.
+    mean: Of data without a range, with ``std``: becomes 0.
+    std: Their standard deviation: becomes 1.
     data_dir: Where TFDS keeps its data sets; None is its own default.
     max_bytes: Pictures that need more memory than this when decoded are
       decoded anew each time they are read.
@@ -63,8 +84,10 @@ def load(
       with what to do. ``Unfit`` names the option that would help.
   """
   source = _load(
-    name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes
-  )
+    name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes,
+    dtype, functools.partial(values.of, range=range, mean=mean, std=std),
+    bool(range) or mean is not None or std is not None,
+  )  # fmt: skip
   _check_brightness(source)
   return source
 
@@ -78,6 +101,9 @@ def _load(
   random_crop: bool,
   data_dir: str | os.PathLike[str] | None,
   max_bytes: int,
+  dtype: str | None,
+  meaning: values.Meaning,
+  means: bool,
 ) -> sources.Source:
   """``load``, by the kind of name."""
   text = os.path.expanduser(os.fspath(name))
@@ -94,6 +120,7 @@ def _load(
     )
   tfds_name = text.removeprefix("tfds:")
   is_file = path.suffix.lower() in (".zip", ".npz", ".npy")
+  _check_meaning(text, path, dtype, means)
   if tfds_name != text or not (
     text == "digits" or is_file or path.is_dir() or path.is_file()
   ):
@@ -106,22 +133,74 @@ def _load(
       f"split is {split!r}, but {text} is one part: use split='train'"
     )
   if text == "digits":
-    if path.is_dir():
-      warnings.warn(
-        "'digits' are those of scikit-learn; the folder of that name is"
-        " './digits'",
-        stacklevel=3,
-      )
-    return arrays.digits(shape, channels, random_crop)
+    return _digits(path, shape, channels, random_crop)
+  if cache.is_cache(path):
+    source = cache.load(path)
+    given = meaning(source.values.dtype) if means else source.values
+    _check_cache(source, shape, channels, random_crop, dtype, given)
+    return source
   if path.is_dir() or path.suffix.lower() == ".zip":
     return folders.load(
-      path, shape, channels, skip_broken, random_crop, max_bytes
-    )
+      path, shape, channels, skip_broken, random_crop, max_bytes,
+      meaning(dtype or "uint8", where=f"the pictures of {path}"),
+    )  # fmt: skip
   if not is_file:
     raise ValueError(
       f"{text} is a file of a kind that cannot be read: {sources.ACCEPTED}"
     )
-  return arrays.load(path, shape, channels, random_crop)
+  return arrays.load(path, shape, channels, random_crop, meaning)
+
+
+def _digits(path: Path, size, channels, random_crop) -> sources.Source:
+  """scikit-learn's digits, even where a folder has their name."""
+  if path.is_dir():
+    warnings.warn(
+      "'digits' are those of scikit-learn; the folder of that name is"
+      " './digits'",
+      stacklevel=4,
+    )
+  return arrays.digits(size, channels, random_crop)
+
+
+def _check_meaning(
+  text: str, path: Path, dtype: str | None, means: bool
+) -> None:
+  """Refuses a meaning of numbers where it would be ignored."""
+  is_array = path.suffix.lower() in (".npz", ".npy")
+  is_pictures = text != "digits" and (
+    path.is_dir() or path.suffix.lower() == ".zip"
+  )
+  if (dtype or means) and not (is_array or is_pictures):
+    raise ValueError(
+      f"{text} are bytes: dtype, range, mean and std are of folders, .zip, .npz"
+      " and .npy"
+    )
+  if dtype and (dtype not in pictures.DTYPES or not is_pictures):
+    raise ValueError(
+      f"{dtype=} must be one of {', '.join(pictures.DTYPES)}, of pictures in a "
+      "folder or .zip; arrays have theirs"
+    )
+
+
+def _check_cache(
+  source, size, channels, random_crop, dtype, given: values.Values
+) -> None:
+  """Refuses to change what was prepared once."""
+  *have, c = source.image_shape
+  wrong = {
+    "size": size not in (None, tuple(have)),
+    "channels": channels not in (None, c),
+    "random_crop": random_crop,
+    "dtype": dtype not in (None, source.values.dtype),
+    "range, mean and std": given != source.values,
+  }
+  if any(wrong.values()):
+    shape = " x ".join(map(str, source.image_shape))
+    named = ", ".join(name for name, differs in wrong.items() if differs)
+    raise ValueError(
+      f"{source.name} was prepared as {shape} of {source.values}: leave out "
+      f"{named}, or prepare it again"
+    )
 
 
 def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -144,8 +223,13 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _check_brightness(source: sources.Source) -> None:
-  """Warns of pictures that are nearly black, of a few where they are lazy."""
-  if isinstance(source, sources.ArraySource):
+  """Warns of pictures that are nearly black, of a few where they are many."""
+  if source.values != values.BYTES:
+    return
+  if (
+    isinstance(source, sources.ArraySource)
+    and source.images.nbytes <= sources.MAX_BYTES
+  ):
     images = source.images
   else:
     indices = np.linspace(0, len(source) - 1, min(len(source), 16), dtype=int)

@@ -1,4 +1,4 @@
-"""Pictures: from the bytes of a file to uint8 [H, W, C]."""
+"""Pictures: from the bytes of a file to an array [H, W, C]."""
 
 import functools
 import math
@@ -32,7 +32,11 @@ BROKEN = (
 LEAST_SHARE = 0.8
 RANDOM_WORDS = 3  # that a random crop takes: for the scale, the row, the column
 
-_GREY = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B"})
+_WIDE = frozenset({"I", "I;16", "I;16L", "I;16B"})
+_GREY = frozenset({"1", "L", "LA", "La", "F", *_WIDE})
+# What a file can be decoded to.
+DTYPES = ("uint8", "uint16", "float32")
+
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -87,17 +91,63 @@ def decode(file: IO[bytes]) -> Image.Image:
   )
   if picture.mode in ("I", "F") and not wide:
     raise ValueError(f"its pixels are 32-bit (mode {picture.mode})")
-  mode = "L" if picture.mode in _GREY else "RGB"
   if wide:
     values = np.asarray(picture).astype(np.float64)
     # 65535 = 255 * 257, so this takes white to white; Pillow's own
     # conversion clips at 255.
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+  return _flat(picture)
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+  """Grey or colour of 8 bits; what is transparent is laid over white."""
+  mode = "L" if picture.mode in _GREY else "RGB"
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     picture = Image.alpha_composite(white, picture)
   return picture.convert(mode)
+
+
+def read(
+  file: IO[bytes],
+  size: tuple[int, int] | None,
+  channels: int | None,
+  dtype: str = "uint8",
+  words: np.ndarray | None = None,
+) -> np.ndarray:
+  """A picture file as an array, see ``decode``, ``decode_wide``, ``refit``."""
+  if dtype == "uint8":
+    return to_array(decode(file), size, channels, words)
+  return refit(decode_wide(file, dtype), size, channels, words)
+
+
+def decode_wide(file: IO[bytes], dtype: str) -> np.ndarray:
+  """Decodes a picture to [H, W, C] of uint16 or float32, upright.
+
+  As uint16, a byte k is 257 k, so that white stays white. Raises one of
+  ``BROKEN`` if the file is damaged, or has no such values that Pillow reads:
+  16-bit colour comes out of it as 8 bits.
+  """
+  with Image.open(file) as opened:
+    stored = opened.tile[0][3] if opened.tile else ""
+    stored = stored if isinstance(stored, str) else (stored or ("",))[0]
+    if ";16" in str(stored) and opened.mode not in _WIDE:
+      raise ValueError(
+        f"it is {stored}, 16-bit colour, of which Pillow keeps 8 bits: save"
+        " such pictures as one .npy"
+      )
+    kind = opened.format
+    picture = ImageOps.exif_transpose(opened)
+  if dtype == "float32":
+    if picture.mode != "F":
+      raise ValueError(f"its pixels are no floats (mode {picture.mode})")
+    return np.asarray(picture)[..., None]
+  if picture.mode in ("I", "F") and not (picture.mode == "I" and kind == "PPM"):
+    raise ValueError(f"its pixels are 32-bit (mode {picture.mode})")
+  if picture.mode in _WIDE:
+    return np.asarray(picture).astype(np.uint16)[..., None]
+  return np.uint16(257) * to_array(_flat(picture), None, None)
 
 
 def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -199,14 +249,20 @@ def refit(
   channels: int | None,
   words: np.ndarray | None = None,
 ) -> np.ndarray:
-  """``to_array`` for an image that is an array already, uint8 [H, W, C].
+  """``to_array`` for an image that is an array already, [H, W, C].
+
+  What is not of bytes is resized as floats, and rounded back; no value leaves
+  the range of its band.
 
   Raises:
     ValueError: If ``channels`` is given and the image has neither 1, 3 nor
       that many.
   """
   have = image.shape[-1]
-  if have in (1, 3):
+  wide = image.dtype != np.uint8
+  if wide and channels == 3 and have == 1:
+    image, have = np.repeat(image, 3, axis=-1), 3
+  if have in (1, 3) and not wide:
     picture = Image.fromarray(image[..., 0] if have == 1 else image)
     return to_array(picture, size, channels, words)
   if channels not in (None, have):
@@ -216,8 +272,19 @@ def refit(
     )
   if size is None:
     return image
-  bands = [
-    _cut(Image.fromarray(band), size, words)
-    for band in np.moveaxis(image, -1, 0)
-  ]
-  return np.stack([np.asarray(band) for band in bands], axis=-1)
+  resize = _resized_wide if wide else _resized
+  bands = [resize(band, size, words) for band in np.moveaxis(image, -1, 0)]
+  return np.stack(bands, axis=-1)
+
+
+def _resized(band, size, words) -> np.ndarray:
+  return np.asarray(_cut(Image.fromarray(band), size, words))
+
+
+def _resized_wide(band, size, words) -> np.ndarray:
+  floats = _resized(band.astype(np.float32), size, words)
+  if floats.shape == band.shape and size == band.shape and words is None:
+    return band  # float64 keeps its digits
+  floats = np.clip(floats, band.min(), band.max())
+  whole = np.issubdtype(band.dtype, np.integer)
+  return (np.rint(floats) if whole else floats).astype(band.dtype)

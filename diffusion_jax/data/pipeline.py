@@ -9,7 +9,6 @@ import grain
 import numpy as np
 
 from diffusion_jax.data.sources import Source
-from diffusion_jax.images import from_uint8
 
 
 def batches(
@@ -42,9 +41,10 @@ def batches(
     process_count: Number of processes.
 
   Returns:
-    A data set whose element ``step`` is {"image": float32 [b, H, W, C] in
-    [-1, 1], "label": int32 [b]} with b = batch_size / process_count. A byte k
-    becomes k / 127.5 - 1.
+    A data set whose element ``step`` is {"image": float32 [b, H, W, C],
+    "label": int32 [b]} with b = batch_size / process_count. The source's
+    ``values`` say how its numbers become floats: a byte k
+    is k / 127.5 - 1. And each of its ``vectors``, float32 [b, n].
 
   Raises:
     ValueError: If a number is out of range, if process_count does not divide
@@ -75,7 +75,9 @@ def batches(
     images = examples["image"]
     if flip:
       images[mirrored] = images[mirrored, :, ::-1]
-    return {"image": from_uint8(images), "label": examples["label"]}
+    numbers = {name: v[indices] for name, v in source.vectors.items()}
+    floats = source.values.floats(images)
+    return {"image": floats, "label": examples["label"], **numbers}
 
   return grain.MapDataset.range(sys.maxsize).map(batch)
 

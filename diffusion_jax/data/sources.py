@@ -1,4 +1,4 @@
-"""Sources: random access to uint8 pictures and labels."""
+"""Sources: random access to pictures and labels."""
 
 import concurrent.futures
 import dataclasses
@@ -7,17 +7,17 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 import numpy as np
 
-from diffusion_jax.data.pictures import RANDOM_WORDS
+from diffusion_jax.data.values import BYTES, Values
 
 MAX_BYTES = 2**31
 
 ACCEPTED = (
-  "give 'digits', a folder or .zip of pictures, a .npz or .npy of uint8"
+  "give 'digits', a folder or .zip of pictures, a .npz or .npy of"
   " images, or a TFDS name such as 'cifar10'"
 )
 
@@ -45,11 +45,11 @@ class Unreadable(Unfit):
 class Source:
   """Random access to pictures, the one interface that ``batches`` needs.
 
-  ``source[i]`` is {"image": uint8 [H, W, C], "label": int32 scalar}, for i
-  in 0..len(source)-1; the label is 0 where there are none. All images have
-  one shape. To make a source of your own, use ``ArraySource`` or
-  ``LazySource``, or derive from this class and give ``__len__`` and
-  ``gather``.
+  ``source[i]`` is {"image": [H, W, C], "label": int32 scalar}, for i in
+  0..len(source)-1; the label is 0 where there are none. All images have one
+  shape, and the dtype and meaning that ``values`` says. To make a source of
+  your own, use ``ArraySource`` or ``LazySource``, or derive from this class and
+  give ``__len__`` and ``gather``.
 
   Attributes:
     name: What it is, for people.
@@ -59,6 +59,9 @@ class Source:
       data; for data read lazily a digest of what identifies them.
     labels: int32 [N]; None where they are only known with the pictures.
     left_out: What lies beside the pictures, for people, like ".txt (3)".
+    values: What the numbers of the pictures mean; by default bytes.
+    vectors: Numbers of each example to condition on, float32 [N, n] by name,
+      see ``vectors``.
   """
 
   name: str
@@ -67,6 +70,10 @@ class Source:
   fingerprint: str = ""
   labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
   left_out: str = ""
+  values: Values = BYTES
+  vectors: Mapping[str, np.ndarray] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
 
   @property
   def num_classes(self) -> int:
@@ -84,7 +91,7 @@ class Source:
       indices: Integers [B], each in 0..len(self)-1.
 
     Returns:
-      {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+      {"image": [B, H, W, C], "label": int32 [B]}.
     """
     raise NotImplementedError
 
@@ -127,7 +134,7 @@ class ArraySource(Source):
   """A source in memory.
 
   Attributes:
-    images: uint8 [N, H, W, C].
+    images: [N, H, W, C].
     labels: int32 [N].
   """
 
@@ -170,10 +177,10 @@ class LazySource(Source):
   def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Images, labels and which of them are there; None if too large."""
     shape = (self.length, *self.image_shape)
-    if np.prod(shape, dtype=float) > self.max_bytes:
+    if num_bytes(shape, self.values) > self.max_bytes:
       return None
     # np.empty takes no memory until it is written to.
-    images = np.empty(shape, np.uint8)
+    images = np.empty(shape, self.values.dtype)
     labels = np.empty(self.length, np.int32)
     return images, labels, np.zeros(self.length, bool)
 
@@ -200,133 +207,6 @@ class LazySource(Source):
     return {"image": images[indices], "label": labels[indices]}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RandomCrops(Source):
-  """A source whose examples are cut anew each time training visits them.
-
-  Attributes:
-    whole: The source, with the examples to measure on.
-    read: (Index, words) -> (image, label); called from several threads at
-      once.
-  """
-
-  whole: Source = dataclasses.field(repr=False)
-  read: Callable[[int, np.ndarray], tuple[np.ndarray, int]] = dataclasses.field(
-    repr=False
-  )
-
-  @functools.cached_property
-  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-
-  def __len__(self) -> int:
-    """Number of pictures."""
-    return len(self.whole)
-
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """See ``Source.gather``."""
-    return self.whole.gather(indices)
-
-  @property
-  def random_words(self) -> int:
-    """See ``Source.random_words``."""
-    return RANDOM_WORDS
-
-  def visit(
-    self, indices: np.ndarray, words: np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """See ``Source.visit``."""
-    read = self._pool.map(self.read, indices.tolist(), words)
-    images, labels = zip(*read, strict=True)
-    return {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Part(Source):
-  """Some examples of a source.
-
-  Attributes:
-    whole: The source.
-    chosen: Which examples, by their indices in it.
-  """
-
-  whole: Source = dataclasses.field(repr=False)
-  chosen: np.ndarray = dataclasses.field(repr=False)
-
-  def __len__(self) -> int:
-    """Number of pictures."""
-    return len(self.chosen)
-
-  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """See ``Source.gather``."""
-    return self.whole.gather(self.chosen[indices])
-
-  @property
-  def random_words(self) -> int:
-    """See ``Source.random_words``."""
-    return self.whole.random_words
-
-  def visit(
-    self, indices: np.ndarray, words: np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """See ``Source.visit``."""
-    return self.whole.visit(self.chosen[indices], words)
-
-
-def random_crops(
-  whole: Source, read: Callable[[int, np.ndarray], tuple[np.ndarray, int]]
-) -> RandomCrops:
-  """``RandomCrops`` of a source, with its name and fingerprint."""
-  return RandomCrops(
-    name=whole.name,
-    image_shape=whole.image_shape,
-    class_names=whole.class_names,
-    fingerprint=whole.fingerprint,
-    labels=whole.labels,
-    left_out=whole.left_out,
-    whole=whole,
-    read=read,
-  )
-
-
-def hold_out(source: Source, every: int) -> tuple[Source, Source]:
-  """Cuts a source in two: without, and only, every so-many-th example.
-
-  Pictures in folders come class by class, of which each then gives its share.
-
-  Args:
-    source: The whole.
-    every: At least 2.
-
-  Returns:
-    The larger and the smaller part.
-
-  Raises:
-    ValueError: If a part would be empty.
-  """
-  if not 2 <= every <= len(source):
-    raise ValueError(
-      f"held_out={every} must be 2 or more, and at most the {len(source)} "
-      "examples"
-    )
-  last = np.arange(len(source)) % every == every - 1
-
-  def part(chosen: np.ndarray, words: str) -> Part:
-    return Part(
-      name=f"{source.name} ({words} 1 of {every})",
-      image_shape=source.image_shape,
-      class_names=source.class_names,
-      fingerprint=fingerprint(source.fingerprint, chosen),
-      labels=None if source.labels is None else source.labels[chosen],
-      whole=source,
-      chosen=chosen,
-    )
-
-  return part(np.flatnonzero(~last), "without"), part(
-    np.flatnonzero(last), "only"
-  )
-
-
 def fingerprint(*parts: object) -> str:
   """16 hexadecimal digits of SHA-256 over arrays (their bytes) and texts."""
   digest = hashlib.sha256()
@@ -339,23 +219,31 @@ def fingerprint(*parts: object) -> str:
   return digest.hexdigest()[:16]
 
 
+def num_bytes(shape: Sequence[int], values: Values) -> float:
+  """How much memory arrays of these values take."""
+  return np.prod(shape, dtype=float) * np.dtype(values.dtype).itemsize
+
+
 def in_memory(
   name: str,
   images: np.ndarray,
   labels: np.ndarray,
   class_names: tuple[str, ...],
   left_out: str = "",
+  values: Values = BYTES,
 ) -> ArraySource:
   """An ``ArraySource`` with its fingerprint."""
   labels = labels.astype(np.int32)
+  meaning = () if values == BYTES else (values,)
   return ArraySource(
     name=name,
     image_shape=images.shape[1:],
     class_names=class_names,
-    fingerprint=fingerprint(images, labels, *class_names),
+    fingerprint=fingerprint(images, labels, *class_names, *meaning),
     images=images,
     labels=labels,
     left_out=left_out,
+    values=values,
   )
 
 
@@ -369,6 +257,7 @@ def summary(source: Source) -> str:
   shape = " x ".join(map(str, source.image_shape))
   word = "image" if len(source) == 1 else "images"
   text = f"{source.name}: {len(source):,} {word} of {shape}"
+  text += "" if source.values == BYTES else f", {source.values}"
   names: list[str] = list(source.class_names)
   if names:
     if source.labels is not None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources
+from diffusion_jax.data import pictures, sources, views
 
 
 def load(
@@ -72,7 +72,7 @@ def load(
     length=len(data),
     max_bytes=max_bytes,
   )
-  return sources.random_crops(source, read) if random_crop else source
+  return views.random_crops(source, read) if random_crop else source
 
 
 def _builder(name: str, data_dir: str | None) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # All that a network may be conditioned on, besides x_t and the time.
-PARTS = ("y", "low_res", "low_res_t", "augment", "s")
+PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector")
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
   "unet": UNet, "dit": DiT, "jit": JiT, "edm2": EDM2, "classifier": Classifier,
 }  # fmt: skip
 # What follows from the data and from what is asked for is not a setting.
-DERIVED = ("out_channels", "noisy_low_res", "spans")
+DERIVED = ("out_channels", "noisy_low_res", "spans", "vector")
 # What a setting can be: all that a line of text, or JSON, can say.
 KINDS = (bool, int, float, str, tuple)
 

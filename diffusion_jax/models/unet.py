@@ -75,6 +75,7 @@ class Encoder(nn.Module):
     early_classes: Whether classes are added to the embedding of the time before
       it is mapped (EDM), or after.
     augment_labels: How many numbers say how a picture was augmented.
+    vector: How many numbers say something of each image; 0 is none.
     remat: Forget what residual and attention blocks compute inside, and
       compute it again for the gradient: memory for about a third more FLOPs.
   """
@@ -106,6 +107,7 @@ class Encoder(nn.Module):
   pyramid: bool = False
   early_classes: bool = False
   augment_labels: int = 0
+  vector: int = 0
   remat: bool = False
 
   def check_size(self, size: Sequence[int], /) -> None:
@@ -140,10 +142,15 @@ class Encoder(nn.Module):
     angles = jnp.outer(time, 2 * jnp.pi * jax.lax.stop_gradient(freqs))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
-  def embed(self, t, y, low_res_t=None, augment=None, span=None):
+  def embed(self, t, y, low_res_t=None, augment=None, span=None, vector=None):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
     backbone.check_classes(self, y)
+    if (0 if vector is None else vector.shape[-1]) != self.vector:
+      raise ValueError(
+        f"a network with vector={self.vector} was called with "
+        f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
+      )
     dim = 4 * self.channels
     emb = self._time((t - self.time_origin) * self.time_scale)
     if self.early_classes and y is not None:
@@ -183,6 +190,14 @@ class Encoder(nn.Module):
         emb += nn.Dense(
           dim, dtype=self.dtype, kernel_init=init, name=f"{name}2"
         )(h)
+    if vector is not None:
+      h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector1")(
+        vector
+      )
+      h = nn.silu(h)
+      emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector2")(
+        h
+      )
     return nn.silu(emb)
 
   def res_block(self, h, emb, train, level, resample=None):
@@ -307,7 +322,7 @@ class UNet(Encoder):
         where it knows any; "low_res", smaller images to be upsampled, which
         are enlarged bilinearly and joined to x_t's channels; "low_res_t", the
         steps to which these are noised, 0..T, where ``noisy_low_res``; "s",
-        where a step leads, where ``spans``.
+        where a step leads, where ``spans``; "vector", [B, vector].
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -317,7 +332,7 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment, s = backbone.parts(cond)
+    y, low_res, low_res_t, augment, s, vector = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
     if s is not None and not self.spans:
       raise ValueError(
@@ -325,7 +340,7 @@ class UNet(Encoder):
       )
     span = t - (t if s is None else s) if self.spans else None
     out_channels = self.out_channels or x_t.shape[-1]
-    emb = self.embed(t, y, low_res_t, augment, span)
+    emb = self.embed(t, y, low_res_t, augment, span, vector)
     skips = self.down(backbone.beside(x_t, low_res), emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):

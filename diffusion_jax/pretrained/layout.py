@@ -176,6 +176,7 @@ PLAIN = {
   "stem": None, "skip_scale": 1.0, "taps": (1, 1), "project": False,
   "up_attention": "every", "pyramid": False, "early_classes": False,
   "augment_labels": 0,
+  "vector": 0,
 }  # fmt: skip
 
 

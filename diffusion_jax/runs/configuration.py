@@ -54,7 +54,14 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
         # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
         "random_crop": False,
         "skip_broken": False,  # leave out pictures that cannot be read
+        # Decode pictures to uint8, uint16 or float32; arrays have theirs.
+        "dtype": config_dict.placeholder(str),
+        "range": (),  # (low, high) of the values; bytes have 0 to 255
+        "mean": config_dict.placeholder(float),  # of values without a range
+        "std": config_dict.placeholder(float),
         "data_dir": config_dict.placeholder(str),  # of TFDS
+        # A .csv or .npy of numbers for each example, to condition on.
+        "cond": config_dict.placeholder(str),
       },
       # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
       # flow, trig of diffusion_jax.continuous, whose real time has no T.
@@ -96,6 +103,10 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       },
       # Part of the labels that training hides, for classifier-free guidance.
       "label_dropout": 0.0,
+      # As much of each part of data.cond, in its order; or one for all.
+      "cond_dropout": (),
+      # These parts (name, mean, std, dropout), filled in from the data.
+      "vectors": (),
       # To enlarge pictures of this size, () is not to. The network learns of
       # pictures made small and noised to random steps 0..noise.
       "low_res": {"size": (), "noise": 0},

@@ -28,6 +28,11 @@ def training_source(config: Config) -> dj.data.Source:
   except dj.data.Unfit as error:
     raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
   console.say_first(f"data: {dj.data.summary(data)}")
+  if not data.values.bounded and config.get("sampling", {}).get("clip"):
+    raise ValueError(
+      f"the data have no range ({data.values}), so that samples must not be "
+      "clipped to one: pass `config.sampling.clip=False`"
+    )
   return data
 
 
@@ -53,10 +58,10 @@ def source(
   size = tuple(options.pop("size"))
   # (), (n,), (h, w): as stored, square, any.
   size = None if not size else size[0] if len(size) == 1 else size
-  name = options["name"]
+  name, numbers = options["name"], options.pop("cond")
   with console.said_if_slow(f"reading {name} ..."):
     try:
-      return choices.call("data", dj.data.load, {**options, "size": size})
+      data = choices.call("data", dj.data.load, {**options, "size": size})
     except ValueError as error:
       path = pathlib.Path(name)
       if not path.is_absolute() or path.exists():
@@ -65,12 +70,15 @@ def source(
         f"no data at {path}: if they have moved, name where they are as "
         f"{elsewhere}=PATH"
       ) from error
+  if numbers is None:
+    return data
+  return dj.data.vectors.attach(data, dj.data.vectors.read(numbers))
 
 
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   """The first images of the data of a run that enlarges, made small."""
   images = source.gather(np.arange(min(num, len(source))))["image"]
-  x0 = jnp.asarray(dj.images.from_uint8(images))
+  x0 = jnp.asarray(source.values.floats(images))
   small = (
     networks.low_res_shape(config, source.image_shape) or source.image_shape
   )
@@ -87,3 +95,23 @@ def count_classes(config: Config, source: dj.data.Source) -> None:
           f"{source.name} has none; sort the pictures into one folder each"
         )
       config.model[name] = source.num_classes
+
+
+def note_vectors(config: Config, source: dj.data.Source) -> None:
+  """Writes what a run needs to know of its data's vectors into ``vectors``.
+
+  Raises:
+    ValueError: If the dropout does not fit them.
+  """
+  rates, names = tuple(config.cond_dropout), list(source.vectors)
+  if len(rates) not in (0, 1, len(names)):
+    raise ValueError(
+      f"cond_dropout={rates} must be one number, or one for each of "
+      f"{', '.join(names) or 'no parts: name them by data.cond'}"
+    )
+  rates = (
+    rates * len(names) if len(rates) == 1 else rates or (0.0,) * len(names)
+  )
+  dropout = dict(zip(names, rates, strict=True))
+  parts = dj.conditions.standardised(source.vectors, dropout)
+  config.vectors = tuple(map(tuple, parts))

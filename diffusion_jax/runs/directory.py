@@ -26,6 +26,7 @@ import filelock
 import jax
 from jax.experimental import multihost_utils
 
+from diffusion_jax.data.values import BYTES
 from diffusion_jax.runs import configuration
 from diffusion_jax.runs.configuration import Config
 
@@ -72,7 +73,12 @@ def versions() -> dict[str, str]:
 
 
 def describe(source, config: Config) -> dict[str, Any]:
-  """What later commands need to know of the data of a configuration."""
+  """What later commands need to know of the data of a configuration.
+
+  Without "values" they are bytes, as in all runs that are older than it.
+  """
+  values = source.values
+  meaning = {} if values == BYTES else {"values": values.to_json()}
   return {
     "name": source.name,
     "path": _path(config.data.name),
@@ -81,7 +87,7 @@ def describe(source, config: Config) -> dict[str, Any]:
     "num_classes": source.num_classes,
     "class_names": list(source.class_names),
     "fingerprint": source.fingerprint,
-  }
+  } | meaning
 
 
 def _path(name: str) -> str | None:

@@ -30,7 +30,9 @@ class Generator:
     image_shape: (H, W, C).
     options: The sampler's name, the classes' numbers, eta, batch and
       low_res_noise, as a ``Plan`` has them; and the scale of guidance,
-      classifier-free unless there is a classifier. None is without.
+      classifier-free unless there is a classifier. None is without. Vectors
+      that `cond` does not name are hidden, or at their mean where training
+      never hides them.
     pairs: The (t, s) to walk.
     classifier: To guide with.
     low_res: The small pictures to enlarge, [N, h, w, C], where the network
@@ -80,6 +82,9 @@ class Generator:
 
     conditions = networks.conditions(config, schedule, image_shape)
 
+    means = {v.name: v.mean for v in conditions.vectors if not v.dropout}
+    given = means | networks.numbers(config, options.cond)
+
     def walk(
       params, x, history, key, pairs, first, eta, y, scale, theirs, cond
     ):
@@ -115,7 +120,7 @@ class Generator:
       return solver.init(x, jnp.asarray(pairs[0, 0]))
 
     def conditioned(key, images, y, low_res):
-      cond = conditions.given(y, low_res)
+      cond = conditions.given(y, low_res, given, count=rows)
       if not conditions.noise:
         return cond
       return dj.conditions.noised(

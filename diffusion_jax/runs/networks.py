@@ -1,5 +1,7 @@
 """Builds a network, its conditions and its state from a configuration."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,10 +48,13 @@ def model(
     cond.append("low_res")
   if noisy_low_res(config, image_shape):
     cond.append("low_res_t")
+  if vectors(config):
+    cond.append("vector")
   derived = {
     "out_channels": outputs * image_shape[-1],
     "num_classes": asked,
     "noisy_low_res": "low_res_t" in cond,
+    "vector": dj.conditions.width(vectors(config)),
     "spans": config.objective.name == "meanflow",
   }
   return _network(config, image_shape, derived, cond)
@@ -173,7 +178,40 @@ def conditions(
     label_dropout=config.label_dropout if hides_labels(config) else 0.0,
     low_res=None if small is None else small[:2],
     noise=0 if small is None else _low_res_noise(config),
+    vectors=vectors(config),
   )
+
+
+def vectors(config: Config) -> tuple[dj.conditions.Vector, ...]:
+  """The vectors that a run conditions on."""
+  return tuple(
+    dj.conditions.Vector(name, tuple(mean), tuple(std), rate)
+    for name, mean, std, rate in config.get("vectors", ())
+  )
+
+
+def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
+  """The numbers of `cond=("angle=0.3", "place=1:2")`, by name.
+
+  Raises:
+    ValueError: If the run knows none of that name, or of so many numbers.
+  """
+  widths = {part.name: len(part.mean) for part in vectors(config)}
+  numbers = {}
+  for one in asked:
+    name, _, text = one.partition("=")
+    try:
+      values = [float(number) for number in text.split(":")]
+    except ValueError:
+      values = []
+    if widths.get(name) != len(values) or not all(map(math.isfinite, values)):
+      known = ", ".join(f"{k} ({n} numbers)" for k, n in widths.items())
+      raise ValueError(
+        f"`cond={one}` must be NAME=NUMBER, or NAME=NUMBER:NUMBER and so on, "
+        f"of what the run has learnt: {known or 'nothing, it has no data.cond'}"
+      )
+    numbers[name] = values
+  return numbers
 
 
 def optimizer(

@@ -79,6 +79,11 @@ class SamplingOptions:
     "names of the classes to draw in turn; or their numbers, from 0 on, where "
     "no name is a number; by default all",
   )
+  cond: tuple[str, ...] = option(
+    (),
+    "numbers to draw given, such as angle=0.3,place=1:2, of a run that has "
+    "learnt from data.cond; others are hidden, or at their mean",
+  )
   upsampler: tuple[PathLike, ...] = option(
     (),
     "run directories of upsamplers, smallest first: each enlarges the images "

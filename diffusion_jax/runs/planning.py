@@ -44,6 +44,7 @@ class Plan:
     pairs: The (t, s) to walk.
     classifier: To guide with.
     low_res: The small pictures to enlarge, [N, h, w, C].
+    values: What the numbers of the data mean.
     root: The key of all noise, if that is not of the seed.
     stage: Of a cascade, from 0.
     upsamplers: Its further stages.
@@ -59,6 +60,7 @@ class Plan:
   pairs: dj.timesteps.Pairs
   classifier: GuidingClassifier | None = None
   low_res: np.ndarray | None = None
+  values: dj.data.values.Values = dj.data.values.BYTES
   root: jax.Array | None = None
   stage: int = 0
   upsamplers: tuple["Plan", ...] = ()
@@ -176,10 +178,13 @@ def _stage(
       f"`low_res_noise={noise}`: {workdir} has learnt from pictures noised to "
       f"steps 0..{config.low_res.noise}"
     )
+  cond = () if enlarges else options.cond
+  networks.numbers(config, cond)  # refuses what the run does not know
   guidance = config.sampling.get("guidance")
   return Plan(
     workdir=workdir,
     config=config,
+    values=dj.data.values.from_json(data.get("values")),
     image_shape=shape,
     net=net,
     params=params,
@@ -189,6 +194,7 @@ def _stage(
       sampler=sampler,
       spacing=spacing,
       classes=classes,
+      cond=cond,
       guidance=(
         guidance if enlarges else _guidance(options, config, classifier)
       ),
@@ -242,7 +248,7 @@ def _low_res(
     return datasets.low_res(plan.config, source, options.num or len(source))
   source = dj.data.load(str(options.low_res), size=shape[:2], channels=shape[2])
   count = min(len(source), options.num or len(source))
-  return dj.images.from_uint8(source.gather(np.arange(count))["image"])
+  return source.values.floats(source.gather(np.arange(count))["image"])
 
 
 def _walk(
@@ -302,7 +308,8 @@ def _guidance(
     return 1.0 if options.guidance is None else options.guidance
   if options.guidance is None:
     return config.sampling.get("guidance")
-  if not networks.hides_labels(config):
+  hides = any(part.dropout for part in networks.vectors(config))
+  if not hides and not networks.hides_labels(config):
     raise ValueError(
       "`guidance`: this run was trained without label_dropout, so its network "
       "does not know how to draw without a class; pass a `classifier`"

@@ -59,11 +59,17 @@ def same_noise(ours: Config, theirs: Config) -> bool:
   return ours.schedule.to_dict() == theirs.schedule.to_dict()
 
 
-def loss_at(config: Config) -> dj.losses.LossAt:
+def loss_at(
+  config: Config, values: dj.data.values.Values = dj.data.values.BYTES
+) -> dj.losses.LossAt:
   """The loss of ``config.loss``, at given steps and noise.
 
+  Args:
+    config: Of the run.
+    values: What the numbers of its data mean.
+
   Raises:
-    ValueError: If loss, weight and variance do not fit together.
+    ValueError: If loss, weight, variance and data do not fit together.
   """
   options = config.loss.to_dict()
   name = choices.named("loss", options.pop("name"), LOSSES)
@@ -108,7 +114,17 @@ def loss_at(config: Config) -> dj.losses.LossAt:
       "loss 'hybrid' learns the variance; "
       f"variance={config.variance!r} is fixed"
     )
-  return functools.partial(core, **options)
+  return functools.partial(core, levels=_levels(name, values), **options)
+
+
+def _levels(name: str, values: dj.data.values.Values) -> int:
+  """How many values a bound on probabilities counts."""
+  if values.levels is None:
+    raise ValueError(
+      f"loss {name!r} counts levels, and {values} has none; use "
+      "loss.name=simple and a fixed variance"
+    )
+  return values.levels
 
 
 def draw(config: Config):

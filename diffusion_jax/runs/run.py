@@ -173,7 +173,7 @@ class Run:
       ValueError: If the data cannot be read, see ``source``.
     """
     chosen = np.arange(min(num, len(self.source)))
-    return dj.images.from_uint8(self.source.gather(chosen)["image"])
+    return self.source.values.floats(self.source.gather(chosen)["image"])
 
   def evaluate(self, **options: Any) -> dict[str, Any]:
     """Measures samples, as experiments.evaluate does.

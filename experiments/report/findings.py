@@ -54,16 +54,18 @@ def loss_curves(
   """
   config = plan.config
   schedule = processes.schedule(config)
-  loss_at = processes.loss_at(config)
+  loss_at = processes.loss_at(config, source.values)
   conditions = networks.conditions(config, schedule, plan.image_shape)
   if processes.real_time(config):
     t = jnp.asarray(dj.spacing.named(schedule, "log_snr", STEPS)[::-1, 0])
   else:
     parts = np.linspace(0, 1, STEPS) ** 2
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
-  real = source.gather(monitor.spread(len(source), IMAGES))
+  some = monitor.spread(len(source), IMAGES)
+  real = source.gather(some)
+  vectors = {name: v[some] for name, v in source.vectors.items()}
   x0, y = (
-    jnp.asarray(dj.images.from_uint8(real["image"])),
+    jnp.asarray(source.values.floats(real["image"])),
     jnp.asarray(real["label"]),
   )
 
@@ -71,7 +73,7 @@ def loss_curves(
   def curve(params):
     predict = processes.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      dj.given(predict, conditions.of(x0, y)),
+      dj.given(predict, conditions.of(x0, y, vectors)),
       schedule,
       x0,
       t,
@@ -98,7 +100,7 @@ def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
   Returns:
     What was found.
   """
-  drawn = dj.images.to_uint8(samples)
+  drawn, source = dj.images.to_uint8(samples), dj.data.shown(source)
   chosen = monitor.spread(len(source), PICTURES)
   look = functools.partial(neighbours.nearest, source=source, chosen=chosen)
   index, distance = look(drawn, num=min(NEAREST, len(source)))

@@ -125,17 +125,22 @@ def frechet(
 
 def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
   """The variational bound of the first images, over all steps."""
-  config = plan.config
+  config, levels = plan.config, source.values.levels
+  if levels is None:
+    raise ValueError(
+      f"bpd counts levels, and {source.name} has none ({source.values}); leave "
+      "it out of `metrics`"
+    )
   schedule = processes.schedule(config)
   conditions = networks.conditions(config, schedule, plan.image_shape)
 
   @jax.jit
-  def bound(params, x0, y, key, first):
+  def bound(params, x0, y, vectors, key, first):
     predict = processes.predictor(config, schedule, plan.net, params)
-    predict = dj.given(predict, conditions.of(x0, y))
+    predict = dj.given(predict, conditions.of(x0, y, vectors))
     predict = dj.clipped(predict, schedule)
     return dj.likelihood.variational_bound(
-      predict, schedule, x0, key, first=first
+      predict, schedule, x0, key, first=first, levels=levels
     )
 
   parts = []
@@ -144,13 +149,14 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
     # The last batch is filled up, so that one program serves all.
     numbers = [min(start + k, plan.num - 1) for k in range(plan.options.batch)]
     real = [source[i] for i in numbers]
-    x0 = dj.images.from_uint8(np.stack([example["image"] for example in real]))
+    x0 = source.values.floats(np.stack([example["image"] for example in real]))
     y = np.array([example["label"] for example in real])
     parts.append(
       bound(
         plan.params,
         x0,
         y,
+        {name: v[numbers] for name, v in source.vectors.items()},
         jax.random.key(plan.options.seed),
         start,
       )
@@ -167,7 +173,7 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
     "variance": config.variance,
     "clip": True,
     "cdf": "tanh",
-    "levels": "256, k / 127.5 - 1",
+    "levels": f"{levels}, k / {(levels - 1) / 2:g} - 1",
     "bpd": float(whole.total.mean()),
     "bpd_standard_error": float(error),
     "bpd_prior": float(whole.prior.mean()),

@@ -241,6 +241,8 @@ def _describe(plan: planning.Plan) -> dict[str, Any]:
     and config["sampling"].get("apg", {}).get("eta") is not None
   ):
     stage["apg"] = config["sampling"]["apg"]
+  if options.cond:
+    stage["cond"] = options.cond
   if not config["sampling"].get("clip", True):
     stage["clip"] = False
   return stage | {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import diffusion_jax as dj
+from diffusion_jax.data.values import BYTES
 from diffusion_jax.runs import choices, datasets, directory, planning
 from diffusion_jax.runs.evaluation import (
   features,
@@ -101,6 +102,7 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
         f"frechet of {num} samples to {len(data.pictures)} images: must be at "
         "least 2 and 4"
       )
+  _check_bytes(options.metrics, given, data)
   subject = Subject(options.metrics, plan, given, num, data, None)
   subject = _spread_out(subject, options)
   if not subject.of_features:
@@ -108,6 +110,17 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   network = features.named(options.features, options.inception)
   scores.check(subject.of_features, network, data, shape, num)
   return dataclasses.replace(subject, network=network)
+
+
+def _check_bytes(metrics, given, data: references.Reference) -> None:
+  """Refuses metrics of pictures where values are no bytes."""
+  of_pictures = set(metrics) - {"bpd"}
+  for source in (given, data.source):
+    if source is not None and source.values != BYTES and of_pictures:
+      raise ValueError(
+        f"{source.name} has values {source.values}: only bpd is measured of "
+        "these; the other metrics are of pictures of bytes"
+      )
 
 
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:

@@ -112,7 +112,7 @@ def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
   for start in range(0, min(len(held), MEASURED), batch_size):
     stop = min(start + batch_size, len(held), MEASURED)
     part = held.gather(np.arange(start, stop))
-    image = dj.images.from_uint8(part["image"])
+    image = held.values.floats(part["image"])
     key_part = jax.random.fold_in(key, start)
     totals.append(right(state.params, image, part["label"], key_part))
   counts = np.sum(jax.device_get(totals), axis=0)

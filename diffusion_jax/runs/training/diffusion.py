@@ -42,6 +42,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   tx = networks.optimizer(config)
   source = datasets.training_source(config)
   datasets.count_classes(config, source)
+  datasets.note_vectors(config, source)
   net = networks.model(config, source.image_shape, source.num_classes)
   conditions = networks.conditions(config, schedule, source.image_shape)
 
@@ -54,6 +55,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
       setup.applied(config, net, mesh),
       conditions,
       setup.gathered(config, mesh),
+      source.values,
     ),
     tx=tx,
     micro_batches=config.micro_batches,

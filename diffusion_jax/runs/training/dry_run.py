@@ -64,6 +64,9 @@ def arguments(run: Any, steps: int) -> tuple[Any, ...]:
   batch = {
     "image": ((steps, size, *run.source.image_shape), "float32"),
     "label": ((steps, size), "int32"),
+  } | {
+    name: ((steps, size, *numbers.shape[1:]), "float32")
+    for name, numbers in run.source.vectors.items()
   }
   batches = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)

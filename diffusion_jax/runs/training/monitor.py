@@ -115,7 +115,9 @@ class Monitor:
       else spread(every, PICTURES)
     )
     parts = [
-      self._statistics(dj.images.from_uint8(self._source.gather(part)["image"]))
+      self._statistics(
+        self._source.values.floats(self._source.gather(part)["image"])
+      )
       for part in np.split(chosen, range(_PART, len(chosen), _PART))
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)

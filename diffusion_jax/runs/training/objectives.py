@@ -71,6 +71,7 @@ def objective(
   apply: dj.objectives.Apply,
   conditions: dj.conditions.Conditions,
   gather: Callable[[Any], Any] = lambda params: params,
+  values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> dj.objectives.Objective:
   """What the run makes small.
 
@@ -81,6 +82,7 @@ def objective(
     apply: The network in training.
     conditions: Of its data.
     gather: Puts the teacher's parameters together.
+    values: What the numbers of its data mean.
 
   Returns:
     The objective.
@@ -103,7 +105,7 @@ def objective(
   door = processes.door(config)
   common: dict[str, Any] = {"condition": conditions.draw}
   if options.name in ("diffusion", "distillation"):
-    common |= {**door, "loss_at": processes.loss_at(config)}
+    common |= {**door, "loss_at": processes.loss_at(config, values)}
   if options.name == "diffusion":
     return _diffusion(config, apply, schedule, common)
   if options.name == "distillation":

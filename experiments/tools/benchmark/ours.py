@@ -192,7 +192,7 @@ def _network(run: setup.Training):
   call, _ = _call(run)
   config, batch = run.config, jax.tree.map(jnp.asarray, run.batches[0])
   t = jnp.full(config.batch_size, config.schedule.T // 2)
-  cond = _conditions(run).of(batch["image"], batch["label"])
+  cond = _conditions(run).of(batch["image"], batch["label"], batch)
   return call, (run.init(jax.random.key(0)).params, batch["image"], t, cond)
 
 

@@ -1,0 +1,257 @@
+"""A cache: pictures decoded, resized and cut once, then mapped from disk.
+
+  CACHE/images.npy   [N, H, W, C], in the dtype of the data
+  CACHE/labels.npy   int32 [N]
+  CACHE/cache.json   what they are; once it is whole, a checksum of each part
+  CACHE/part-00000   while it is written: a checksum of what is on disk
+
+Parts are written in any order and by any number of processes, and those that
+are there are not written again. Reading is ``data.load(CACHE)``.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.data import sources, values
+
+FORMAT = 1
+NAME = "cache.json"
+PART_BYTES = 2**26
+
+
+def is_cache(path: Path) -> bool:
+  """Whether a folder is a cache, whole or not."""
+  return (path / NAME).is_file()
+
+
+def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
+  """Makes the files of a cache, empty; one that is begun goes on.
+
+  Args:
+    source: The data, with a fingerprint that says what they are.
+    out: The folder, which must be new, empty, or a cache of the same.
+    asked: What else tells these data from others, as JSON has it.
+
+  Raises:
+    ValueError: If the folder holds something else.
+  """
+  plan = _plan(source, asked)
+  if is_cache(out):
+    if _read(out)["plan"] != plan:
+      raise ValueError(
+        f"{out} is a cache of other data or options: name another folder, or"
+        " remove it"
+      )
+    return
+  # What a start that was killed has left is written anew.
+  if out.exists() and not {p.name for p in out.iterdir()} <= {
+    "images.npy",
+    "labels.npy",
+    f"{NAME}.new",
+  }:
+    raise ValueError(f"{out} holds something else: name a new folder")
+  out.mkdir(parents=True, exist_ok=True)
+  shape, n = source.image_shape, len(source)
+  for name, dtype, whole in (
+    ("images", source.values.dtype, (n, *shape)),
+    ("labels", "int32", (n,)),
+  ):
+    np.lib.format.open_memmap(out / f"{name}.npy", "w+", dtype, whole).flush()
+  _replace(out / NAME, json.dumps({"format": FORMAT, "plan": plan}, indent=1))
+
+
+def write(
+  source: sources.Source,
+  out: Path,
+  *,
+  index: int = 0,
+  count: int = 1,
+  progress: Callable[[int], object] = lambda done: None,
+) -> None:
+  """Writes the parts index, index + count, ... that are not there.
+
+  Args:
+    source: The data that the cache was begun with.
+    out: The folder.
+    index: Of this process.
+    count: Of all processes.
+    progress: Gets the number of pictures of each part that is done.
+  """
+  plan = _read(out)["plan"]
+  images, labels = _arrays(out, plan, "r+")
+  for k, rows in list(enumerate(_parts(plan)))[index::count]:
+    marker = out / f"part-{k:05}"
+    if not (marker.exists() or _is_whole(out)):
+      part = source.gather(np.arange(rows.start, rows.stop))
+      images[rows], labels[rows] = part["image"], part["label"]
+      images.flush()
+      labels.flush()
+      _replace(marker, _checksum(images[rows], labels[rows]))
+    progress(rows.stop - rows.start)
+
+
+def finish(out: Path) -> None:
+  """Declares a cache whole, once each part is there.
+
+  Raises:
+    ValueError: If one is missing.
+  """
+  if _is_whole(out):
+    return
+  kept = _read(out)
+  markers = [out / f"part-{k:05}" for k, _ in enumerate(_parts(kept["plan"]))]
+  missing = sum(not marker.exists() for marker in markers)
+  if missing:
+    raise _unfinished(out, missing)
+  kept["parts"] = [marker.read_text() for marker in markers]
+  kept["fingerprint"] = _fingerprint(out, kept["plan"])
+  _replace(out / NAME, json.dumps(kept, indent=1))
+  for marker in markers:
+    marker.unlink()
+
+
+def load(path: Path, *, verify: bool | None = None) -> sources.ArraySource:
+  """The data of a cache, mapped from disk.
+
+  Args:
+    path: The folder.
+    verify: Whether to read everything and compare checksums; by default
+      where that is at most ``sources.MAX_BYTES``.
+
+  Returns:
+    What the data themselves would give, with the same fingerprint.
+
+  Raises:
+    ValueError: If it is not whole, or damaged.
+  """
+  kept = _read(path)
+  plan = kept["plan"]
+  if not _is_whole(path):
+    raise _unfinished(path)
+  images, labels = _arrays(path, plan, "r")
+  if verify or (verify is None and images.nbytes <= sources.MAX_BYTES):
+    for k, rows in enumerate(_parts(plan)):
+      if _checksum(images[rows], labels[rows]) != kept["parts"][k]:
+        raise _damaged(path, f"images {rows.start:,} to {rows.stop - 1:,}")
+  return sources.ArraySource(
+    name=plan["name"],
+    image_shape=tuple(plan["image_shape"]),
+    class_names=tuple(plan["class_names"]),
+    fingerprint=kept["fingerprint"],
+    values=values.from_json(plan["values"]),
+    left_out=plan["left_out"],
+    images=images,
+    labels=np.asarray(labels),
+  )
+
+
+def _plan(source: sources.Source, asked: Any) -> dict[str, Any]:
+  """All that a cache depends on, as JSON gives it back."""
+  size = sources.num_bytes(source.image_shape, source.values)
+  plan = {
+    "name": source.name,
+    "examples": len(source),
+    "image_shape": source.image_shape,
+    "values": source.values.to_json(),
+    "class_names": source.class_names,
+    "left_out": source.left_out,
+    "source": source.fingerprint,
+    "asked": asked,
+    "rows": max(1, int(PART_BYTES // size)),
+  }
+  return json.loads(json.dumps(plan))
+
+
+def _parts(plan: dict[str, Any]) -> list[slice]:
+  n, rows = plan["examples"], plan["rows"]
+  return [slice(k, min(k + rows, n)) for k in range(0, n, rows)]
+
+
+def _arrays(out: Path, plan: dict[str, Any], mode: Any):
+  """Images and labels, checked to be what the plan says.
+
+  Raises:
+    ValueError: If a file is damaged.
+  """
+  shape = (plan["examples"], *plan["image_shape"])
+  found = []
+  for name, want, dtype in (
+    ("images", shape, plan["values"]["dtype"]),
+    ("labels", shape[:1], "int32"),
+  ):
+    path = out / f"{name}.npy"
+    try:
+      array = np.lib.format.open_memmap(path, mode)
+    except (OSError, ValueError) as error:  # cut short, or no .npy
+      raise _damaged(out, f"{path.name}: {sources.one_line(error)}") from error
+    if array.shape != want or array.dtype != dtype:
+      raise _damaged(out, f"{path.name} is {array.dtype} {list(array.shape)}")
+    found.append(array)
+  return found
+
+
+def _fingerprint(out: Path, plan: dict[str, Any]) -> str:
+  """That of the data as ``data.load`` gives them, in memory or not."""
+  images, labels = _arrays(out, plan, "r")
+  if images.nbytes > sources.MAX_BYTES:
+    return plan["source"]
+  meaning = values.from_json(plan["values"])
+  names = tuple(plan["class_names"])
+  return sources.in_memory(
+    "", images, np.asarray(labels), names, values=meaning
+  ).fingerprint
+
+
+def _read(path: Path) -> dict[str, Any]:
+  try:
+    kept = json.loads((path / NAME).read_text())
+    if kept["format"] != FORMAT:
+      raise ValueError(
+        f"{path} is a cache of format {kept['format']}, this version reads "
+        f"{FORMAT}: prepare it again"
+      )
+    math.prod(kept["plan"]["image_shape"])
+    return kept
+  except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    raise _damaged(path, f"{NAME}: {sources.one_line(error)}") from error
+
+
+def _is_whole(path: Path) -> bool:
+  return "parts" in _read(path)
+
+
+def _checksum(images: np.ndarray, labels: np.ndarray) -> str:
+  digest = hashlib.sha256(np.ascontiguousarray(images).data)
+  digest.update(np.ascontiguousarray(labels).data)
+  return digest.hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+  """Writes a file at once: others see all of it, or what was there."""
+  new = path.with_name(f"{path.name}.new")
+  with new.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  new.replace(path)
+
+
+def _unfinished(path: Path, missing: int | None = None) -> ValueError:
+  some = "" if missing is None else f", {missing:,} parts are missing"
+  return ValueError(
+    f"{path} is a cache that is not finished{some}: run the same"
+    " experiments.prepare again, which goes on from there"
+  )
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+  return ValueError(
+    f"{path} is a damaged cache ({what}): remove it and prepare it again"
+  )

@@ -1,0 +1,222 @@
+"""Values: what the numbers of data mean, and their way to a network and back.
+
+  x = (v - centre) / scale
+
+takes bytes, 16-bit integers or floats of a known range to [-1, 1], or floats
+of a known mean and standard deviation to 0 +- 1; ``restore`` undoes it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from diffusion_jax import images
+
+# Whose levels a float32 in [-1, 1] tells apart.
+INTEGERS = ("uint8", "int8", "uint16", "int16")
+FLOATS = ("float16", "float32", "float64")
+_CHUNK = 2**24  # values that are looked at at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+  """The numbers of one set of data.
+
+  Attributes:
+    dtype: As they are stored, one of ``INTEGERS`` or ``FLOATS``.
+    centre: What becomes 0.
+    scale: What becomes 1 away from it: half a range, a standard deviation.
+    bounded: Whether they lie in [centre - scale, centre + scale].
+  """
+
+  dtype: str = "uint8"
+  centre: float = 127.5
+  scale: float = 127.5
+  bounded: bool = True
+
+  @property
+  def levels(self) -> int | None:
+    """How many values there are; None of floats, which have a density."""
+    whole = self.dtype in INTEGERS and self.bounded
+    return round(2 * self.scale) + 1 if whole else None
+
+  @property
+  def low(self) -> float:
+    """The lower end of the range."""
+    return self.centre - self.scale
+
+  @property
+  def high(self) -> float:
+    """The upper end of the range."""
+    return self.centre + self.scale
+
+  def floats(self, v: np.ndarray) -> np.ndarray:
+    """Values as a network takes them, float32."""
+    # As (2 v - 2 centre) / (2 scale): of bytes and 16-bit integers all but
+    # the division is exact in float32.
+    exact = np.float32 if self.dtype in INTEGERS else np.float64
+    x = v.astype(exact)
+    x *= 2
+    x -= exact(2 * self.centre)
+    x /= exact(2 * self.scale)
+    return x.astype(np.float32, copy=False)
+
+  def restore(self, x: np.ndarray, *, floor: bool = False) -> np.ndarray:
+    """What ``floats`` was given: in the data's own units and dtype.
+
+    Args:
+      x: Of a network; what leaves the range is clipped to it.
+      floor: Takes the integer below and not the nearest, see
+        ``images.to_uint8``.
+
+    Returns:
+      The values.
+
+    Raises:
+      FloatingPointError: If a value is NaN or infinite.
+    """
+    if self == BYTES:
+      return images.to_uint8(x, "floor" if floor else "round")
+    x = np.asarray(x)
+    images.check_finite(x)
+    v = x.astype(np.float64) * self.scale + self.centre
+    if self.bounded:
+      v = np.clip(v, self.low, self.high)
+    if self.dtype in INTEGERS:
+      v = np.floor(v) if floor else np.rint(v)
+      ends = np.iinfo(self.dtype)
+      v = np.clip(v, ends.min, ends.max)
+    return v.astype(self.dtype)
+
+  def check(self, v: np.ndarray, where: str) -> None:
+    """Refuses values that are not finite, or not in the range.
+
+    Raises:
+      ValueError: Saying what was found.
+    """
+    rows = max(1, _CHUNK // max(1, math.prod(v.shape[1:])))
+    least, most = math.inf, -math.inf
+    for start in range(0, len(v), rows):
+      part = v[start : start + rows]
+      ends = float(part.min()), float(part.max())
+      if not all(map(math.isfinite, ends)):
+        wrong = int(part.size - np.isfinite(part).sum())
+        raise ValueError(
+          f"{where} has {wrong:,} values that are NaN or infinite among images"
+          f" {start:,} to {start + len(part) - 1:,}: repair or leave out those"
+          " images"
+        )
+      least, most = min(least, ends[0]), max(most, ends[1])
+    # Ends that are no floats of the data's own kind are rounded there.
+    slack = 0 if self.dtype in INTEGERS else 1e-6 * self.scale
+    below, above = self.low - slack, self.high + slack
+    if self.bounded and not below <= least <= most <= above:
+      raise ValueError(
+        f"{where} has values from {least:g} to {most:g}, outside the range "
+        f"{self.low:g} to {self.high:g}: name a range that holds all, as "
+        f"range=({least:g}, {most:g})"
+      )
+
+  def to_json(self) -> dict[str, Any]:
+    """As data.json has them."""
+    return dataclasses.asdict(self)
+
+  def __str__(self) -> str:
+    """For people.
+
+    >>> str(Values()), str(of("float32", mean=1.5, std=0.5))
+    ('uint8 0 to 255', 'float32 1.5 +- 0.5')
+    """
+    if self.bounded:
+      return f"{self.dtype} {self.low:g} to {self.high:g}"
+    return f"{self.dtype} {self.centre:g} +- {self.scale:g}"
+
+
+BYTES = Values()
+
+
+class Meaning(Protocol):
+  """What a user says of the data: ``of`` with all but the dtype."""
+
+  def __call__(self, dtype: Any, /, *, where: str = ...) -> Values:
+    """The values of arrays of this dtype."""
+    ...
+
+
+def from_json(kept: dict[str, Any] | None) -> Values:
+  """What ``to_json`` gave; of data.json that are older than it, bytes.
+
+  Raises:
+    ValueError: If it is none.
+  """
+  if kept is None:
+    return BYTES
+  try:
+    values = Values(**kept)
+    _check(values.dtype, values.centre, values.scale)
+  except TypeError as error:
+    raise ValueError(f"the values {kept} are damaged: {error}") from None
+  return values
+
+
+def of(
+  dtype: Any,
+  range: Sequence[float] | None = None,
+  mean: float | None = None,
+  std: float | None = None,
+  *,
+  where: str = "the data",
+) -> Values:
+  """The meaning of stored numbers.
+
+  Args:
+    dtype: As they are stored.
+    range: (low, high), which become -1 and 1. Unsigned integers have that of
+      their type, unless another is named.
+    mean: Of data without a range, which becomes 0; with ``std``.
+    std: Their standard deviation, which becomes 1.
+    where: The data, for errors.
+
+  Returns:
+    The values.
+
+  Raises:
+    ValueError: If they are not known, or contradict one another.
+  """
+  name = np.dtype(dtype).name
+  if name not in (*INTEGERS, *FLOATS):
+    raise ValueError(
+      f"{where} are {name}: must be one of {', '.join((*INTEGERS, *FLOATS))}"
+    )
+  if (mean is None) != (std is None) or (range and std is not None):
+    raise ValueError(
+      f"{range=}, {mean=}, {std=}: name either the range, or mean and std"
+    )
+  if std is not None:
+    _check(name, mean, std)
+    return Values(name, float(mean or 0), float(std), bounded=False)
+  if not range:
+    if not name.startswith("uint"):
+      raise ValueError(
+        f"{where} are {name}, whose range is not known: name it as "
+        "range=(low, high), or mean=M and std=S"
+      )
+    range = (0, np.iinfo(name).max)
+  if len(range) != 2 or not all(isinstance(n, int | float) for n in range):
+    raise ValueError(f"{range=} must be two numbers, (low, high)")
+  low, high = map(float, range)
+  if name in INTEGERS and (low % 1 or high % 1):
+    raise ValueError(f"{range=} of {name} must be two integers")
+  _check(name, (low + high) / 2, (high - low) / 2)
+  return Values(name, (low + high) / 2, (high - low) / 2)
+
+
+def _check(name: str, centre: float | None, scale: float) -> None:
+  if not (math.isfinite(centre or 0) and 0 < scale < math.inf):
+    raise ValueError(
+      f"{name} values of centre {centre} and half-range or std {scale}: both "
+      "must be finite and the latter above 0"
+    )

@@ -1,0 +1,181 @@
+"""Sources made of others: cut anew at each visit, a part, pictures to show."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from diffusion_jax.data import sources
+from diffusion_jax.data.pictures import RANDOM_WORDS
+from diffusion_jax.data.sources import Source
+from diffusion_jax.data.values import BYTES
+from diffusion_jax.images import to_uint8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class RandomCrops(Source):
+  """A source whose examples are cut anew each time training visits them.
+
+  Attributes:
+    whole: The source, with the examples to measure on.
+    read: (Index, words) -> (image, label); called from several threads at
+      once.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+  read: Callable[[int, np.ndarray], tuple[np.ndarray, int]] = dataclasses.field(
+    repr=False
+  )
+
+  @functools.cached_property
+  def _pool(self) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.whole)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    return self.whole.gather(indices)
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return RANDOM_WORDS
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    read = self._pool.map(self.read, indices.tolist(), words)
+    images, labels = zip(*read, strict=True)
+    return {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Part(Source):
+  """Some examples of a source.
+
+  Attributes:
+    whole: The source.
+    chosen: Which examples, by their indices in it.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+  chosen: np.ndarray = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.chosen)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    return self.whole.gather(self.chosen[indices])
+
+  @property
+  def random_words(self) -> int:
+    """See ``Source.random_words``."""
+    return self.whole.random_words
+
+  def visit(
+    self, indices: np.ndarray, words: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """See ``Source.visit``."""
+    return self.whole.visit(self.chosen[indices], words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Shown(Source):
+  """A source as pictures of bytes, to look at; see ``shown``.
+
+  Attributes:
+    whole: The source.
+  """
+
+  whole: Source = dataclasses.field(repr=False)
+
+  def __len__(self) -> int:
+    """Number of pictures."""
+    return len(self.whole)
+
+  def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """See ``Source.gather``."""
+    examples = self.whole.gather(indices)
+    floats = self.whole.values.floats(examples["image"])
+    return {**examples, "image": to_uint8(floats)}
+
+
+def shown(source: Source) -> Source:
+  """The source as pictures of bytes: [-1, 1] as 0 to 255."""
+  if source.values == BYTES:
+    return source
+  return Shown(
+    name=source.name,
+    image_shape=source.image_shape,
+    class_names=source.class_names,
+    fingerprint=source.fingerprint,
+    labels=source.labels,
+    whole=source,
+  )
+
+
+def random_crops(
+  whole: Source, read: Callable[[int, np.ndarray], tuple[np.ndarray, int]]
+) -> RandomCrops:
+  """``RandomCrops`` of a source, with its name and fingerprint."""
+  return RandomCrops(
+    name=whole.name,
+    image_shape=whole.image_shape,
+    class_names=whole.class_names,
+    fingerprint=whole.fingerprint,
+    labels=whole.labels,
+    left_out=whole.left_out,
+    values=whole.values,
+    vectors=whole.vectors,
+    whole=whole,
+    read=read,
+  )
+
+
+def hold_out(source: Source, every: int) -> tuple[Source, Source]:
+  """Cuts a source in two: without, and only, every so-many-th example.
+
+  Pictures in folders come class by class, of which each then gives its share.
+
+  Args:
+    source: The whole.
+    every: At least 2.
+
+  Returns:
+    The larger and the smaller part.
+
+  Raises:
+    ValueError: If a part would be empty.
+  """
+  if not 2 <= every <= len(source):
+    raise ValueError(
+      f"held_out={every} must be 2 or more, and at most the {len(source)} "
+      "examples"
+    )
+  last = np.arange(len(source)) % every == every - 1
+
+  def part(chosen: np.ndarray, words: str) -> Part:
+    return Part(
+      name=f"{source.name} ({words} 1 of {every})",
+      image_shape=source.image_shape,
+      class_names=source.class_names,
+      fingerprint=sources.fingerprint(source.fingerprint, chosen),
+      labels=None if source.labels is None else source.labels[chosen],
+      values=source.values,
+      vectors={k: v[chosen] for k, v in source.vectors.items()},
+      whole=source,
+      chosen=chosen,
+    )
+
+  return part(np.flatnonzero(~last), "without"), part(
+    np.flatnonzero(last), "only"
+  )

@@ -1,0 +1,333 @@
+"""Restoration: the clean data behind y = A x_0 + std noise, A linear.
+
+An observation is any linear function of a batch, ``observe(x) -> y``; its
+transpose is JAX's. An unconditional network becomes one of x_0 given x_t and y
+by one formula,
+
+  E[x_0 | x_t, y] = x0_hat + (sigma^2 / alpha) J^T A^T S^-1 (y - A x0_hat),
+  S = A Cov A^T + std^2,  J = d x0_hat / d x_t,
+
+in which the methods differ by what they take for Cov, the covariance of x_0
+given x_t: nothing (DPS), r^2 I (PiGDM), or (sigma^2 / alpha) J, which it is.
+Each is ``predict -> predict``, so every step and solver restores. J of a
+network that predicts eps is a difference of two numbers close to 1 / alpha, and
+loses digits where alpha is small; one of x_0 or v does not.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax import samplers, upsampling
+from diffusion_jax.prediction import Predict, read
+from diffusion_jax.process import Batch, per_example, rates, times
+from diffusion_jax.schedules import Schedule, Time
+
+Observed = Float[Array, "B ..."]
+Observe = Callable[[Batch], Observed]
+
+# ------------------------------------------------------------ observations
+
+
+def inpainting(mask: np.ndarray) -> Observe:
+  """The values where ``mask`` [H, W, C] is not 0, in a row for each image."""
+  known = np.flatnonzero(mask)
+  if not known.size:
+    raise ValueError("the mask is 0 everywhere; 1 is where a value is known")
+  return lambda x: x.reshape(len(x), -1)[:, known]
+
+
+def blurring(width: float) -> Observe:
+  """A Gaussian blur of H and W, by reflection at the borders.
+
+  Args:
+    width: Standard deviation in pixels.
+
+  Returns:
+    The blur, which leaves the shape as it is.
+
+  Raises:
+    ValueError: If the width is not above 0.
+  """
+  if not 0 < width < math.inf:
+    raise ValueError(f"{width=} of the blur must be above 0, in pixels")
+
+  def blur(x, axis):
+    n = x.shape[axis]
+    reach = min(math.ceil(3 * width), n - 1)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    pad = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
+    padded, blurred = jnp.pad(x, pad, mode="reflect"), 0 * x
+    for k, weight in enumerate((weights / weights.sum()).tolist()):
+      blurred += weight * jax.lax.slice_in_dim(padded, k, k + n, axis=axis)
+    return blurred
+
+  return lambda x: blur(blur(x, 1), 2)
+
+
+def downsampling(size: Sequence[int]) -> Observe:
+  """Means of equal boxes, (height, width) of them: to undo is to enlarge."""
+  return functools.partial(upsampling.shrink, size=size)
+
+
+def measuring(key: Key[Array, ""], shape: Sequence[int], count: int) -> Observe:
+  """Random sums of all values of an image: compressed sensing.
+
+  Args:
+    key: Of the matrix, whose entries are N(0, 1 / count).
+    shape: Of one image.
+    count: How many numbers are measured of it.
+
+  Returns:
+    ``x -> [B, count]``.
+  """
+  A = jax.random.normal(key, (math.prod(shape), count)) / math.sqrt(count)
+  return lambda x: x.reshape(len(x), -1) @ A
+
+
+def transpose(observe: Observe, y: Observed, like: Batch) -> Batch:
+  """A^T y, of the shape of ``like``."""
+  return jax.linear_transpose(observe, like)(y)[0]
+
+
+# ----------------------------------------------------- predict -> predict
+
+
+def dps(
+  predict: Predict, schedule: Schedule, observe: Observe, y: Observed, *,
+  std: float,
+) -> Predict:  # fmt: skip
+  """Takes x_0 for certain: Cov = 0 (DPS, Chung et al. 2023).
+
+  On Gaussian data of posterior variance r^2, with A = I, it goes r^2 / std^2
+  of the way from x0_hat to y, where r^2 / (r^2 + std^2) is right: it trusts y
+  too much, the more so the more noise. ``dps_step`` is the published code.
+
+  Args:
+    predict: The unconditional network.
+    schedule: The noise schedule.
+    observe: A.
+    y: What was observed of each image.
+    std: Standard deviation of its noise, above 0.
+
+  Returns:
+    The network given y. The score is infinite where alpha_t is 0.
+
+  Raises:
+    ValueError: If std is not above 0.
+  """
+  if not std > 0:
+    raise ValueError(
+      f"{std=}: DPS divides by the noise of y, which must be above 0; use pigdm"
+    )
+  return _given(predict, schedule, observe, y, std, lambda u, *_: 0 * u)
+
+
+def pigdm(
+  predict: Predict,
+  schedule: Schedule,
+  observe: Observe,
+  y: Observed,
+  *,
+  std: float = 0.0,
+  data_var: float = 1.0,
+  iterations: int = 30,
+) -> Predict:
+  """Takes Cov = r^2 I (PiGDM, Song et al. 2023).
+
+  r^2 = data_var sigma^2 / (data_var alpha^2 + sigma^2), which is exact for
+  data N(m, data_var I); the paper has data_var = 1. With std = 0, S^-1 A is
+  the pseudoinverse after which the method is named.
+
+  Args:
+    predict: The unconditional network.
+    schedule: The noise schedule.
+    observe: A.
+    y: What was observed of each image.
+    std: Standard deviation of its noise.
+    data_var: Variance of the clean data.
+    iterations: Most steps of conjugate gradients for S^-1; one is exact where
+      A A^T is a multiple of I, as for inpainting and downsampling.
+
+  Returns:
+    The network given y.
+
+  Raises:
+    ValueError: If a number is out of range.
+  """
+  if not data_var > 0:
+    raise ValueError(f"{data_var=} must be above 0")
+
+  def covariance(u, alpha, sigma, pull_back):
+    del pull_back
+    return data_var * sigma**2 / (data_var * alpha**2 + sigma**2) * u
+
+  return _given(
+    predict, schedule, observe, y, std, covariance, iterations=iterations
+  )
+
+
+def tmpd(
+  predict: Predict, schedule: Schedule, observe: Observe, y: Observed, *,
+  std: float = 0.0, iterations: int = 30,
+) -> Predict:  # fmt: skip
+  """Takes Cov = (sigma^2 / alpha) J, as it is (Boys et al. 2023).
+
+  Exact for any Gaussian data, at the price of one more pass through the
+  network for each iteration.
+
+  Args:
+    predict: The unconditional network.
+    schedule: The noise schedule.
+    observe: A.
+    y: What was observed of each image.
+    std: Standard deviation of its noise.
+    iterations: Most steps of conjugate gradients.
+
+  Returns:
+    The network given y.
+
+  Raises:
+    ValueError: If a number is out of range.
+  """
+
+  def covariance(u, alpha, sigma, pull_back):
+    # J is symmetric, up to what the network has not learnt.
+    return sigma**2 / alpha * pull_back(u)
+
+  return _given(
+    predict, schedule, observe, y, std, covariance, iterations=iterations
+  )
+
+
+def _given(
+  predict, schedule, observe, y, std, covariance, *, iterations=1
+) -> Predict:
+  """The formula of the module, with (u, alpha, sigma, J^T) -> Cov u."""
+  if not 0 <= std < math.inf or iterations < 1:
+    raise ValueError(f"{std=} must be at least 0, {iterations=} at least 1")
+
+  def given_y(x_t, t, cond=None):
+    t = times(t, x_t)
+    alpha, sigma = rates(schedule, t, x_t)
+    _check_shape(observe, y, x_t)
+
+    def denoise(x):
+      p = predict(x, t, cond)
+      return p.x0_hat, p
+
+    x0_hat, transposed, p = jax.vjp(denoise, x_t, has_aux=True)
+
+    def pull_back(u):
+      return transposed(u)[0]
+
+    def S(w):
+      back = transpose(observe, w, x_t)
+      return observe(covariance(back, alpha, sigma, pull_back)) + std**2 * w
+
+    w = conjugate_gradients(S, y - observe(x0_hat), iterations)
+    push = pull_back(transpose(observe, w, x_t))
+    x0_hat = x0_hat + sigma**2 / alpha * push
+    return read(schedule, x_t, t, x0_hat, p.raw, variance=p.variance)
+
+  return given_y
+
+
+def dps_step(
+  predict: Predict,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  eps: Batch,
+  *,
+  observe: Observe,
+  y: Observed,
+  zeta: float | Float[Array, ""],
+  step: samplers.Step = samplers.ancestral_step,
+) -> tuple[Batch, Batch]:
+  """A step, then zeta grad |y - A x0_hat(x_t)| off it (DPS, algorithm 1).
+
+  Of the norm and not of its square, as in the published code; here the norm
+  is that of each image, so that none depends on its batch.
+
+  Args:
+    predict: The unconditional network.
+    schedule: The noise schedule.
+    x_t: The sample at t.
+    t: Where it stands.
+    s: Where to go.
+    eps: Standard Gaussian noise, the shape of x_t.
+    observe: A.
+    y: What was observed of each image.
+    zeta: The paper has 0.3 for enlarging and deblurring, 0.5 for inpainting.
+    step: What is corrected.
+
+  Returns:
+    x_s and the unconditional prediction of the clean data.
+  """
+  _check_shape(observe, y, x_t)
+
+  def distance(x):
+    p = predict(x, t)
+    squares = (y - observe(p.x0_hat)) ** 2
+    square = squares.sum(axis=tuple(range(1, y.ndim)))
+    # The root has no gradient at 0, where there is nothing to correct.
+    return jnp.sqrt(jnp.maximum(square, jnp.finfo(y.dtype).tiny)).sum(), p
+
+  gradient, p = jax.grad(distance, has_aux=True)(x_t)
+  x_s, x0_hat = step(lambda *_: p, schedule, x_t, t, s, eps)
+  return x_s - zeta * gradient, x0_hat
+
+
+def _check_shape(observe: Observe, y: ArrayLike, x: Batch) -> None:
+  shape = jax.eval_shape(observe, x).shape
+  if shape != jnp.shape(y):
+    raise ValueError(
+      f"y is {list(jnp.shape(y))}, but pictures {list(x.shape)} are observed "
+      f"as {list(shape)}; pass y = observe(x0) and its noise"
+    )
+
+
+def conjugate_gradients(
+  S: Callable[[Observed], Observed], b: Observed, iterations: int
+) -> Observed:
+  """Solves S w = b for each example, none of which depends on another.
+
+  JAX's own takes a batch for one vector, and stops and steps for all at once.
+
+  Args:
+    S: Symmetric, positive semidefinite.
+    b: [B, ...].
+    iterations: Most of them; an example that is solved stays as it is.
+
+  Returns:
+    The shape of b; where S is singular and b in its range, the shortest w.
+  """
+
+  def dot(a, b):
+    return per_example((a * b).sum(axis=tuple(range(1, a.ndim))), a)
+
+  tiny = jnp.finfo(b.dtype).tiny
+  solved = jnp.finfo(b.dtype).eps ** 2 * dot(b, b)
+
+  def improve(_, carry):
+    w, residual, direction = carry
+    square, ahead = dot(residual, residual), S(direction)
+    # Below 0 only by rounding, or where a network's J is not symmetric.
+    curvature = dot(direction, ahead)
+    goes = (square > solved) & (curvature > 0)
+    length = jnp.where(goes, square / jnp.maximum(curvature, tiny), 0)
+    rest = residual - length * ahead
+    turn = dot(rest, rest) / jnp.maximum(square, tiny)
+    following = jnp.where(goes, rest + turn * direction, direction)
+    return w + length * direction, rest, following
+
+  w, _, _ = jax.lax.fori_loop(0, iterations, improve, (0 * b, b, b))
+  return w

@@ -1,0 +1,103 @@
+r"""Writes a cache of the data of a configuration, so that no epoch decodes any.
+
+  python -m experiments.prepare --config=configs/NAME.py \
+      --config.data.name=PATH --config.data.size=64 --out=CACHE
+  python -m experiments.train --config=configs/NAME.py \
+      --config.data.name=CACHE
+
+Pictures are decoded, resized and cut once, by --processes at a time. The same
+command again goes on where it was stopped, or checks a cache that is whole.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import pathlib
+import sys
+from typing import Any
+
+import tqdm
+from absl import flags
+
+import diffusion_jax as dj
+from diffusion_jax.runs.configuration import Config
+from experiments import cli, train
+
+
+def options(config: Config) -> dict[str, Any]:
+  """What of the configuration says which data these are.
+
+  Raises:
+    ValueError: If they are cut anew each time.
+  """
+  asked = config.data.to_dict()
+  del asked["cond"]  # numbers are small: training reads them as they are
+  if asked["random_crop"]:
+    raise ValueError(
+      "data.random_crop cuts pictures anew each time, which a cache cannot: "
+      "leave it out"
+    )
+  size = tuple(asked["size"])
+  asked["size"] = size[0] if len(size) == 1 else size or None
+  return asked
+
+
+def opened(asked: dict[str, Any]) -> dj.data.Source:
+  """The data, of which nothing is decoded before it is needed."""
+  return dj.data.load(**asked, max_bytes=0)
+
+
+def _write(asked: dict[str, Any], out: pathlib.Path, index: int, count: int):
+  """The share of one process of several."""
+  dj.data.cache.write(opened(asked), out, index=index, count=count)
+
+
+def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
+  """Writes what is not there.
+
+  Args:
+    asked: Arguments of ``dj.data.load``.
+    out: The cache.
+    processes: How many decode at a time, each with all cores' threads.
+  """
+  source = opened(asked)
+  cli.say(f"data: {dj.data.summary(source)}")
+  # Where data lie is not what they are.
+  what = {k: v for k, v in asked.items() if k not in ("name", "data_dir")}
+  dj.data.cache.begin(source, out, asked=what)
+  if processes == 1:
+    with tqdm.tqdm(
+      total=len(source), unit="image", disable=not sys.stderr.isatty()
+    ) as bar:
+      dj.data.cache.write(source, out, progress=bar.update)
+  else:
+    # Not forked: threads are running here.
+    context = multiprocessing.get_context("spawn")
+    share = functools.partial(_write, asked, out)
+    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+      list(pool.map(share, range(processes), [processes] * processes))
+  dj.data.cache.finish(out)
+  dj.data.cache.load(out, verify=True)
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  values = flags.FlagValues()
+  cli.define_config(values, argv, train.DEFAULT_CONFIG)
+  flags.DEFINE_string("out", None, "the cache to write", flag_values=values)
+  flags.DEFINE_integer(
+    "processes", 1, "that decode at a time", flag_values=values,
+    lower_bound=1, upper_bound=os.cpu_count() or 1,
+  )  # fmt: skip
+  cli.parse(argv, values)
+  with cli.user_errors():
+    if values.out is None:
+      raise ValueError("--out is missing: the folder of the cache")
+    out = pathlib.Path(os.path.expanduser(values.out))
+    prepare(options(values.config), out, values.processes)
+  cli.say(f"written to {out}: train with --config.data.name={out}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,90 @@
+"""Runs on data of one's own: 16 bits, floats, numbers to condition on."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import BLIND, command, refused
+
+from diffusion_jax import data
+from experiments import evaluate, sample, train
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def files(tmp_path):
+  """Arrays of two channels, 12 bits in 16, and an angle of each."""
+  images = RNG.integers(0, 4096, (20, 8, 8, 2), np.uint16)
+  np.save(tmp_path / "a.npy", images)
+  rows = "\n".join(f"{k / 20},{k % 3}" for k in range(20))
+  (tmp_path / "a.csv").write_text(f"angle,dose\n{rows}\n")
+  return (
+    f"--config.data.name={tmp_path / 'a.npy'}",
+    f"--config.data.cond={tmp_path / 'a.csv'}",
+    "--config.data.range=(0,4095)",
+    f"--workdir={tmp_path / 'run'}",
+  )
+
+
+def test_samples_have_the_units_of_the_data(
+  files, tmp_path, capsys, few_numbers
+):
+  dropout = "--config.cond_dropout=(0.5,0.0)"
+  command(train, *BLIND, *files, dropout)
+  run, out = tmp_path / "run", tmp_path / "a.npz"
+  kept = json.loads((run / "data.json").read_text())
+  values = data.values.from_json(kept["values"])
+  assert values == data.values.of("uint16", (0, 4095))
+  draw = (f"--workdir={run}", "--num=4", f"--out={out}", "--sampler=ddim")
+  drawn = {}
+  for asked in ("", "angle=0.3", "angle=0.9", "angle=0.9,dose=1"):
+    command(sample, *draw, *([f"--cond={asked}"] if asked else []))
+    drawn[asked] = np.load(out)["images"]
+    assert drawn[asked].dtype == np.uint16
+    assert drawn[asked].shape == (4, 8, 8, 2)
+    assert 0 < drawn[asked].max() <= 4095
+  assert (drawn[""] != drawn["angle=0.3"]).any()
+  assert (drawn["angle=0.3"] != drawn["angle=0.9"]).any()
+  # What is never hidden is at its mean, which here is 0.95.
+  assert (drawn["angle=0.9"] != drawn["angle=0.9,dose=1"]).any()
+
+  command(evaluate, f"--workdir={run}", "--metrics=bpd", "--num=2")
+  row = json.loads((run / "evaluation.jsonl").read_text())
+  assert row["levels"] == "4096, k / 2047.5 - 1"
+  line = refused(capsys, evaluate, f"--workdir={run}", "--num=4")
+  assert "only bpd is measured" in line
+  for asked in ("angle=x", "angle=1:2", "place=1"):
+    line = refused(capsys, sample, *draw, f"--cond={asked}")
+    assert "angle (1 numbers), dose (1 numbers)" in line
+  line = refused(capsys, sample, f"--workdir={run}", f"--out={tmp_path / 'b'}")
+  assert "no PNGs" in line
+
+
+BAD = {
+  "clip": (
+    ["--config.data.range=()", "--config.data.mean=9", "--config.data.std=2"],
+    "--config.sampling.clip=False",
+  ),
+  "range": (["--config.data.range=(0,100)"], "outside the range 0 to 100"),
+  "dropout": (["--config.cond_dropout=(0.1,0.2,0.3)"], "each of angle, dose"),
+  "rate": (["--config.cond_dropout=(1.5,)"], "must be in [0, 1)"),
+  "cond": (["--config.data.cond=/nowhere.csv"], "no vectors in /nowhere.csv"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_fit_is_one_line_before_training(name, files, capsys):
+  flags, message = BAD[name]
+  assert message in refused(capsys, train, *BLIND, *files, *flags)
+
+
+def test_floats_have_no_levels_to_count(tmp_path, capsys):
+  np.save(tmp_path / "a.npy", RNG.uniform(size=(20, 8, 8, 1)))
+  line = refused(
+    capsys, train, *BLIND,
+    f"--config.data.name={tmp_path / 'a.npy'}", "--config.data.range=(0,1)",
+    "--config.loss.name=vlb", "--config.variance=learned",
+    f"--workdir={tmp_path / 'run'}",
+  )  # fmt: skip
+  assert "counts levels, and float64 0 to 1 has none" in line
