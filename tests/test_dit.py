@@ -347,7 +347,7 @@ def equations(jaxpr):
 
 def step_equations(depth):
   schedule = dj.schedules.cosine(10)
-  net = JiT(**{**SMALL, "depth": depth}, class_start=2, num_classes=3,
+  net = JiT(**{**SMALL, "depth": depth}, class_start=1, num_classes=3,
             dropout=0.1)  # fmt: skip
 
   def apply(params, x_t, t, cond, key):
