@@ -346,8 +346,10 @@ def equations(jaxpr):
 
 
 def step_equations(depth):
+  # A norm is one sum for each shape: no two arrays, but of one shape at both
+  # depths, may have the same at one.
   schedule = dj.schedules.cosine(10)
-  net = JiT(**{**SMALL, "depth": depth}, class_start=1, num_classes=3,
+  net = JiT(**{**SMALL, "depth": depth}, class_start=1, num_classes=5,
             dropout=0.1)  # fmt: skip
 
   def apply(params, x_t, t, cond, key):
