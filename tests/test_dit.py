@@ -346,8 +346,8 @@ def equations(jaxpr):
 
 
 def step_equations(depth):
-  # A norm is one sum for each shape: no two arrays, but of one shape at both
-  # depths, may have the same at one.
+  # global_norm has one sum for each shape: sizes here are such that no two
+  # arrays have the same shape at one depth and not at the other.
   schedule = dj.schedules.cosine(10)
   net = JiT(**{**SMALL, "depth": depth}, class_start=1, num_classes=5,
             dropout=0.1)  # fmt: skip
