@@ -22,7 +22,7 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.runs.configuration import Config
-from experiments import cli, train
+from experiments import cli
 
 
 def options(config: Config) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
 def main(argv: list[str]) -> None:
   """The command."""
   values = flags.FlagValues()
-  cli.define_config(values, argv, train.DEFAULT_CONFIG)
+  cli.define_config(values, argv, "configs/folder.py")
   flags.DEFINE_string("out", None, "the cache to write", flag_values=values)
   flags.DEFINE_integer(
     "processes", 1, "that decode at a time", flag_values=values,

@@ -116,8 +116,8 @@ class DiT(nn.Module):
       ValueError: If patches do not fill the images, classes are missing or not
         expected, or a setting is wrong.
     """
-    size = height, width = x_t.shape[1], x_t.shape[2]
-    self.check_size(size)
+    height, width = x_t.shape[1:3]
+    self.check_size((height, width))
     y, low_res, low_res_t = backbone.parts(cond, self.takes)
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
@@ -126,7 +126,7 @@ class DiT(nn.Module):
     h = self._tokens(backbone.beside(x_t, low_res), grid)
     h = self._through(h, c, self._class_tokens(classes), grid, train)
     out = self._patches(h, c, self.out_channels or x_t.shape[-1])
-    out = transformer.unpatchify(out, self.patch, size)
+    out = transformer.unpatchify(out, self.patch, (height, width))
     return out.astype(jnp.float32)
 
   def _dense(self, features: int, name: str, init=INIT) -> nn.Dense:
@@ -159,7 +159,9 @@ class DiT(nn.Module):
         self.bottleneck, use_bias=False, dtype=self.dtype, kernel_init=INIT,
         name="bottleneck",
       )(h)  # fmt: skip
-    where = jnp.asarray(transformer.sin_cos(*grid, self.width), self.dtype)
+    rows, columns = grid
+    where = transformer.sin_cos(rows, columns, self.width)
+    where = jnp.asarray(where, self.dtype)
     return self._dense(self.width, "patches")(h) + where[None]
 
   def _class_tokens(self, classes):
@@ -172,7 +174,7 @@ class DiT(nn.Module):
 
   def _through(self, h, c, classes, grid: tuple[int, int], train):
     """All blocks; the tokens of the class join on the way."""
-    head = self.width // self.heads
+    head, (rows, columns) = self.width // self.heads, grid
     rates = None
     if train and self.dropout:
       rates = jnp.asarray(dropout_rates(self.depth, self.dropout))
@@ -181,7 +183,9 @@ class DiT(nn.Module):
     def run(h, name, first, last, ahead):
       if first == last:
         return h
-      by = transformer.turn(*grid, head, ahead) if self.rope else None
+      by = None
+      if self.rope:
+        by = transformer.turn(rows, columns, head, ahead)
       some = None if rates is None else rates[first:last]
       return self._blocks(name, last - first)(h, c, by, some)[0]
 

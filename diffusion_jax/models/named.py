@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -89,8 +90,10 @@ def _module(name: str) -> types.ModuleType:
 def _file(path: str) -> types.ModuleType:
   """Runs a file as a module of its own."""
   place = pathlib.Path(path).expanduser()
-  spec: Any = importlib.util.spec_from_file_location(place.stem, place)
+  name = f"own_{place.stem}"
+  spec: Any = importlib.util.spec_from_file_location(name, place)
   module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # where annotations that are texts are looked up
   spec.loader.exec_module(module)
   return module
 
@@ -103,7 +106,7 @@ def settings(network: type[nn.Module]) -> dict[str, Setting]:
     if field.name in ("parent", "name", *DERIVED):
       continue
     value: Any = field.default
-    if field.name == "dtype":
+    if field.name == "dtype" and value is not dataclasses.MISSING:
       value = jnp.dtype(value).name
     kind = _kind(value, hints.get(field.name))
     if kind is not None:

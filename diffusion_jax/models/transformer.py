@@ -1,6 +1,6 @@
 """The parts of a vision transformer that diffuses."""
 
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -209,10 +209,11 @@ def stack(
     A module like ``Block``, which takes a rate of dropout for each block.
   """
   once: Any = nn.remat(block, prevent_cse=False) if remat else block
+  axes: Any = (nn.broadcast, nn.broadcast, 0)  # Flax's annotation: an int
   return nn.scan(
     once,
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=cast(Any, (nn.broadcast, nn.broadcast, 0)),
+    in_axes=axes,
     length=length,
   )
