@@ -157,7 +157,7 @@ def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     updates, state = tx.update(updates, state, params)
 
     def turned(path, update, weight):
-      if getattr(path[-1], "key", None) != edm2.WEIGHT:
+      if _name(path) != edm2.WEIGHT:
         return update
       return edm2.unit(weight + update) - weight
 
@@ -177,6 +177,11 @@ def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
   )
 
 
+def _name(path: tuple[Any, ...]) -> Any:
+  """What a parameter is called; None where it is all there is."""
+  return getattr(path[-1], "key", None) if path else None
+
+
 def as_matrices(params: Params) -> Any:
   """How Muon reads each parameter: a kernel's last axis are its outputs.
 
@@ -184,7 +189,7 @@ def as_matrices(params: Params) -> Any:
   """
 
   def of(path, x: Float[Array, "..."]):
-    if getattr(path[-1], "key", None) != "kernel" or x.ndim < 2:
+    if _name(path) != "kernel" or x.ndim < 2:
       return None
     return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
   flags.DEFINE_string("out", None, "the cache to write", flag_values=values)
   flags.DEFINE_integer(
     "processes", 1, "that decode at a time", flag_values=values,
-    lower_bound=1, upper_bound=os.cpu_count() or 1,
+    lower_bound=1,
   )  # fmt: skip
   cli.parse(argv, values)
   with cli.user_errors():

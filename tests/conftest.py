@@ -61,9 +61,12 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def keys_are_used_once(request):
   """Makes a key that is used twice an error."""
+  before = jax.config.jax_debug_key_reuse
   checked = request.path.stem not in EQUATIONS
-  with jax.debug_key_reuse(checked or jax.config.jax_debug_key_reuse):
-    yield
+  # Of all threads: a program is traced anew where settings differ.
+  jax.config.update("jax_debug_key_reuse", checked or before)
+  yield
+  jax.config.update("jax_debug_key_reuse", before)
 
 
 @pytest.fixture(scope="session")

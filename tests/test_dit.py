@@ -16,7 +16,7 @@ from jax.extend import core
 import diffusion_jax as dj
 from diffusion_jax.models import backbone, named, transformer
 from diffusion_jax.models.dit import DIT, JIT, DiT, JiT, dropout_rates
-from diffusion_jax.runs import networks
+from diffusion_jax.runs import directory, networks
 from experiments import export_weights, sample, train
 from experiments.configs import common, digits
 
@@ -435,7 +435,7 @@ def test_a_transformer_trains_draws_and_is_exported(tmp_path, capsys):
     export_weights, f"--workdir={workdir}", "--format=dit", "--ema=raw",
     f"--out={out}",
   )  # fmt: skip
-  config, data = sample.runs.load(workdir)
+  config, data = directory.load(workdir)
   net = networks.model(config, tuple(data["image_shape"]), 10)
   read = dj.pretrained.from_dit(dj.pretrained.read(out), net)
   jax.tree.map(np.testing.assert_array_equal, read, params_of(workdir))

@@ -90,7 +90,7 @@ def test_code_is_python(page):
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=" ".join)
-def test_commands_have_these_flags(line, monkeypatch):
+def test_commands_have_these_flags(line, monkeypatch, tmp_path):
   parse = cli.parse
 
   def stop(argv, values):
@@ -99,6 +99,9 @@ def test_commands_have_these_flags(line, monkeypatch):
 
   for module in (cli, arguments):
     monkeypatch.setattr(module, "parse", stop)
+  monkeypatch.chdir(tmp_path)
+  mine = blocks(ROOT / "docs" / "networks.md")[0]
+  pathlib.Path("mine.py").write_text(mine)
   monkeypatch.setattr(devices, "start", lambda: None)
   module, *given = line
   if (ROOT / module.replace(".", "/")).is_dir():

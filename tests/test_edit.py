@@ -69,7 +69,7 @@ def test_inpainting_keeps_what_is_known(region, kept, trained, tmp_path):
 @pytest.mark.parametrize("operator", edit.OPERATORS)
 def test_what_is_restored_agrees_with_what_was_seen(operator):
   config = common.make(schedule={"name": "cosine"})
-  schedule = assemble.schedule(config)
+  schedule = processes.schedule(config)
   exact = NARROW.predictor(schedule, dj.targets.x0)
   model = edit.Model(schedule, exact, dj.timesteps.spaced(1000, 50))
   x0 = NARROW.sample(jax.random.key(0), (4, 8, 8, 1))

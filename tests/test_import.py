@@ -307,7 +307,7 @@ def test_a_trained_run_that_others_cannot_run_is_refused(tmp_path, capsys):
   with tarfile.open(reference.DATA / "run.tar.xz") as archive:
     archive.extractall(tmp_path, filter="data")
   run = tmp_path / "run"
-  config = runs.read_json(run, "config")
+  config = directory.read_json(run, "config")
   config["model"]["groups"] = None
   (run / "config.json").write_text(json.dumps(config))
   for kind, out, message in (

@@ -97,7 +97,9 @@ OTHERS = {
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_walks_end_in_the_same_pictures(case):
   want = reference.load("pictures")["-".join(case)]
-  np.testing.assert_allclose(walk(*case), want, rtol=1e-5, atol=1e-5)
+  # Of a mean that is not clipped values grow to 1e8: rounding is of these.
+  atol = 1e-5 * max(1, abs(want).max())
+  np.testing.assert_allclose(walk(*case), want, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("name", OTHERS)

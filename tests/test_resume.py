@@ -283,7 +283,7 @@ def test_what_the_system_does_not_let_be_read_is_not_damaged(
 
   with dj.checkpoint.Checkpoints(copy) as checkpoints:
     with monkeypatch.context() as patch:
-      patch.setattr(dj.checkpoint, "_checksum", refused)
+      patch.setattr(dj.checksums, "_checksum", refused)
       with pytest.raises(OSError, match=re.escape(os.strerror(number))):
         checkpoints.restore(state, tell=told.append)
     assert names_in(copy) == before and not told

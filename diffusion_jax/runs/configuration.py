@@ -325,9 +325,7 @@ def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
 def settings(net: Any) -> dict[str, Any]:
   """The settings of a network that ``config.model`` holds."""
   # What follows from the data or the variance is not a setting.
-  derived = {
-    "out_channels", "noisy_low_res", "dtype", "remat", "parent", "name",
-  }  # fmt: skip
+  derived = {*models.named.DERIVED, "dtype", "remat", "parent", "name"}
   return {
     field.name: getattr(net, field.name)
     for field in dataclasses.fields(net)
