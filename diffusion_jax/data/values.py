@@ -9,7 +9,7 @@ of a known mean and standard deviation to 0 +- 1; ``restore`` undoes it.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -138,6 +138,7 @@ class Values:
 BYTES = Values()
 
 
+@runtime_checkable
 class Meaning(Protocol):
   """What a user says of the data: ``of`` with all but the dtype."""
 
