@@ -26,7 +26,8 @@ def known(flag: str) -> bool:
       path.open("rb") as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library,
     ):
-      return library.find(name) >= 0
+      # Between zeros, as a name that ends there: others may hold it.
+      return library.find(b"\0" + name + b"\0") >= 0
   return False
 
 
