@@ -139,7 +139,7 @@ def _corrected(x: Batch, outputs, weights) -> Batch:
   return x + jnp.tensordot(weights[1:], change, axes=1)
 
 
-def _half_log_snr(schedule: Schedule, t) -> Float[Array, ""]:
+def _half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
   """lambda_t = log(alpha_t / sigma_t), where both are something.
 
   That of the first time where t is 0, and of u = sigma / alpha = 1e6 where
