@@ -10,8 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_jax.guidance import Scale, ScaleAt, project, scale_at
-from diffusion_jax.prediction import Predict, read
+from diffusion_jax.guidance import Scale, ScaleAt, projected_prediction
+from diffusion_jax.prediction import Predict
 from diffusion_jax.process import times
 from diffusion_jax.samplers import Solver, Step, as_solver
 
@@ -56,15 +56,12 @@ def solver(
 
     def guided(x_t, t, cond=None):
       t = times(t, x_t)
-      strong = predict(x_t, t, cond)
-      x0_hat, d = project(
-        strong.x0_hat, weak(x_t, t, cond).x0_hat, scale_at(scale, t, x_t),
+      p, d = projected_prediction(
+        schedule, predict(x_t, t, cond), weak(x_t, t, cond), x_t, t, scale,
         eta=eta, radius=radius, carried=carried, momentum=momentum,
       )  # fmt: skip
       seen.append(d)
-      return read(
-        schedule, x_t, t, x0_hat, strong.raw, variance=strong.variance
-      )
+      return p
 
     x_s, x0_hat, memory = inner.step(
       after(guided), schedule, x_t, t, s, eps, memory

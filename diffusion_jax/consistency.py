@@ -25,7 +25,7 @@ from diffusion_jax.objectives import Apply, Objective, Teacher
 from diffusion_jax.prediction import Cond, Predict, Scale, given, predictor
 from diffusion_jax.process import Batch, per_example
 from diffusion_jax.samplers import Step, ddim_step
-from diffusion_jax.schedules import Schedule, Time
+from diffusion_jax.schedules import Schedule, Time, in_whole_steps
 from diffusion_jax.targets import Target
 
 Real = Float[Array, "..."]
@@ -153,7 +153,7 @@ def consistency(
   Raises:
     ValueError: If the schedule has whole steps.
   """
-  if isinstance(schedule.T, int):
+  if in_whole_steps(schedule):
     raise ValueError(
       "consistency is of real time, between whole steps there is nothing: use "
       "a schedule of diffusion_jax.continuous"

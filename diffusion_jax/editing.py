@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Int, Key, Num
 
 from diffusion_jax import samplers, timesteps
 from diffusion_jax.prediction import Predict
@@ -27,7 +27,7 @@ def inpaint(
   pairs: timesteps.Pairs | None = None,
   jump: int = 10,
   repeats: int = 10,
-  first: int = 0,
+  first: int | Int[Array, ""] = 0,
 ) -> Batch:
   """Fills in what is not known (RePaint, Lugmayr et al. 2022, algorithm 1).
 

@@ -216,11 +216,35 @@ def projected(
   def guided(x_t, t, cond=None):
     t = times(t, x_t)
     strong, weak = _both(predict, null, x_t, t, cond)
-    at = scale_at(scale, t, x_t)
-    x0_hat, _ = project(strong.x0_hat, weak.x0_hat, at, eta=eta, radius=radius)
-    return read(schedule, x_t, t, x0_hat, strong.raw, variance=strong.variance)
+    return projected_prediction(
+      schedule, strong, weak, x_t, t, scale, eta=eta, radius=radius
+    )[0]
 
   return guided
+
+
+def projected_prediction(
+  schedule: Schedule, strong: Prediction, weak: Prediction, x_t: Batch, t: Time,
+  scale: Scale | ScaleAt, **options: Any,
+) -> tuple[Prediction, Batch]:  # fmt: skip
+  """``project`` of two predictions, and what to carry on.
+
+  Args:
+    schedule: The noise schedule.
+    strong: With the condition.
+    weak: Without it.
+    x_t: The noisy sample.
+    t: Where it stands, one for each example.
+    scale: 1 is off; a number, or a function of t.
+    **options: Of ``project``.
+
+  Returns:
+    The guided prediction, and d.
+  """
+  x0_hat, d = project(
+    strong.x0_hat, weak.x0_hat, _scale_at(scale, t, x_t), **options
+  )
+  return read(schedule, x_t, t, x0_hat, strong.raw, variance=strong.variance), d
 
 
 def project(
@@ -309,7 +333,7 @@ def _check_interval(interval: tuple[float, float] | None) -> None:
     raise ValueError(f"{interval=} must be (low, high) with low <= high")
 
 
-def scale_at(scale: Any, t, x_t: Batch) -> Any:
+def _scale_at(scale: Any, t, x_t: Batch) -> Any:
   """The scale of each example, where it is a function of time."""
   return per_example(cast(Any, scale(t)), x_t) if callable(scale) else scale
 
@@ -323,7 +347,7 @@ def _extrapolate(
     output = strong.target.of(schedule, weak.x0_hat, t, weak.eps_hat)
   else:
     output = weak.output
-  scale = scale_at(scale, t, x_t)
+  scale = _scale_at(scale, t, x_t)
   if interval is not None:
     low, high = interval
     inside = per_example((low <= t) & (t <= high), x_t)

@@ -17,7 +17,7 @@ from diffusion_jax import bound, process, samplers, targets, timesteps
 from diffusion_jax.losses import mean_per_example
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
-from diffusion_jax.schedules import Schedule
+from diffusion_jax.schedules import Schedule, in_whole_steps
 
 
 def bits_of_a_bin(levels: int) -> float:
@@ -58,7 +58,7 @@ def variational_bound(
   cdf: str = "tanh",
   levels: int = 256,
   pairs: timesteps.Pairs | None = None,
-  first: int = 0,
+  first: int | Int[Array, ""] = 0,
 ) -> Bound:
   """The bound on -log2 p(x_0) per dimension: one network call per move.
 
@@ -125,7 +125,7 @@ def _check_visited(schedule: Schedule, visited: np.ndarray) -> None:
     ValueError: Saying which.
   """
   ends = [*visited[:1].tolist(), *visited[-1:].tolist()]
-  whole = isinstance(schedule.T, int)
+  whole = in_whole_steps(schedule)
   inside = (
     ends == [1, schedule.T]
     if whole

@@ -33,7 +33,7 @@ from diffusion_jax.prediction import (
   towards,
 )
 from diffusion_jax.process import Batch, per_example
-from diffusion_jax.schedules import Schedule, Time
+from diffusion_jax.schedules import Schedule, Time, in_whole_steps
 
 Real = Float[Array, "..."]
 # (z_t, t) -> U(z_t, t, s), s in the closure.
@@ -186,7 +186,7 @@ def meanflow(
   Raises:
     ValueError: If the schedule has whole steps, or equal is no part.
   """
-  if isinstance(schedule.T, int):
+  if in_whole_steps(schedule):
     raise ValueError(
       "meanflow is of real time, whole steps have no derivative: use a "
       "schedule of diffusion_jax.continuous"

@@ -75,6 +75,11 @@ class Schedule(Protocol):
     ...
 
 
+def in_whole_steps(schedule: Schedule) -> bool:
+  """Whether time is a step of a table, not a real number."""
+  return isinstance(schedule.T, int)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:

@@ -21,6 +21,7 @@ import tqdm
 from absl import flags
 
 import diffusion_jax as dj
+from diffusion_jax.runs import datasets
 from diffusion_jax.runs.configuration import Config
 from experiments import cli
 
@@ -31,15 +32,13 @@ def options(config: Config) -> dict[str, Any]:
   Raises:
     ValueError: If they are cut anew each time.
   """
-  asked = config.data.to_dict()
-  del asked["cond"]  # numbers are small: training reads them as they are
+  # Without data.cond: numbers are small, training reads them as they are.
+  asked = datasets.load_options(config)
   if asked["random_crop"]:
     raise ValueError(
       "data.random_crop cuts pictures anew each time, which a cache cannot: "
       "leave it out"
     )
-  size = tuple(asked["size"])
-  asked["size"] = size[0] if len(size) == 1 else size or None
   return asked
 
 

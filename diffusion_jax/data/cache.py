@@ -133,7 +133,7 @@ def load(path: Path, *, verify: bool | None = None) -> sources.ArraySource:
   """
   kept = _read(path)
   plan = kept["plan"]
-  if not _is_whole(path):
+  if "parts" not in kept:
     raise _unfinished(path)
   images, labels = _arrays(path, plan, "r")
   if verify or (verify is None and images.nbytes <= sources.MAX_BYTES):

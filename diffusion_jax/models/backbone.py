@@ -110,6 +110,19 @@ def beside(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
   )
 
 
+def check_halvings(size: Sequence[int], levels: int) -> None:
+  """Refuses images that a U-Net of this many levels cannot halve.
+
+  Raises:
+    ValueError: Naming the nearest size that will do.
+  """
+  check_multiple(
+    size,
+    2 ** (levels - 1),
+    f"a U-Net of {levels} levels halves its input {levels - 1} times",
+  )
+
+
 def check_multiple(size: Sequence[int], unit: int, why: str) -> None:
   """Refuses a height or width that is no multiple of a number.
 

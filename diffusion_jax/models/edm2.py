@@ -211,11 +211,7 @@ class EDM2(nn.Module):
     Raises:
       ValueError: Naming the nearest size that will do.
     """
-    levels = len(self.multipliers)
-    backbone.check_multiple(
-      size, 2 ** (levels - 1),
-      f"a U-Net of {levels} levels halves its input {levels - 1} times",
-    )  # fmt: skip
+    backbone.check_halvings(size, len(self.multipliers))
 
   def embed(self, t, y):
     """The activated embedding of time and class."""

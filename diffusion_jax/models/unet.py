@@ -116,12 +116,7 @@ class Encoder(nn.Module):
     Raises:
       ValueError: Naming the nearest size that will do.
     """
-    levels = len(self.multipliers)
-    backbone.check_multiple(
-      size,
-      2 ** (levels - 1),
-      f"a U-Net of {levels} levels halves its input {levels - 1} times",
-    )
+    backbone.check_halvings(size, len(self.multipliers))
 
   @property
   def norm(self):
@@ -152,6 +147,12 @@ class Encoder(nn.Module):
         f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
       )
     dim = 4 * self.channels
+
+    def mapped(name, h, init=INIT):
+      dense = functools.partial(nn.Dense, dim, dtype=self.dtype)
+      h = nn.silu(dense(kernel_init=INIT, name=f"{name}1")(h))
+      return dense(kernel_init=init, name=f"{name}2")(h)
+
     emb = self._time((t - self.time_origin) * self.time_scale)
     if self.early_classes and y is not None:
       count = self.num_classes or 0
@@ -165,10 +166,7 @@ class Encoder(nn.Module):
         emb.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=INIT,
         name="augment",
       )(labels if augment is None else augment)  # fmt: skip
-    emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time1")(emb)
-    emb = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="time2")(
-      nn.silu(emb)
-    )
+    emb = mapped("time", emb)
     if self.num_classes is not None and not self.early_classes:
       emb += nn.Embed(
         self.num_classes,
@@ -183,21 +181,9 @@ class Encoder(nn.Module):
     ):
       if time is not None:
         h = sinusoid(time * self.time_scale, self.channels, self.embedding)
-        h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name=f"{name}1")(
-          h
-        )
-        h = nn.silu(h)
-        emb += nn.Dense(
-          dim, dtype=self.dtype, kernel_init=init, name=f"{name}2"
-        )(h)
+        emb += mapped(name, h, init)
     if vector is not None:
-      h = nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector1")(
-        vector
-      )
-      h = nn.silu(h)
-      emb += nn.Dense(dim, dtype=self.dtype, kernel_init=INIT, name="vector2")(
-        h
-      )
+      emb += mapped("vector", vector)
     return nn.silu(emb)
 
   def res_block(self, h, emb, train, level, resample=None):

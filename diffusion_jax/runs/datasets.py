@@ -1,6 +1,7 @@
 """Loads the data of a configuration."""
 
 import pathlib
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,16 @@ def training_source(config: Config) -> dj.data.Source:
   return data
 
 
+def load_options(config: Config) -> dict[str, Any]:
+  """The arguments of ``dj.data.load`` that ``config.data`` gives."""
+  options = config.data.to_dict()
+  del options["cond"]  # of ``vectors``
+  # (), (n,), (h, w): as stored, square, any.
+  size = tuple(options["size"])
+  options["size"] = size[0] if len(size) == 1 else size or None
+  return options
+
+
 def source(
   config: Config, *, elsewhere: str = "`config.data.name`"
 ) -> dj.data.Source:
@@ -48,20 +59,17 @@ def source(
   Raises:
     ValueError: If they cannot be read; says what to do if they have moved.
   """
-  options = config.data.to_dict()
-  if not options["name"]:
+  options, numbers = load_options(config), config.data.cond
+  name = options["name"]
+  if not name:
     raise ValueError(
       "no data are named; imported weights come without any, name them as "
       "`config.data.name=...`, of experiments.import_weights or of "
       "experiments.train"
     )
-  size = tuple(options.pop("size"))
-  # (), (n,), (h, w): as stored, square, any.
-  size = None if not size else size[0] if len(size) == 1 else size
-  name, numbers = options["name"], options.pop("cond")
   with console.said_if_slow(f"reading {name} ..."):
     try:
-      data = choices.call("data", dj.data.load, {**options, "size": size})
+      data = choices.call("data", dj.data.load, options)
     except ValueError as error:
       path = pathlib.Path(name)
       if not path.is_absolute() or path.exists():

@@ -40,16 +40,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
     source, held = dj.data.hold_out(source, config.held_out)
   net = networks.classifier(config, source.image_shape, source.num_classes)
 
-  step = functools.partial(
-    dj.training.train_step,
-    objective=dj.objectives.classification(
-      setup.applied(config, net, mesh),
-      schedule,
-      draw=processes.draw(config),
-    ),
-    tx=tx,
-    micro_batches=config.micro_batches,
-    ema_warmup=config.ema.warmup,
+  objective = dj.objectives.classification(
+    setup.applied(config, net, mesh), schedule, draw=processes.draw(config)
   )
   right = jax.jit(
     functools.partial(right_by_quarter, net, schedule),
@@ -61,8 +53,9 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
     workdir,
     mesh,
     source,
-    functools.partial(networks.init, config, net, source.image_shape, tx),
-    step,
+    net,
+    tx,
+    objective,
     measure=functools.partial(measure, right, measured),
     finish=functools.partial(_finish, workdir, measured),
   )

@@ -46,29 +46,23 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   net = networks.model(config, source.image_shape, source.num_classes)
   conditions = networks.conditions(config, schedule, source.image_shape)
 
-  step = functools.partial(
-    dj.training.train_step,
-    objective=objectives.objective(
-      config,
-      schedule,
-      net,
-      setup.applied(config, net, mesh),
-      conditions,
-      setup.gathered(config, mesh),
-      source.values,
-    ),
-    tx=tx,
-    micro_batches=config.micro_batches,
-    ema_warmup=config.ema.warmup,
+  objective = objectives.objective(
+    config,
+    schedule,
+    net,
+    setup.applied(config, net, mesh),
+    conditions,
+    setup.gathered(config, mesh),
+    source.values,
   )
-
   return setup.build(
     config,
     workdir,
     mesh,
     source,
-    functools.partial(networks.init, config, net, source.image_shape, tx),
-    step,
+    net,
+    tx,
+    objective,
     start=(
       None
       if continuing.has_learnt(workdir)

@@ -8,8 +8,10 @@ from typing import Any
 
 import grain
 import jax
+import optax
 
 import diffusion_jax as dj
+from diffusion_jax.runs import networks
 from diffusion_jax.runs.configuration import Config
 from diffusion_jax.runs.training import compiling, continuing
 
@@ -95,8 +97,10 @@ def build(
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
   source: dj.data.Source,
-  init: Callable,
-  step: Callable,
+  net: Any,
+  tx: optax.GradientTransformation,
+  objective: dj.objectives.Objective,
+  *,
   start: Any = None,
   **shown: Callable,
 ) -> Training:
@@ -107,9 +111,9 @@ def build(
     workdir: Its directory.
     mesh: See ``training_mesh``.
     source: What it is trained on.
-    init: ``(key, start) -> state``, or ``key -> state`` without a start.
-    step: ``(state, batch, key) -> (state, metrics)``; the batch has "image"
-      and "label".
+    net: The network.
+    tx: The optimizer.
+    objective: Of batches with "image" and "label".
     start: Parameters of another run to begin with.
     **shown: ``measure``, ``preview`` and ``finish``, see ``Run``.
 
@@ -127,7 +131,17 @@ def build(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  init = jax.jit(init)  # So it is traced once, for shapes and for values.
+  step = functools.partial(
+    dj.training.train_step,
+    objective=objective,
+    tx=tx,
+    micro_batches=config.micro_batches,
+    ema_warmup=config.ema.warmup,
+  )
+  # Jitted, so that it is traced once, for shapes and for values.
+  init = jax.jit(
+    functools.partial(networks.init, config, net, source.image_shape, tx)
+  )
   begun = () if start is None else (start,)
   abstract = jax.eval_shape(init, jax.random.key(0), *begun)
   whole = dj.parallel.replicated(mesh)
