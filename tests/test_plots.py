@@ -72,6 +72,22 @@ def test_schedules_are_drawn_as_they_are():
   np.testing.assert_allclose(right.lines[0].get_ydata(), LINEAR.log_snr[1:])
 
 
+def test_names_stand_where_lines_end_and_do_not_overlap():
+  lines = {n: ([1, 2, 3], [1, 2, 5 + k / 50]) for k, n in enumerate("abc")}
+  lines["d"] = ([1, 2], [3, 1], [0.5, 0.5])
+  figure = plots.curves(lines, xlabel="x", ylabel="y", ends=True)
+  axes = figure.axes[0]
+  assert axes.get_legend() is None
+  (band,) = axes.collections
+  assert band.get_datalim(axes.transData).y0 == 0.5
+  names = sorted(axes.texts, key=lambda text: text.get_position()[1])
+  assert [name.get_text() for name in names] == list("dabc")
+  boxes = [name.get_window_extent() for name in names]
+  assert all(a.y1 < b.y0 for a, b in zip(boxes, boxes[1:], strict=False))
+  end = axes.transData.transform((2, 1))[1]
+  assert abs(end - (boxes[0].y0 + boxes[0].y1) / 2) < 3
+
+
 def test_lines_differ_without_colour():
   names = "abcdef"
   figure = plots.curves(

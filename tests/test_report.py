@@ -17,7 +17,7 @@ from diffusion_jax.runs import directory
 from experiments import train
 from experiments.configs import common
 from experiments.report import __main__ as report, charts, findings, neighbours
-from experiments.report.markup import element, picture, render
+from experiments.report.pictures import picture
 
 pytestmark = pytest.mark.usefixtures("few_numbers")
 
@@ -411,58 +411,58 @@ def test_neighbours_are_those_of_brute_force(monkeypatch):
   assert np.isinf(beyond[:, 2]).all()
 
 
-def drawn(figure):
-  text = render(figure)
-  line = re.search('<polyline points="([^"]*)"', text)[1]
-  return text, [tuple(map(float, p.split(","))) for p in line.split()]
+def drawn(*lines, log=False, zero=False):
+  """The axes of a chart, and the points of its first line in pixels."""
+  axes = charts.figure(
+    [charts.prepared(line, log) for line in lines], "", "", log, zero
+  ).axes[0]
+  return axes, axes.transData.transform(axes.lines[0].get_xydata())
 
 
 @pytest.mark.parametrize("log", [False, True])
 def test_a_line_is_where_its_values_are(log):
   y = np.array([1.0, 10, 100])
-  _, points = drawn(
-    charts.chart(
-      [charts.Line("a", [0, 5, 10], y, "main")],
-      title="", x_label="x", y_label="y", log=log,
-    )
-  )  # fmt: skip
-  assert [x for x, _ in points] == [52, 180, 308]
-  down = np.diff([y for _, y in points])  # equal on a logarithmic axis
-  np.testing.assert_allclose(down[1] / down[0], 1 if log else 10, rtol=0.02)
+  axes, points = drawn(charts.Line("a", [0, 5, 10], y, "main"), log=log)
+  assert axes.get_xlim() == (0, 10)
+  across, down = np.diff(points, axis=0).T  # equal on a logarithmic axis
+  np.testing.assert_allclose(across[1] / across[0], 1)
+  np.testing.assert_allclose(down[1] / down[0], 1 if log else 10)
 
 
 def test_what_cannot_be_drawn_is_left_out():
   options = {"title": "", "x_label": "", "y_label": "", "log": True}
   y = [1.0, 0.0, -1.0, np.nan, np.inf, 2.0]
-  _, points = drawn(
-    charts.chart([charts.Line("", range(6), y, "main")], **options)
-  )
+  _, points = drawn(charts.Line("", range(6), y, "main"), log=True)
   assert len(points) == 2
   nothing = charts.Line("", [1, 2], [0.0, np.nan], "main")
   assert charts.chart([nothing], **options) is None
   for one in ([0.0], [5.0]):
     alone = charts.Line("a", one, [3.0], "main")
-    text, points = drawn(charts.chart([alone], **options))
-    assert len(points) == 1 and "nan" not in text
+    text = charts.chart([alone], **options).svg
+    assert "nan" not in text and ">a</text>" in text
 
 
 def test_long_lines_are_thinned_by_means_and_names_kept_apart():
   y = np.tile([1.0, 3.0], 5000)
   lines = [charts.Line(f"{k}", range(10_000), y, "main") for k in range(6)]
-  text, points = drawn(
-    charts.chart(lines, title="", x_label="", y_label="", zero=True)
-  )
+  axes, points = drawn(*lines, zero=True)
   assert len(points) == charts.POINTS and len({y for _, y in points}) == 1
-  names = re.findall(r'y="([\d.]+)" text-anchor="start"', text)
-  assert min(np.diff(np.sort(np.array(names, float)))) >= 13.9
+  assert axes.get_ylim()[0] == 0
+  boxes = [name.get_window_extent() for name in axes.texts]
+  boxes.sort(key=lambda box: box.y0)
+  assert len(boxes) == 6
+  assert all(a.y1 < b.y0 for a, b in zip(boxes, boxes[1:], strict=False))
 
 
-def test_markup_escapes_text_and_attributes():
-  made = element("p", "a<", element("img", alt='"&<'), None, "&b", 3)
-  assert Page(render(made)).elements == [
-    ("p", {}), ("img", {"alt": '"&<'}),
-  ]  # fmt: skip
-  assert Page(render(made)).text == "a<&b3"
+def test_a_chart_has_the_colours_and_the_font_of_the_page():
+  line = charts.Line("<a>", [1, 2], [1.0, 2.0], "q1", [0.5, 0.5])
+  text = charts.chart([line], title="$t", x_label="$x", y_label="$y").svg
+  assert "var(--q1)" in text and not re.search("#[0-9a-f]{6}[^0-9a-f]", text)
+  assert "font" not in text and "url(" not in text and "<style" not in text
+  assert ">$x</text>" in text and ">&lt;a&gt;</text>" in text
+  page = Page(text)
+  (svg,) = page.all("svg")
+  assert svg["aria-label"] == "$t: $y against $x, up to 2. At the end: <a> 2."
 
 
 def test_pictures_that_cannot_be_read_are_none(tmp_path):

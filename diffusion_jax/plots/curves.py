@@ -1,6 +1,8 @@
 """Curves: schedules, losses, anything over an axis."""
 
+import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -8,43 +10,61 @@ from jax.typing import ArrayLike
 from diffusion_jax.plots.style import COLOURS, DASHES, blank, styled
 from diffusion_jax.schedules import Table
 
+# Of a line: x, y and, to be a band around it, half its height.
+Values = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
 
-def _lines(axes, lines: Mapping[str, tuple[ArrayLike, ArrayLike]], **options):
-  """One line per name."""
+
+def _lines(
+  axes,
+  lines: Mapping[str, Values],
+  styles: Mapping[str, Mapping[str, Any]] | None = None,
+  **options,
+):
+  """One line per name, and its band."""
+  styles = styles or {}
   if not lines:
     raise ValueError("no lines to draw; pass {name: (x, y)}")
-  if len(lines) > len(COLOURS):
+  if len(lines.keys() - styles.keys()) > len(COLOURS):
     raise ValueError(
-      f"{len(lines)} lines cannot be told apart; draw at most {len(COLOURS)}"
+      f"{len(lines)} lines cannot be told apart; draw at most {len(COLOURS)}, "
+      "or give each a style"
     )
-  for (name, (x, y)), colour, dash in zip(
-    lines.items(), COLOURS, DASHES, strict=False
+  looks = itertools.cycle(zip(COLOURS, DASHES, strict=True))
+  for (name, (x, y, *error)), (colour, dash) in zip(
+    lines.items(), looks, strict=False
   ):
-    axes.plot(
-      np.asarray(x), np.asarray(y), color=colour, linestyle=dash, label=name,
-      **options,
-    )  # fmt: skip
+    x, y = np.asarray(x), np.asarray(y)
+    style = {"color": colour, "linestyle": dash, **styles.get(name, {})}
+    axes.plot(x, y, label=name, **options | style)
+    for half in error:
+      axes.fill_between(
+        x, y - half, y + half, color=style["color"], alpha=0.2, linewidth=0
+      )
 
 
 @styled
 def curves(
-  lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+  lines: Mapping[str, Values],
   *,
   xlabel: str,
   ylabel: str,
   log: str = "",
   title: str = "",
   marker: str = "",
+  styles: Mapping[str, Mapping[str, Any]] | None = None,
+  ends: bool = False,
 ):
   """Lines over a common axis.
 
   Args:
-    lines: (x, y) by name, at most 6.
+    lines: (x, y) by name, or (x, y, error) with a band y - error to y + error.
     xlabel: With its unit or symbol.
     ylabel: With its unit or symbol.
     log: Which axes are logarithmic: "", "x", "y" or "xy".
     title: Above the axes.
     marker: Matplotlib's, to mark the points of each line.
+    styles: Matplotlib's options of a line, by name; at most 6 lines have none.
+    ends: Write each name where its line ends, not in a legend.
 
   Returns:
     The figure.
@@ -54,17 +74,74 @@ def curves(
   """
   figure = blank(6.4, 3.6)
   axes = figure.subplots()
-  _lines(axes, lines, marker=marker)
-  axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+  draw(
+    axes, lines, xlabel=xlabel, ylabel=ylabel, log=log, styles=styles,
+    marker=marker,
+  )  # fmt: skip
+  axes.set(title=title)
+  if ends:
+    name_ends(axes)
+  elif len(lines) > 1:
+    axes.legend()
+  return figure
+
+
+def draw(
+  axes,
+  lines,
+  *,
+  xlabel: str,
+  ylabel: str,
+  log: str = "",
+  styles=None,
+  **options,
+) -> None:
+  """``curves`` on axes that are there, in a style of their own."""
+  _lines(axes, lines, styles, **options)
+  axes.set(xlabel=xlabel, ylabel=ylabel)
   for axis in log:
     axes.set(**{f"{axis}scale": "log"})
-  ticks = np.unique(np.concatenate([np.ravel(x) for x, _ in lines.values()]))
+  ticks = np.unique(np.concatenate([np.ravel(xy[0]) for xy in lines.values()]))
   if "x" in log and len(ticks) <= 10:  # they say more than powers of ten
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.minorticks_off()
-  if len(lines) > 1:
-    axes.legend()
-  return figure
+
+
+def name_ends(axes, gap: float = 0.075) -> None:
+  """Writes each line's name where it ends, in place of a legend.
+
+  Names are moved apart where they would overlap.
+
+  Args:
+    axes: What is drawn; lines whose label begins with "_" have no name.
+    gap: Between two names, a part of the axes' height.
+  """
+  named = [
+    line
+    for line in axes.lines
+    if line.get_label()[:1] not in "_" and line.get_xydata().size
+  ]
+  axes.autoscale_view()
+  to_part = axes.transData + axes.transAxes.inverted()
+  place = {line: to_part.transform(line.get_xydata()[-1])[1] for line in named}
+  order = sorted(named, key=place.__getitem__)
+  at = [place[line] for line in order]
+  for k in range(1, len(at)):
+    at[k] = max(at[k], at[k - 1] + gap)
+  at[-1:] = [min(y, 1.0) for y in at[-1:]]
+  for k in range(len(at) - 2, -1, -1):
+    at[k] = min(at[k], at[k + 1] - gap)
+  for line, y in zip(order, at, strict=True):
+    sample = axes.plot([], [])[0]
+    sample.update_from(line)
+    sample.set(
+      data=([1.02, 1.1], [y, y]), transform=axes.transAxes, clip_on=False,
+      marker="", label="_sample",
+    )  # fmt: skip
+    axes.text(
+      1.12, y, line.get_label(), transform=axes.transAxes, va="center",
+      gid="name",
+    )  # fmt: skip
 
 
 @styled

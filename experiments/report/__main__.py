@@ -10,7 +10,6 @@ checkpoint, with the sampler of previews; --nonetwork leaves them out. The
 flags of experiments.sample say what is drawn.
 """
 
-import datetime
 import pathlib
 
 from absl import flags
@@ -22,10 +21,8 @@ from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli
 from experiments.cli import devices, options
 from experiments.report import animation, curves, findings, sections, tables
-from experiments.report.markup import Element, element, render
+from experiments.report.page import Section, missing, render
 from experiments.report.record import Record, read
-
-STYLE = pathlib.Path(__file__).with_name("style.css")
 
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
@@ -84,7 +81,7 @@ def source_or_why_not(record: Record) -> dj.data.Source | str:
 
 def found_out(
   plan: planning.Plan | str, source: dj.data.Source | str
-) -> list[Element]:
+) -> list[Section]:
   """The sections that need network and data."""
   if isinstance(plan, str):
     absent = plan
@@ -97,13 +94,10 @@ def found_out(
       findings.loss_against_t(plan, source),
       findings.memory(plan, source),
     ]
-  return [
-    sections.section(title, sections.missing(absent))
-    for title in (findings.CURVE, findings.MEMORY)
-  ]
+  return [missing(title, absent) for title in (findings.CURVE, findings.MEMORY)]
 
 
-def film(plan: planning.Plan | str, record: Record) -> Element:
+def film(plan: planning.Plan | str, record: Record) -> Section:
   """The section of the animation: the run's own, or one made now."""
   path = record.workdir / "samples" / "denoising.gif"
   if frames := animation.read(path):
@@ -115,14 +109,14 @@ def film(plan: planning.Plan | str, record: Record) -> Element:
 
 
 def drawings(
-  plan: planning.Plan | str | None, record: Record
-) -> list[Element | None]:
+  plan: planning.Plan | str | None,
+  record: Record,
+  source: dj.data.Source | str,
+) -> list[Section]:
   """All sections with pictures; of a classifier, which has no plan, a few."""
   if plan is None:
     return [curves.training(record)]
-  source = source_or_why_not(record)
   return [
-    changed(record, source),
     sections.samples(record),
     film(plan, record),
     curves.training(record),
@@ -131,61 +125,16 @@ def drawings(
   ]
 
 
-def changed(record: Record, source: dj.data.Source | str) -> Element | None:
+def changed(record: Record, source: dj.data.Source | str) -> str | None:
   """A warning where the data are not those of the run."""
   if isinstance(source, str):
     return None
   if record.data["fingerprint"] in (None, source.fingerprint):
     return None
-  return sections.missing(
+  return (
     "The data have changed since this run was trained on them: what is "
     "compared with data below is compared with other data."
   )
-
-
-def page(record: Record, *content: Element | None) -> str:
-  """The whole file."""
-  name = record.workdir.resolve().name
-  parts = [part for part in content if part is not None]
-  links = [
-    element("a", part.findtext("h2"), href=f"#{part.get('id')}")
-    for part in parts
-    if part.tag == "section"
-  ]
-  now = datetime.datetime.now().astimezone()
-  version = record.versions.get("diffusion_jax", "")
-  document = element(
-    "html",
-    element(
-      "head",
-      element("meta", charset="utf-8"),
-      element(
-        "meta", name="viewport", content="width=device-width, initial-scale=1"
-      ),
-      element("meta", name="color-scheme", content="light dark"),
-      element("title", f"{name}: {sections.progress(record)}"),
-      element("link", rel="icon", href="data:,"),
-      element("style", STYLE.read_text()),
-    ),
-    element(
-      "body",
-      element(
-        "header",
-        element("p", "A run of diffusion_jax", class_="kicker"),
-        element("h1", name),
-        sections.headline(record),
-        element("nav", *links, aria_label="Parts of this page"),
-      ),
-      element("main", *parts),
-      element(
-        "footer",
-        f"Written on {now:%d %B %Y at %H:%M %Z} by experiments.report; the "
-        f"run used diffusion_jax {version}.",
-      ),
-    ),
-    lang="en",
-  )
-  return "<!DOCTYPE html>\n" + render(document) + "\n"
 
 
 def main(argv: list[str]) -> None:
@@ -203,11 +152,17 @@ def main(argv: list[str]) -> None:
     if record.config.get("kind") != "classifier":
       plan = plan_or_why_not(values, record)
   with cli.user_errors():
-    text = page(
-      record,
-      *drawings(plan, record),
-      tables.evaluations(record),
-      tables.settings(record),
+    source = "" if plan is None else source_or_why_not(record)
+    text = render(
+      record.workdir.resolve().name,
+      sections.headline(record),
+      [
+        *drawings(plan, record, source),
+        tables.evaluations(record),
+        tables.settings(record),
+      ],
+      version=record.versions.get("diffusion_jax", ""),
+      warning=changed(record, source),
     )
   with cli.system_errors():
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,14 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.data import pictures
-from experiments.report.markup import Element, data_url, element, picture, still
-from experiments.report.sections import deck, missing, section
+from experiments.report.page import Section, missing
+from experiments.report.pictures import (
+  Captioned,
+  Picture,
+  data_url,
+  picture,
+  still,
+)
 
 FRAMES, SIDE = 26, 560  # at most
 STILLS = 6  # shown beside the film
@@ -30,7 +36,7 @@ def read(path: pathlib.Path) -> list[Image.Image]:
   return frames
 
 
-def animation(frames: list[Image.Image], source: str) -> Element:
+def animation(frames: list[Image.Image], source: str) -> Section:
   """The section; still pictures on paper, and for who wants no motion.
 
   Args:
@@ -42,7 +48,7 @@ def animation(frames: list[Image.Image], source: str) -> Element:
   """
   title = "From noise to samples"
   if not frames:
-    return section(title, missing(source))
+    return missing(title, source)
   chosen = np.linspace(0, len(frames) - 1, min(len(frames), FRAMES))
   few = [frames[round(k)] for k in chosen]
   for frame in few:
@@ -51,43 +57,27 @@ def animation(frames: list[Image.Image], source: str) -> Element:
   kind = "gif"
   if len(moving) > MOST_BYTES:
     kind, moving = "webp", _moving(few, "WEBP", quality=60)
-  last = still(few[-1], MOST_STILL)
-  width, height = few[-1].size
-  return section(
+  alt = "A grid of samples, from noise step by step to pictures"
+  return Section(
     title,
-    element("p", source),
-    deck(
-      element(
-        "figure",
-        element(
-          "picture",
-          element("source", srcset=last, media="print"),
-          element(
-            "source", srcset=last, media="(prefers-reduced-motion: reduce)"
-          ),
-          element(
-            "img",
-            src=data_url(kind, moving),
-            alt="A grid of samples, from noise step by step to pictures",
-            width=width,
-            height=height,
-          ),
-        ),
-        element("figcaption", "The whole way"),
-      ),
-      element("div", *_stills(few), class_="strip"),
-    ),
+    "film",
+    {
+      "source": source,
+      "moving": Picture(data_url(kind, moving), alt, *few[-1].size),
+      "last": still(few[-1], MOST_STILL),
+      "stills": list(_stills(few)),
+    },
   )
 
 
-def _stills(frames: list[Image.Image]) -> Iterator[Element]:
+def _stills(frames: list[Image.Image]) -> Iterator[Captioned]:
   """A few frames, evenly spread, with how far they are."""
   last = len(frames) - 1
   for k in np.unique(np.rint(np.linspace(0, last, STILLS)).astype(int)):
     caption = "noise" if k == 0 else f"{k / last:.0%} of the way"
     words = f"The same grid, {caption}"
     shown = picture(np.asarray(frames[k]), words, side=SIDE // 2)
-    yield element("figure", shown, element("figcaption", caption))
+    yield Captioned(shown, caption)
 
 
 def _moving(frames: list[Image.Image], kind: str, **options) -> bytes:

@@ -1,22 +1,78 @@
 """Line charts as SVG that takes its colours from the page, light or dark.
 
-Drawn at 400 x 250, which is legible from a phone to half a screen. Lines are
-named where they end and differ in dash as well as in colour.
+Matplotlib draws them in the light colours of style.css; each is then replaced
+by the name that it has there. They are legible from a phone to half a screen.
+Lines are named where they end and differ in dash as well as in colour.
 """
 
-import math
+import io
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.style
 import numpy as np
+from markupsafe import Markup, escape
+from matplotlib import ticker
 
-from experiments.report.markup import Element, element
+from diffusion_jax.plots.curves import draw, name_ends
+from diffusion_jax.plots.style import STYLE, blank
 
-WIDTH, HEIGHT = 400, 250
-LEFT, TOP, BOTTOM = 52, 10, 212
-RIGHT, RIGHT_UNNAMED = 308, 390  # room for the names of lines, and without
 POINTS = 200  # of a line, at most
-LABEL_GAP = 14
+# By the name that style.css has for it: the light one stands first.
+COLOURS = dict(
+  reversed(
+    re.findall(
+      r"--(\w+): (#[0-9a-f]{6})",
+      pathlib.Path(__file__).with_name("style.css").read_text(),
+    )
+  )
+)
+DASHES = {
+  "flat": (5, 4), "q1": (7, 3.5), "q2": (3, 3.5), "q3": (9, 3, 2, 3),
+  "c1": (7, 3.5), "c2": (3, 3.5), "c3": (9, 3, 2, 3),
+}  # fmt: skip
+SETTINGS = {
+  "svg.fonttype": "none",  # text stays text, in the page's font
+  "svg.hashsalt": "report",  # the same page each time
+  "text.parse_math": False,
+  "font.size": 8,
+  "text.color": COLOURS["ink"],
+  "axes.labelcolor": COLOURS["muted"],
+  "axes.edgecolor": COLOURS["muted"],
+  "xtick.color": COLOURS["muted"],
+  "ytick.color": COLOURS["muted"],
+  "axes.grid.axis": "y",
+  "grid.color": COLOURS["rule"],
+  "grid.alpha": 1.0,
+  "axes.spines.left": False,
+  "axes.xmargin": 0.0,
+  "ytick.major.size": 0,
+  "ytick.minor.size": 0,
+}
+# The page has a style of its own; nothing reaches beyond the axes; names of
+# parts would be there twice, those of marks are made of what they hold.
+NEEDLESS = (
+  r"<\?xml.*?\?>", r"<!DOCTYPE.*?>", r"<metadata>.*?</metadata>",
+  r"<style.*?</style>", r"<clipPath.*?</clipPath>", r' clip-path="[^"]*"',
+  r' xmlns(:\w+)?="[^"]*"', r"xlink:", r' (width|height)="[\d.]+pt"',
+  r' id="(?!m[0-9a-f]{10}")[^"]*"', r"font(-\w+)?: [^;\"]*;? ?",
+)  # fmt: skip
+
+
+class Chart(NamedTuple):
+  """What page.html shows of a chart.
+
+  Attributes:
+    title: Its heading.
+    note: How to read it.
+    svg: The drawing.
+  """
+
+  title: str
+  note: str | None
+  svg: Markup
 
 
 class Line(NamedTuple):
@@ -27,7 +83,7 @@ class Line(NamedTuple):
     x: Positions [N], ascending, not negative: the axis starts at 0.
     y: Values [N]; what is not finite, or not positive on a logarithmic axis, is
       left out.
-    style: CSS class of the stroke.
+    style: A colour of style.css.
     error: Half the height of a band around it, [N]; None is none.
   """
 
@@ -38,23 +94,6 @@ class Line(NamedTuple):
   error: Any = None
 
 
-class Axis(NamedTuple):
-  """From values to pixels: linear, or in the logarithm."""
-
-  low: float
-  high: float
-  start: float
-  stop: float
-  log: bool = False
-
-  def __call__(self, value):
-    """The pixels of values; of an axis of one value, the middle."""
-    scale = np.log if self.log else np.asarray
-    low, high, value = scale(self.low), scale(self.high), scale(value)
-    part = (value - low) / (high - low) if high > low else 0.5 + 0 * value
-    return self.start + part * (self.stop - self.start)
-
-
 def chart(
   lines: Sequence[Line],
   *,
@@ -62,10 +101,10 @@ def chart(
   x_label: str,
   y_label: str,
   log: bool = False,
-  note: Element | str | None = None,
+  note: str | None = None,
   zero: bool = False,
-) -> Element | None:
-  """A figure with a chart, its title and a note.
+) -> Chart | None:
+  """A chart, its title and a note.
 
   Args:
     lines: What is drawn.
@@ -77,38 +116,21 @@ def chart(
     zero: Whether the vertical axis has to show 0.
 
   Returns:
-    The figure; None where no line has anything to draw.
+    The chart; None where no line has anything to draw.
   """
-  lines = [kept for line in lines if (kept := _prepared(line, log)).x.size]
+  lines = [kept for line in lines if (kept := prepared(line, log)).x.size]
   if not lines:
     return None
-  named = [line for line in lines if line.name]
-  right = RIGHT if named else RIGHT_UNNAMED
-  ys = np.concatenate([_reach(line, log) for line in lines] + [[0.0]] * zero)
-  x_axis = Axis(0.0, max(line.x[-1] for line in lines) or 1.0, LEFT, right)
-  y_axis = Axis(*_padded(ys, log), BOTTOM, TOP, log)
   last = "; ".join(
-    f"{line.name} {number(line.y[-1])}".strip() for line in named or lines
+    f"{line.name} {number(line.y[-1])}".strip()
+    for line in [line for line in lines if line.name] or lines
   )
   words = (
-    f"{title}: {y_label} against {x_label}, up to {number(x_axis.high)}. At "
-    f"the end: {last}."
+    f"{title}: {y_label} against {x_label}, up to "
+    f"{number(max(line.x[-1] for line in lines))}. At the end: {last}."
   )
-  drawing = element(
-    "svg",
-    *_frame(x_axis, y_axis, x_label, y_label),
-    *(part for line in lines for part in _curve(line, x_axis, y_axis)),
-    *_names(named, y_axis),
-    viewBox=f"0 0 {WIDTH} {HEIGHT}",
-    role="img",
-    aria_label=words,
-  )
-  caption = element(
-    "figcaption",
-    element("strong", title),
-    None if note is None else element("span", note),
-  )
-  return element("figure", caption, drawing, class_="chart")
+  drawing = svg(figure(lines, x_label, y_label, log, zero), words)
+  return Chart(title, note, drawing)
 
 
 def number(value: float) -> str:
@@ -124,7 +146,7 @@ def number(value: float) -> str:
   return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"
 
 
-def _prepared(line: Line, log: bool) -> Line:
+def prepared(line: Line, log: bool) -> Line:
   """The line without what cannot be drawn, thinned by means."""
   x, y = np.asarray(line.x, float), np.asarray(line.y, float)
   error = np.zeros_like(y) if line.error is None else np.asarray(line.error)
@@ -138,123 +160,64 @@ def _prepared(line: Line, log: bool) -> Line:
   )
 
 
-def _reach(line: Line, log: bool) -> np.ndarray:
-  """All that the vertical axis has to show of a line."""
-  if log or line.error is None:
-    return line.y
-  return np.concatenate([line.y - line.error, line.y + line.error])
+def figure(lines: Sequence[Line], x_label, y_label, log=False, zero=False):
+  """The chart as Matplotlib has it."""
+  few = all(len(line.x) <= 12 for line in lines)
+  values, styles = {}, {}
+  for k, line in enumerate(lines):
+    name = line.name or f"_{k}"
+    band = () if line.error is None else (line.error,)
+    values[name] = (line.x, line.y, *band)
+    styles[name] = {
+      "color": COLOURS[line.style],
+      "linewidth": {"main": 1.8, "flat": 1.1}.get(line.style, 1.35),
+      "dashes": DASHES.get(line.style, ()),
+      "marker": "o" if few and line.name else "",
+      "markersize": 3,
+    }
+  with matplotlib.style.context(["default", STYLE, SETTINGS]):
+    drawn = blank(4.0, 2.5)
+    axes = drawn.subplots()
+    draw(
+      axes, values, xlabel=x_label, ylabel=y_label, log="y" * log, styles=styles
+    )
+    name_ends(axes)
+    axes.set_xlim(left=0)
+    if zero:
+      axes.set_ylim(bottom=0)
+    if log:
+      axes.yaxis.set_major_locator(_powers(*axes.get_ylim()))
+      axes.yaxis.set_minor_locator(ticker.NullLocator())
+    for axis in (axes.xaxis, axes.yaxis):
+      axis.set_major_formatter(lambda value, _: number(value))
+  return drawn
 
 
-def _padded(values: np.ndarray, log: bool) -> tuple[float, float]:
-  """Limits with some air around the values."""
-  low, high = values.min(), values.max()
-  if log:
-    factor = max((high / low) ** 0.05, 1.05)
-    return low / factor, high * factor
-  air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-  return low - air * (low != 0), high + air * (high != 0 or low == 0)
+def _powers(low: float, high: float) -> ticker.Locator:
+  """Round values of a logarithmic axis, about five of them."""
+  if high < 5 * low:
+    return ticker.MaxNLocator(5)
+  return ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
 
 
-def ticks(axis: Axis, count: int = 5) -> list[float]:
-  """Round values along an axis, about ``count`` of them.
+def svg(drawn, words: str) -> Markup:
+  """A figure in the colours of the page, its text in the page's font.
 
-  >>> ticks(Axis(0, 1500, 0, 1))
-  [0.0, 500.0, 1000.0, 1500.0]
-  >>> ticks(Axis(0.02, 3, 0, 1, log=True))
-  [0.1, 1.0]
+  Args:
+    drawn: Matplotlib's figure, in ``COLOURS``.
+    words: What it shows, for those who do not see it.
+
+  Returns:
+    The drawing.
   """
-  if axis.log:
-    decades = math.log10(axis.high / axis.low)
-    heads = (
-      (1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else range(1, 10)
-    )
-    powers = range(
-      math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1
-    )
-    every = -(-len(powers) // count) if decades > 2 else 1
-    found = [float(f"{h}e{p}") for p in powers[::every] for h in heads]
-  else:
-    span = (axis.high - axis.low) or 1.0
-    raw = span / count
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)
-    first = math.ceil(axis.low / step - 1e-9)
-    stop = math.floor(axis.high / step + 1e-9)
-    # "+ 0.0" makes -0.0 a plain 0.
-    found = [float(f"{k * step:.10g}") + 0.0 for k in range(first, stop + 1)]
-  return [v for v in found if axis.low <= v <= axis.high] or [axis.low]
-
-
-def _frame(x_axis, y_axis, x_label, y_label):
-  """Grid lines, ticks and the names of the axes."""
-  middle = (TOP + BOTTOM) / 2
-  for value in ticks(y_axis):
-    y = _px(y_axis(value))
-    yield element("line", x1=LEFT, x2=x_axis.stop, y1=y, y2=y, class_="grid")
-    yield _text(number(value), LEFT - 5, float(y) + 3.5, "end")
-  for value in ticks(x_axis, 4):
-    x = _px(x_axis(value))
-    yield element("line", x1=x, x2=x, y1=BOTTOM, y2=BOTTOM + 4, class_="tick")
-    yield _text(number(value), x, BOTTOM + 16, "middle")
-  yield element(
-    "line", x1=LEFT, x2=x_axis.stop, y1=BOTTOM, y2=BOTTOM, class_="tick"
-  )
-  yield _text(x_label, (LEFT + x_axis.stop) / 2, HEIGHT - 6, "middle", "axis")
-  turned = f"rotate(-90 10 {middle})"
-  yield _text(y_label, 10, middle, "middle", "axis", transform=turned)
-
-
-def _curve(line: Line, x_axis: Axis, y_axis: Axis):
-  """The band, the line and, where they are few, the points."""
-  x, y = x_axis(line.x), y_axis(line.y)
-  if line.error is not None:
-    low = np.maximum(line.y - line.error, y_axis.low)
-    high = np.minimum(line.y + line.error, y_axis.high)
-    outline = [*zip(x, y_axis(high), strict=True)]
-    outline += [*zip(x, y_axis(low), strict=True)][::-1]
-    yield element("polygon", points=_points(outline), class_=f"b {line.style}")
-  points = [*zip(x, y, strict=True)]
-  yield element("polyline", points=_points(points), class_=f"l {line.style}")
-  if len(points) <= 12 and line.name:
-    for a, b in points:
-      yield element(
-        "circle", cx=_px(a), cy=_px(b), r=2.5, class_=f"p {line.style}"
-      )
-
-
-def _names(lines: Sequence[Line], y_axis: Axis):
-  """Each line's name where it ends, moved apart where they would overlap."""
-  if not lines:
-    return
-  order = sorted(lines, key=lambda line: float(y_axis(line.y[-1])))
-  at = [float(y_axis(line.y[-1])) for line in order]
-  for k in range(1, len(at)):
-    at[k] = max(at[k], at[k - 1] + LABEL_GAP)
-  at[-1] = min(at[-1], BOTTOM)
-  for k in range(len(at) - 2, -1, -1):
-    at[k] = min(at[k], at[k + 1] - LABEL_GAP)
-  for line, y in zip(order, at, strict=True):
-    yield element(
-      "line",
-      x1=RIGHT + 6,
-      x2=RIGHT + 20,
-      y1=_px(y),
-      y2=_px(y),
-      class_=f"l {line.style}",
-    )
-    yield _text(line.name, RIGHT + 24, y + 3.5, "start", "name")
-
-
-def _text(text, x, y, anchor, class_=None, **more) -> Element:
-  return element(
-    "text", text, x=_px(x), y=_px(y), text_anchor=anchor, class_=class_, **more
-  )
-
-
-def _points(points) -> str:
-  return " ".join(f"{_px(x)},{_px(y)}" for x, y in points)
-
-
-def _px(value) -> str:
-  """Pixels, to a tenth."""
-  return f"{float(value):.1f}"
+  file = io.StringIO()
+  with matplotlib.style.context(["default", STYLE, SETTINGS]):
+    drawn.savefig(file, format="svg", transparent=True)
+  text = file.getvalue().replace('id="name"', 'class="name"')
+  for name, colour in COLOURS.items():
+    text = text.replace(colour, f"var(--{name})")
+  for needless in NEEDLESS:
+    text = re.sub(needless, "", text, flags=re.DOTALL)
+  head = f'<svg role="img" aria-label="{escape(words)}" '
+  # Matplotlib escapes what it writes.
+  return Markup(text.strip().replace("<svg ", head, 1))

@@ -4,22 +4,21 @@ import math
 import re
 from collections.abc import Sequence
 
-from experiments.report.charts import Line, chart
-from experiments.report.markup import Element, element
-from experiments.report.record import Record, parameters
-from experiments.report.sections import deck, missing, section, short_name
+from experiments.report.charts import Chart, Line, chart
+from experiments.report.page import Section, missing
+from experiments.report.record import Record, parameters, short_name
 
 QUARTERS = ("1st quarter", "2nd quarter", "3rd quarter", "4th quarter")
 
 
-def training(record: Record) -> Element:
+def training(record: Record) -> Section:
   """Everything in metrics.jsonl against the step."""
   title = "Training"
   rows = record.metrics
   if not rows:
     every = record.config.every.log
-    return section(
-      title, missing(f"Nothing is logged yet: a row comes every {every} steps.")
+    return missing(
+      title, f"Nothing is logged yet: a row comes every {every} steps."
     )
   families, single = _families(rows)
   charts = [_quarters(rows, "loss", families.pop("loss", []), "loss")]
@@ -38,7 +37,7 @@ def training(record: Record) -> Element:
     for name in single
     if name not in (*known, "step", "images", "steps_per_s")
   ]
-  return section(title, deck(*charts))
+  return Section(title, "charts", {"charts": charts})
 
 
 def _families(rows: Sequence[dict]) -> tuple[dict[str, list[str]], list[str]]:
@@ -59,7 +58,7 @@ def _line(rows, key, name, style) -> Line:
   return Line(name, x, y, style)
 
 
-def _quarters(rows, whole, names, label) -> Element | None:
+def _quarters(rows, whole, names, label) -> Chart | None:
   lines = [
     _line(rows, name, QUARTERS[int(name[-1])], f"q{name[-1]}") for name in names
   ]
@@ -75,7 +74,7 @@ def _quarters(rows, whole, names, label) -> Element | None:
   )
 
 
-def _single(rows, key, title, label, log=False, zero=False) -> Element | None:
+def _single(rows, key, title, label, log=False, zero=False) -> Chart | None:
   return chart(
     [_line(rows, key, "", "main")],
     title=title,
@@ -86,14 +85,24 @@ def _single(rows, key, title, label, log=False, zero=False) -> Element | None:
   )
 
 
-def colours(record: Record) -> Element:
+COLOURS = """\
+Drift is how far the mean colour of a preview is from that of the data, in
+standard deviations of the mean colour from one picture of the data to the next.
+Chance alone makes about {chance:.2f} of it (1/√{n}); the band is twice that. A
+drift that stays outside on one side, of the average too, is a shift of all
+colours: longer training, larger batches, predicting x0 or v, or a variance that
+is not learned have helped. Many more saturated values than the data have mean
+that samples are pressed against black or white; fewer, that what is flat in the
+data is not quite flat yet."""
+
+
+def colours(record: Record) -> Section:
   """The monitors of previews, with how to read them."""
   title = "Colours and contrast"
   rows = record.previews
   if not rows:
-    return section(
-      title,
-      missing("No preview has been measured yet, so no drift can be shown."),
+    return missing(
+      title, "No preview has been measured yet, so no drift can be shown."
     )
   names = list(dict.fromkeys(row["of"] for row in rows))
   of = {name: [row for row in rows if row["of"] == name] for name in names}
@@ -134,22 +143,8 @@ def colours(record: Record) -> Element:
       "the data. No FID: compare it within this run only.",
     ),
   ]
-  return section(
-    title,
-    element(
-      "p",
-      "Drift is how far the mean colour of a preview is from that of the "
-      "data, in standard deviations of the mean colour from one picture of "
-      f"the data to the next. Chance alone makes about {chance:.2f} of it "
-      f"(1/√{rows[-1]['n']}); the band is twice that. A drift that stays "
-      "outside on one side, of the average too, is a shift of all colours: "
-      "longer training, larger batches, predicting x0 or v, or a variance "
-      "that is not learned have helped. Many more saturated values than the "
-      "data have mean that samples are pressed against black or white; fewer, "
-      "that what is flat in the data is not quite flat yet.",
-    ),
-    deck(*charts),
-  )
+  words = COLOURS.format(chance=chance, n=rows[-1]["n"])
+  return Section(title, "charts", {"charts": charts, "words": words})
 
 
 def _distances(of) -> list[Line]:
@@ -162,7 +157,7 @@ def _distances(of) -> list[Line]:
   return [*lines[:-1], *(line._replace(style="main") for line in lines[-1:])]
 
 
-def _drifts(of, shown, styles, chance) -> list[Element | None]:
+def _drifts(of, shown, styles, chance) -> list[Chart | None]:
   """Of grey pictures one chart; of coloured ones one for each average."""
   channels = len(next(iter(of.values()))[0]["drift"])
   letters = ("red", "green", "blue") if channels == 3 else range(channels)

@@ -12,8 +12,9 @@ from diffusion_jax.runs import drawing, networks, planning, processes, restoring
 from diffusion_jax.runs.training import monitor
 from experiments.report import neighbours
 from experiments.report.charts import Line, chart
-from experiments.report.markup import Element, element, picture
-from experiments.report.sections import deck, section, short_name
+from experiments.report.page import Section
+from experiments.report.pictures import Picture, picture
+from experiments.report.record import short_name
 
 CURVE, MEMORY = "Loss against t", "Nearest pictures of the data"
 STEPS = 24  # of a loss curve
@@ -22,6 +23,13 @@ PICTURES = 50_000  # of the data, at most, to look for neighbours in
 TYPICAL = 512  # of them, whose own nearest are looked for
 NEAREST = 3
 SHOWN = 8  # samples, the closest to the data
+
+
+class Pairing(NamedTuple):
+  """A sample and its nearest pictures, side by side."""
+
+  pictures: list[Picture | None]
+  caption: str
 
 
 class Neighbours(NamedTuple):
@@ -117,7 +125,7 @@ def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
   )
 
 
-def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Element:
+def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Section:
   """The section of the loss curves."""
   config = plan.config
   curves = loss_curves(plan, source)
@@ -140,17 +148,16 @@ def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Element:
   figure = chart(
     lines, title=CURVE, x_label="t", y_label="loss", log=True, note=note
   )
-  words = element(
-    "p",
+  words = (
     f"The loss that is trained on ({config.loss.name}, of {config.target}), "
     f"at each time t from almost clean ({times[0]:,.4g}) to noise "
     f"({times[-1]:,.4g}), on pictures that the network has learnt from. "
-    + ("A network that knows nothing of the noise scores 1." * idle),
+    + ("A network that always predicts 0 scores 1." * idle)
   )
-  return section(CURVE, deck(figure, words))
+  return Section(CURVE, "charts", {"charts": [figure], "aside": words})
 
 
-def memory(plan: planning.Plan, source: dj.data.Source) -> Element:
+def memory(plan: planning.Plan, source: dj.data.Source) -> Section:
   """The section of samples beside the pictures of the data nearest to them."""
   found = neighbours_of(drawing.draw(plan), source)
   nearest, typical = found.distance[:, 0], float(np.median(found.typical))
@@ -180,13 +187,15 @@ def memory(plan: planning.Plan, source: dj.data.Source) -> Element:
     y_label="share that is closer",
     note="Samples far to the left of the data would be copies.",
   )
-  return section(
+  return Section(
     MEMORY,
-    element("p", how),
-    element(
-      "div", *(_beside(found, k, typical) for k in closest), class_="pairings"
-    ),
-    deck(distances, element("p", verdict)),
+    "memory",
+    {
+      "words": how,
+      "pairings": [_beside(found, k, typical) for k in closest],
+      "charts": [distances],
+      "aside": verdict,
+    },
   )
 
 
@@ -196,20 +205,15 @@ def _shares(name: str, values: np.ndarray, style: str) -> Line:
   return Line(name, x, np.arange(1, len(x) + 1) / len(x), style)
 
 
-def _beside(found: Neighbours, k: int, typical: float) -> Element:
+def _beside(found: Neighbours, k: int, typical: float) -> Pairing:
   """One sample, its nearest pictures and the distances."""
   shown = [picture(_enlarged(found.samples[k]), f"Sample {k}", side=128)]
   for n, distance in enumerate(found.distance[k]):
     words = f"Picture {found.which[k, n]} of the data, {distance:.2f} away"
     shown.append(picture(_enlarged(found.pictures[k, n]), words, side=128))
   ratio = found.distance[k, 0] / typical if typical else np.inf
-  return element(
-    "figure",
-    element("div", *shown, class_="pairing"),
-    element(
-      "figcaption",
-      f"distance {found.distance[k, 0]:.2f}, {ratio:.2f} × typical",
-    ),
+  return Pairing(
+    shown, f"distance {found.distance[k, 0]:.2f}, {ratio:.2f} × typical"
   )
 
 

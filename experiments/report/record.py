@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
   @property
   def step(self) -> int:
-    """The last step that is known of."""
+    """The last step that was logged or saved."""
     logged = self.metrics[-1]["step"] if self.metrics else 0
     return max(logged, self.checkpoint or 0)
 
@@ -98,6 +98,11 @@ def _slowness(name: str) -> float:
     return float(name.removeprefix("ema"))
   except ValueError:
     return -1.0
+
+
+def short_name(name: str) -> str:
+  """Of the parameters of a preview, for a chart."""
+  return name if name == "raw" else f"avg {name.removeprefix('ema')}"
 
 
 def parameters(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 
 import jax
@@ -10,34 +9,14 @@ import numpy as np
 
 from diffusion_jax.runs import networks, processes
 from experiments.report.charts import number
-from experiments.report.markup import Child, Element, element, picture
+from experiments.report.page import Section, missing
+from experiments.report.pictures import Captioned, picture
 from experiments.report.record import Record, parameters
 
 HISTORY = 6  # sample grids over time
 
 
-def section(title: str, *content: Child) -> Element:
-  """A part of the page, which its title names in addresses too."""
-  name = re.sub("[^a-z]+", "-", title.lower()).strip("-")
-  return element("section", element("h2", title), *content, id=name)
-
-
-def missing(words: str) -> Element:
-  """A sentence in the place of what is not there."""
-  return element("p", words, class_="missing")
-
-
-def short_name(name: str) -> str:
-  """Of the parameters of a preview, for a chart."""
-  return name if name == "raw" else f"avg {name.removeprefix('ema')}"
-
-
-def deck(*content: Element | None) -> Element:
-  """Figures side by side where there is room."""
-  return element("div", *content, class_="deck")
-
-
-def headline(record: Record) -> Element:
+def headline(record: Record) -> dict[str, str]:
   """What the run is, and how far it has come."""
   config, data = record.config, record.data
   # A size is not broken over two lines.
@@ -66,14 +45,7 @@ def headline(record: Record) -> Element:
     facts["Last loss"] = number(rows[-1]["loss"]) if "loss" in rows[-1] else "–"
     facts["Time in steps"] = _duration(seconds_of(rows))
   facts["Devices"] = record.versions.get("devices", "not recorded")
-  return element(
-    "dl",
-    *(
-      element("div", element("dt", name), element("dd", value))
-      for name, value in facts.items()
-    ),
-    class_="facts",
-  )
+  return facts
 
 
 def _count_parameters(record: Record) -> int | None:
@@ -120,51 +92,35 @@ def _duration(seconds: float) -> str:
   return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def samples(record: Record) -> Element:
+def samples(record: Record) -> Section:
   """Sample grids: the newest large, the earlier ones small."""
   title = "Samples"
   if not record.grids:
     every = record.config.every.preview
-    return section(
-      title, missing(f"There are none yet: they come every {every:,} steps.")
+    return missing(
+      title, f"There are none yet: they come every {every:,} steps."
     )
   # Of several averages the slowest: what sampling takes by default.
   shown = list(dict.fromkeys([next(iter(record.grids)), [*record.grids][-1]]))
-  newest, history = [], []
+  newest, history = [], {}
   for name in shown:
     grids = record.grids[name]
-    last = max(grids)
-    newest.append(_grid(grids[last], name, last))
     steps = sorted(grids)
+    newest.append(_grid(grids[steps[-1]], name, steps[-1]))
     chosen = np.linspace(0, len(steps) - 1, min(len(steps), HISTORY))
-    few = [
+    history[parameters(name).capitalize()] = [
       _grid(grids[step], name, step, side=320, short=True)
       for step in (steps[round(k)] for k in chosen)
     ]
-    history += [
-      element("h4", parameters(name).capitalize()),
-      element("div", *few, class_="strip"),
-    ]
-  over_time = [element("h3", "Over time"), *history]
-  several = any(len(record.grids[name]) > 1 for name in shown)
-  return section(
-    title,
-    element(
-      "p",
-      "Always of the same noise, so that a place in the grid is the same "
-      "picture at every step.",
-    ),
-    deck(*newest),
-    *(over_time if several else ()),
-  )
+  if all(len(record.grids[name]) == 1 for name in shown):
+    history = {}
+  return Section(title, "samples", {"newest": newest, "history": history})
 
 
-def _grid(path, name, step, *, side=800, short=False) -> Element | None:
+def _grid(path, name, step, *, side=800, short=False) -> Captioned:
   words = f"Samples of the {parameters(name)} at step {step:,}"
   shown = picture(path, words, side=side, most_bytes=side * 400)
   if shown is None:
-    return missing(f"{path.name} cannot be read.")
-  caption = f"step {step:,}"
-  if not short:
-    caption = f"{parameters(name).capitalize()}, step {step:,}"
-  return element("figure", shown, element("figcaption", caption))
+    return Captioned(None, f"{path.name} cannot be read.")
+  caption = f"{parameters(name).capitalize()}, " * (not short)
+  return Captioned(shown, f"{caption}step {step:,}")

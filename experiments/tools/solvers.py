@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib.figure
 import numpy as np
 import scipy.integrate
 import tqdm
@@ -153,17 +152,15 @@ def observed_order(name: str, problem: Problem) -> float:
 
 def plot(path: pathlib.Path, title: str, table: dict[str, list[float]]) -> None:
   """Error against network calls, both logarithmic."""
-  figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout="constrained")
-  axes = figure.subplots()
-  for (name, row), marker in zip(table.items(), "osvD^P*Xh", strict=False):
-    axes.loglog(CALLS, row, marker=marker, label=name)
-  axes.set_xticks(CALLS, [str(n) for n in CALLS])
-  axes.minorticks_off()
-  axes.set_xlabel("network calls")
-  axes.set_ylabel("root mean square error")
-  axes.set_title(title)
-  axes.grid(alpha=0.3)
-  axes.legend()
+  styles = {
+    name: {"marker": marker, "linestyle": "-", "color": f"C{k}"}
+    for k, (name, marker) in enumerate(zip(table, "osvD^P*Xh", strict=False))
+  }
+  figure = dj.plots.curves(
+    {name: (CALLS, row) for name, row in table.items()},
+    xlabel="network calls", ylabel="root mean square error", log="xy",
+    title=title, styles=styles,
+  )  # fmt: skip
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=150)
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from diffusion_jax import plots
 from diffusion_jax.runs import directory
 
 
@@ -118,7 +119,7 @@ class Log:
       self._board.add_image(name, picture, step, dataformats="HWC")
 
   def preview(self, step: int, name: str, figures: dict[str, Any]) -> None:
-    """Logs what is known of a preview; ``name`` is that of its parameters.
+    """Logs the figures of a preview; ``name`` is that of its parameters.
 
     Args:
       step: Of the preview.
@@ -161,32 +162,36 @@ def _clock(seconds: float) -> str:
 
 def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   """Draws the loss over the run, and by quarter of t."""
-  # The figure class, not pyplot: no display, no global state.
-  from matplotlib.figure import Figure
-
   rows = [
     row
     for row in directory.read_rows(workdir / "metrics.jsonl")
     if {"step", "loss"} <= row.keys()
   ]
-  figure = Figure(figsize=(8, 4.5), layout="constrained")
-  axes = figure.subplots()
-  names = ("first quarter of t (cleanest)", "second", "third", "last")
+  names = {
+    "loss_q0": "first quarter of t (cleanest)", "loss_q1": "second",
+    "loss_q2": "third", "loss_q3": "last", "loss": "all t",
+  }  # fmt: skip
   # Blues from dark to light, told apart without colour vision too.
   shades = ("#08306b", "#2171b5", "#6baed6", "#b3cde3")
-  for i, (name, shade) in enumerate(zip(names, shades, strict=True)):
-    points = [(r["step"], r[f"loss_q{i}"]) for r in rows if f"loss_q{i}" in r]
-    axes.plot(*np.array(points).T.reshape(2, -1), color=shade, label=name)
-  axes.plot(
-    [r["step"] for r in rows],
-    [r["loss"] for r in rows],
-    color="#d95f02",
-    linewidth=2.5,
-    label="all t",
+  styles = {
+    name: {"color": shade, "linestyle": "-"}
+    for name, shade in zip(names.values(), shades, strict=False)
+  }
+  styles["all t"] = {"color": "#d95f02", "linestyle": "-", "linewidth": 2.5}
+  lines = {}
+  for key, name in names.items():
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if points:
+      x, y = zip(*points, strict=True)
+      lines[name] = (x, y)
+  figure = plots.curves(
+    lines or {"all t": ((), ())},
+    xlabel="step",
+    ylabel="loss",
+    log="y",
+    styles=styles,
+    ends=True,
+    title=workdir.name.replace("$", r"\$"),
   )
-  axes.set(xlabel="step", ylabel="loss", yscale="log", title=workdir.name)
-  axes.grid(alpha=0.3, which="both")
-  # Outside the axes, where it hides no curve.
-  figure.legend(loc="outside lower center", ncols=5, fontsize="small")
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
