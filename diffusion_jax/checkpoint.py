@@ -176,7 +176,7 @@ class Checkpoints:
       like: A state of ``jax.ShapeDtypeStruct``s, as ``jax.eval_shape`` makes
         it, with the shardings to restore to.
       step: Which; by default the newest that is not damaged.
-      tell: Is told, in a line, of each damaged one that is passed over. With
+      tell: Called with a line for each damaged one that is skipped. With
         None a damaged one is an error.
 
     Returns:

@@ -46,8 +46,8 @@ def simple(
     space: See ``weighted_mse``.
 
   Returns:
-    [B], the mean over all axes but the first. A network that knows nothing
-    (zero output) of the noise scores 1.
+    [B], the mean over all axes but the first. A network whose output is
+    zero scores 1.
   """
   t, eps = _draw(schedule, x0, key)
   return weighted_mse(predict, schedule, x0, t, eps, weight=weight, space=space)

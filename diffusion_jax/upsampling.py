@@ -1,4 +1,4 @@
-"""Upsampling: diffusion of large pictures, told small ones.
+"""Upsampling: diffusion of large pictures, conditioned on small ones.
 
 A cascade is a model of small pictures and one or more that enlarge them. The
 small pictures to learn from are made of the large ones. Those that a model
@@ -59,7 +59,7 @@ def augment(
   """Noises small pictures to random steps, for training.
 
   Each gets a step s of its own, uniform on 0..most, and is drawn from
-  q(x_s | x_0); the network is told s. So one network learns all amounts of
+  q(x_s | x_0); the network gets s. So one network learns all amounts of
   noise, and sampling chooses one. With most = 0 nothing changes.
 
   Args:

@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
   Attributes:
     schedule: Its noise.
-    predict: Its network, told no class.
+    predict: Its network, without a class.
     pairs: The (t, s) to walk.
   """
 
@@ -81,7 +81,7 @@ def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
 
 
 def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
-  """Rows: the pictures, what is known of them, two ways to fill that in."""
+  """Rows: the pictures, what is kept of them, two ways to fill in the rest."""
   mask = jnp.broadcast_to(mask_of(x0.shape[1:], asked.region), x0.shape)
   fill = jax.jit(
     lambda key: dj.editing.inpaint(
@@ -212,14 +212,14 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     raise ValueError(f"{run.workdir} enlarges pictures; it does not edit them")
   if conditions.num_classes is not None and not conditions.label_dropout:
     raise ValueError(
-      f"{run.workdir} was trained without label_dropout: its network does not "
-      "know how to draw without a class, as editing does"
+      f"{run.workdir} was trained without label_dropout: its network "
+      "cannot draw without a class, which editing needs"
     )
   always = [v.name for v in conditions.vectors if not v.dropout]
   if always:
     raise ValueError(
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
-      "which editing does not know; train with cond_dropout above 0"
+      "which editing does not have; train with cond_dropout above 0"
     )
   restoring.average(config, values.ema)  # refuses one that is not there
   pairs = dj.spacing.named(run.schedule, "even", values.steps)

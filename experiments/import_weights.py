@@ -37,7 +37,7 @@ PROCESS = ("schedule.name", "schedule.T", "target", "variance")
 
 
 class Source(NamedTuple):
-  """Where weights come from and what is known of them before they are read.
+  """Where weights come from, and what can be said before they are read.
 
   Attributes:
     path: File, folder, or prefix of a TensorFlow checkpoint.
@@ -96,7 +96,7 @@ def usual(source: Source, preset: str | None) -> Config:
     return config
   if source.unet is None:
     raise ValueError(
-      f"{source.path} does not say what its shapes do not tell, such as the "
+      f"{source.path} does not say what shapes cannot show, such as the "
       "heads and the schedule: pass --preset=NAME, one of "
       f"{', '.join(presets.PRESETS)}; or --config=FILE"
     )

@@ -1,4 +1,4 @@
-"""Lists the published models that are known by name.
+"""Lists the published models.
 
 python -m experiments.presets
 

@@ -34,10 +34,10 @@ def test_edm_is_assembled():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"target": "mean"}, "target=mean is of whole steps, schedule.name='ve'"),
+    ({"target": "mean"}, "target=mean needs whole steps, schedule.name='ve'"),
     ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 is of whole"),
     ({"timesteps": "often"}, "timesteps 'often' is not one of uniform, "),
-    ({"loss": {"name": "vlb"}}, "loss 'vlb' is of whole steps"),
+    ({"loss": {"name": "vlb"}}, "loss 'vlb' needs whole steps"),
     ({"schedule": {"name": "ve", "offset": 1}}, "schedule 've': "),
     (
       {"sampling": {"sampler": "edm_heun", "churn": {"S_churn": -1.0}}},
@@ -55,7 +55,7 @@ def test_what_real_time_has_not_is_refused(changes, message):
 
 def test_steps_have_no_times_of_real_time():
   config = common.make(timesteps="log_normal")
-  with pytest.raises(ValueError, match="'log_normal' is of real time"):
+  with pytest.raises(ValueError, match="'log_normal' needs real time"):
     processes.draw(config)
 
 

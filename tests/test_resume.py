@@ -378,7 +378,7 @@ def test_a_mounted_or_linked_or_hidden_nothing_can_be_a_run(
   ("make", "message"),
   [
     (lambda path: path.write_text(""), "is a file"),
-    (lambda path: path.symlink_to("nothing"), "is a link to nothing"),
+    (lambda path: path.symlink_to("nothing"), "is a broken link"),
     (lambda path: path.mkdir() or (path / "data.json").touch(), "not empty"),
     (lambda path: path.mkdir() or (path / "thesis.tex").touch(), "not empty"),
   ],

@@ -173,7 +173,7 @@ def test_what_names_stored_samples_stays_as_it_is(copy):
 
 
 BAD = {
-  "unknown": ({"step": 5}, "there is no option 'step': steps"),
+  "unknown": ({"step": 5}, "unknown option 'step'; try steps"),
   "negative": ({"seed": -1}, "`seed=-1` must be in 0..4294967295"),
   "text": ({"steps": "many"}, "`steps=many` must be a whole number"),
   "half": ({"steps": 2.5}, "`steps=2.5` must be a whole number"),

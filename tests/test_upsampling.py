@@ -223,11 +223,11 @@ BAD = {
   "no pictures": (["--workdir={1}", "--low_res=/nowhere"], "nowhere"),
   "noise": (
     ["--workdir={1}", "--low_res_noise=51"],
-    "learnt from pictures noised to steps 0..50",
+    "trained on pictures noised to steps 0..50",
   ),
   "noise of none": (
     ["--workdir={0}", "--low_res_noise=1"],
-    "no upsampler here has learnt from noisy pictures",
+    "no upsampler here was trained on noisy pictures",
   ),
 }
 

@@ -16,7 +16,7 @@ def _check_process(config: Config) -> None:
   ):
     if whole and processes.real_time(config):
       raise ValueError(
-        f"{key}={value} is of whole steps, schedule.name="
+        f"{key}={value} needs whole steps, schedule.name="
         f"{config.schedule.name!r} has none; use one of "
         f"{', '.join(processes.SCHEDULES)}"
       )

@@ -133,7 +133,7 @@ def check_place(workdir: pathlib.Path) -> None:
       "pattern and would lose its checkpoints; choose another"
     )
   if workdir.is_symlink() and not workdir.exists():
-    raise ValueError(f"{workdir} is a link to nothing: make what it names")
+    raise ValueError(f"{workdir} is a broken link: create its target")
   for place in (workdir, *workdir.parents):
     if place.exists() and not place.is_dir():
       raise ValueError(f"{place} is a file; choose another `workdir`")
@@ -278,7 +278,7 @@ def changeable(workdir: pathlib.Path) -> Config:
     return make(**config)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
-      f"{workdir} is no run of experiments.train: {error}"
+      f"{workdir} is not a run of experiments.train: {error}"
     ) from error
 
 
@@ -296,7 +296,7 @@ def read_json(workdir: pathlib.Path, name: str) -> dict:
   except ValueError as error:  # JSON's and Unicode's are kinds of it
     raise ValueError(f"{path} is not valid JSON: {error}") from None
   if not isinstance(content, dict):
-    raise ValueError(f"{path} holds a {type(content).__name__}, no object")
+    raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
   return content
 
 

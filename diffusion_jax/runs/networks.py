@@ -166,7 +166,7 @@ def conditions(
   noise: dj.schedules.Schedule,
   image_shape: tuple[int, int, int],
 ) -> dj.conditions.Conditions:
-  """What the network is told of each image.
+  """What the network is conditioned on, for each image.
 
   Its class, where the network knows any, and the picture made small, where it
   is to enlarge.
@@ -194,7 +194,7 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
   """The numbers of `cond=("angle=0.3", "place=1:2")`, by name.
 
   Raises:
-    ValueError: If the run knows none of that name, or of so many numbers.
+    ValueError: If the run has no numbers of that name, or not as many.
   """
   widths = {part.name: len(part.mean) for part in vectors(config)}
   numbers = {}

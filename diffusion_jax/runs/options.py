@@ -81,8 +81,8 @@ class SamplingOptions:
   )
   cond: tuple[str, ...] = option(
     (),
-    "numbers to draw given, such as angle=0.3,place=1:2, of a run that has "
-    "learnt from data.cond; others are hidden, or at their mean",
+    "numbers to condition on, such as angle=0.3,place=1:2, for a run trained "
+    "with data.cond; the others are hidden, or at their mean",
   )
   upsampler: tuple[PathLike, ...] = option(
     (),
@@ -96,8 +96,8 @@ class SamplingOptions:
   )
   low_res_noise: int = option(
     0,
-    "step to which upsamplers that know noisy pictures have them noised: "
-    "0 trusts the small picture, more makes up for its faults",
+    "step to which the small pictures are noised, for upsamplers that were "
+    "trained on noisy ones: 0 trusts them, more hides their faults",
     least=0,
   )
   seed: int = option(0, "of all noise", least=0, most=MOST_SEED)
@@ -125,13 +125,13 @@ class SamplingOptions:
     """The options of these names.
 
     Raises:
-      ValueError: For a name that is none; says the nearest that is.
+      ValueError: For an unknown name; suggests the nearest.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     for name in asked:
       if name not in names:
         near = difflib.get_close_matches(name, names, n=1) or names
-        raise ValueError(f"there is no option {name!r}: {', '.join(near)}")
+        raise ValueError(f"unknown option {name!r}; try {', '.join(near)}")
     return cls(**asked)
 
 

@@ -146,7 +146,7 @@ def plan(
     networks.noisy_low_res(s.config, s.image_shape) for s in stages
   ):
     raise ValueError(
-      "`low_res_noise`: no upsampler here has learnt from noisy pictures, see "
+      "`low_res_noise`: no upsampler here was trained on noisy pictures, see "
       "low_res.noise of configurations"
     )
   stages = [dataclasses.replace(stage, root=root) for stage in stages]
@@ -175,11 +175,11 @@ def _stage(
   noise = options.low_res_noise if noisy else 0
   if noise and noise > config.low_res.noise:
     raise ValueError(
-      f"`low_res_noise={noise}`: {workdir} has learnt from pictures noised to "
+      f"`low_res_noise={noise}`: {workdir} was trained on pictures noised to "
       f"steps 0..{config.low_res.noise}"
     )
   cond = () if enlarges else options.cond
-  networks.numbers(config, cond)  # refuses what the run does not know
+  networks.numbers(config, cond)  # refuses what the run does not have
   guidance = config.sampling.get("guidance")
   return Plan(
     workdir=workdir,
@@ -312,7 +312,7 @@ def _guidance(
   if not hides and not networks.hides_labels(config):
     raise ValueError(
       "`guidance`: this run was trained without label_dropout, so its network "
-      "does not know how to draw without a class; pass a `classifier`"
+      "cannot draw without a class; pass a `classifier`"
     )
   # The conditional network alone: half the work.
   return None if options.guidance == 1 else options.guidance

@@ -103,7 +103,7 @@ def loss_at(
     return functools.partial(dj.losses.weighted_mse, weight=weigh)
   if real_time(config):
     raise ValueError(
-      f"loss {name!r} is of whole steps, schedule.name="
+      f"loss {name!r} needs whole steps, schedule.name="
       f"{config.schedule.name!r} has none; use loss.name=simple"
     )
   if weight != "none":
@@ -139,7 +139,7 @@ def draw(config: Config):
   if name in REAL_TIMESTEPS:
     if not real_time(config):
       raise ValueError(
-        f"timesteps={name!r} is of real time, schedule.name="
+        f"timesteps={name!r} needs real time, schedule.name="
         f"{config.schedule.name!r} has whole steps; use one of "
         f"{', '.join(TIMESTEPS)}"
       )

@@ -42,7 +42,7 @@ def run(main: Callable[[list[str]], object]) -> None:
 
 
 def _missing(error: Exception) -> str | None:
-  """What the machine has not, in a line, if that is what an error is of."""
+  """What the machine lacks, in a line, where an error says so."""
   text = " ".join(str(error).split())
   place = traceback.extract_tb(error.__traceback__)[-1].filename
   if place.endswith("xla_bridge.py"):  # where JAX looks for devices

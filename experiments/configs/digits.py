@@ -5,7 +5,7 @@
 About 5 minutes on 2 CPU cores, Frechet distance in pixel space about 0.15.
 Variants, as in --config=configs/digits.py:smoke,
   smoke    half a minute; only shows that all works
-  classes  is told which digit, by classifier-free guidance:
+  classes  is class-conditional, with classifier-free guidance:
            experiments.sample --classes=3 --guidance=2
   learned  learns the variance with L_hybrid, for bits per dimension:
            experiments.evaluate --metrics=bpd. (The data have 17 grey levels
@@ -33,8 +33,8 @@ def get_config(variant: str = ""):
   config = common.make(
     num_steps=1500,
     batch_size=128,
-    # In one program, so that memory for activations is asked for once: a CPU
-    # takes a fifth less time for a step.
+    # One program allocates memory for activations once: on a CPU a step takes
+    # a fifth less time.
     steps_per_dispatch=10,
     data={"name": "digits"},
     flip=False,  # a mirrored 3 is no digit
@@ -126,7 +126,7 @@ def meanflow(config) -> None:
   flow(config, "meanflow")
   config.objective.update({"name": "meanflow", "equal": 0.5})
   config.time_mean = -0.4
-  # What is derived by time must be smooth in it.
+  # The objective differentiates the network by t: its sines must be slow.
   config.model.time_scale = 10.0
   config.sampling.update({"sampler": "meanflow", "steps": 1, "clip": False})
   config.preview.update({"sampler": "meanflow", "steps": 1})

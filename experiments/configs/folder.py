@@ -6,7 +6,7 @@
 Pictures are cropped to the centre and resized. The network has 35.7M
 parameters; on one GPU expect good samples of a few thousand 32 x 32 pictures
 after some 50,000 steps. Variants, as in --config=configs/folder.py:classes,
-  classes  is told the class of each picture, its sub-folder, by
+  classes  is conditioned on the class of each picture, its sub-folder, with
            classifier-free guidance: experiments.sample --classes=NAME
   small    a tenth of the parameters, for a CPU or a first look
   small-classes

@@ -1,4 +1,4 @@
-"""Upsamplers: diffusion of large pictures, told small ones.
+"""Upsamplers: diffusion of large pictures, conditioned on small ones.
 
   python -m experiments.train --config=configs/upsample.py
 

@@ -206,7 +206,7 @@ def soak(
     kills: How often to kill.
     steps: Of each run; enough that it outlives the kills.
     seed: Decides when.
-    tell: Is told, in a line, what has been survived and what has not.
+    tell: Called with a line for what has been survived and what has not.
 
   Returns:
     What has gone wrong, empty if nothing has.

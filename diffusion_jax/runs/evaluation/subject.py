@@ -154,8 +154,8 @@ def _usual_num(data: references.Reference, given) -> int:
   """As many samples as were given, or as there are data."""
   if given is None and data.source is None:
     raise ValueError(
-      f"`num` is missing: {data.name} does not say of how many pictures its "
-      "statistics are"
+      f"`num` is missing: {data.name} does not say how many pictures its "
+      "statistics are of"
     )
   return len(data.pictures if given is None else given)
 
@@ -197,7 +197,7 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
 
 
 def _check_given(metrics, given: dj.data.Source, num: int) -> None:
-  """Refuses what given samples cannot be asked."""
+  """Refuses metrics that given samples do not allow."""
   for name in ("bpd", "agreement"):
     if name in metrics:
       raise ValueError(
@@ -210,7 +210,7 @@ def _check_given(metrics, given: dj.data.Source, num: int) -> None:
 
 
 def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
-  """Refuses what the run cannot be asked."""
+  """Refuses metrics that the run does not allow."""
   if "agreement" in metrics:
     asked = stored.asked(plan)
     if not asked:

@@ -10,7 +10,7 @@ EFFORT = "xla_backend_optimization_level"
 
 
 def compiler_options(effort: int) -> dict[str, int] | None:
-  """What ``jax.jit`` is told of how well to compile for a CPU.
+  """Options of ``jax.jit``: how well to compile for a CPU.
 
   There, compiling is what a newcomer waits for: LLVM's last optimisations
   take a third of it and make no step faster, and a program that runs once

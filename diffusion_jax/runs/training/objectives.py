@@ -38,7 +38,7 @@ def check(config: Config) -> None:
     processes.loss_at(config)  # refuses what does not fit
   if name in ("consistency", "meanflow") and not processes.real_time(config):
     raise ValueError(
-      f"objective.name={name} is of real time, schedule.name="
+      f"objective.name={name} needs real time, schedule.name="
       f"{config.schedule.name!r} has whole steps: use one of "
       f"{', '.join(processes.REAL_TIME)}"
     )

@@ -49,10 +49,10 @@ class Peer:
     self.x = self.noise()
     self.t = torch.full((job["batch_size"],), 500, device=DEVICE)
     classes = self.net.config.num_class_embeds
-    self.told = {}
+    self.cond = {}
     if classes is not None:
       labels = torch.arange(job["batch_size"], device=DEVICE) % classes
-      self.told["class_labels"] = labels
+      self.cond["class_labels"] = labels
     self.call = torch.compile(self.net) if job["compile"] else self.net
 
   def noise(self) -> Tensor:
@@ -64,7 +64,7 @@ class Peer:
     """Runs the network; the result is float32."""
     dtype = getattr(torch, self.job["dtype"])
     with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
-      return self.call(x, t, **self.told).sample.float()
+      return self.call(x, t, **self.cond).sample.float()
 
   @property
   def facts(self) -> dict[str, Any]:

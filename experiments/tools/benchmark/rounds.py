@@ -12,7 +12,7 @@ from experiments.tools.benchmark.worker import Facts
 
 
 class Contender:
-  """A worker process that is warm and waits to be told.
+  """A warm worker process that waits for requests.
 
   Args:
     module: Of ``experiments.tools.benchmark``, "ours" or "peers".

@@ -1,4 +1,4 @@
-"""A process that does one thing again and again, when it is told to.
+"""A process that does one thing again and again, on request.
 
 The parent writes one line of JSON, the job; the worker gets ready and answers
 with a line of facts. To each line "go" it answers with the seconds that one
