@@ -46,9 +46,20 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
   guidance = config.sampling.get("guidance")
   if guidance is not None and not math.isfinite(guidance):
     raise ValueError(f"sampling.guidance={guidance} must be a finite number")
-  radius = config.sampling.get("apg", {}).get("radius")
-  if radius is not None and not radius > 0:
-    raise ValueError(f"sampling.apg.radius={radius} must be above 0, or None")
+  apg = choices.given(config.sampling.get("apg", {}))
+  if not apg.get("radius", 1.0) > 0:
+    raise ValueError(
+      f"sampling.apg.radius={apg['radius']} must be above 0, or None"
+    )
+  if not abs(apg.get("momentum", 0.0)) < 1:
+    raise ValueError(
+      f"sampling.apg.momentum={apg['momentum']} must be above -1 and below 1"
+    )
+  if apg and "eta" not in apg:
+    raise ValueError(
+      f"sampling.apg.{next(iter(apg))} is of projected guidance: set "
+      "sampling.apg.eta, 0 to take out all that saturates"
+    )
 
 
 def check(config: Config, noise: dj.schedules.Schedule) -> None:

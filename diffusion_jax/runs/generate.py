@@ -91,12 +91,10 @@ class Generator:
       params, theirs = jax.lax.with_sharding_constraint((params, theirs), whole)
       y, cond = jax.lax.with_sharding_constraint((y, cond), split)
       step = make_step(eta)
-      predict = processes.predictor(config, schedule, net, params)
-      if classifier is None and scale is not None:
-        guide = samplers.guide(config)
-        predict = guide(predict, schedule, conditions.null, scale)
-      if config.sampling.get("clip", True):
-        predict = dj.clipped(predict, schedule)
+      step, predict = samplers.guided(
+        config, step, processes.predictor(config, schedule, net, params),
+        schedule, conditions.null, None if classifier else scale, cond,
+      )  # fmt: skip
       if classifier is not None:
         step, predict = _guided_by(
           classifier._replace(params=theirs),
@@ -104,7 +102,7 @@ class Generator:
         )  # fmt: skip
       x, kept = dj.sample(
         step,
-        dj.given(predict, cond),
+        predict,
         schedule,
         (rows, *shape),
         key,
@@ -116,7 +114,11 @@ class Generator:
       return x, kept.history
 
     def remember(x):
-      solver = dj.samplers.as_solver(make_step())
+      step, _ = samplers.guided(
+        config, make_step(), None, schedule, lambda cond: cond,
+        None if classifier else options.guidance, None,
+      )  # fmt: skip
+      solver = dj.samplers.as_solver(step)
       return solver.init(x, jnp.asarray(pairs[0, 0]))
 
     def conditioned(key, images, y, low_res):
