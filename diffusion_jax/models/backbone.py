@@ -100,6 +100,38 @@ def check_low_res(net: Any, low_res_t: Any) -> None:
     )
 
 
+def check_vector(net: Any, vector: Any) -> None:
+  """As ``check_classes``, of the numbers of each example.
+
+  Raises:
+    ValueError: Saying how many are expected.
+  """
+  if (0 if vector is None else vector.shape[-1]) != net.vector:
+    raise ValueError(
+      f"a network with vector={net.vector} was called with "
+      f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
+    )
+
+
+def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
+  """The length t - s of a step, for a network with ``spans``.
+
+  Args:
+    net: The network.
+    t: Where a step begins.
+    s: Where it leads; by default nowhere.
+
+  Returns:
+    The length; None for a network without spans.
+
+  Raises:
+    ValueError: If such a network was called with s.
+  """
+  if s is not None and not net.spans:
+    raise ValueError("a network without spans was called with a second time s")
+  return t - (t if s is None else s) if net.spans else None
+
+
 def beside(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
   """x_t and, in further channels, small pictures enlarged bilinearly."""
   if low_res is None:
