@@ -198,7 +198,7 @@ class Run:
     from diffusion_jax.runs.evaluation.options import EvaluationOptions
 
     asked = EvaluationOptions.of(**options)
-    if asked.curve or asked.ema == sweep.SWEEP:
+    if asked.curve or sweep.asked(asked.ema):
       raise ValueError(
         f"`curve` and `ema={sweep.SWEEP}` make a table: experiments.evaluate "
         "prints it; evaluate each `ema` by itself here"

@@ -125,14 +125,14 @@ def _check_bytes(metrics, given, data: references.Reference) -> None:
 
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
   """With the checkpoints and averages that `curve` and `ema` name."""
-  plan, swept = subject.plan, options.ema == sweep.SWEEP
+  plan, ema = subject.plan, options.ema
   if plan is not None:
     return dataclasses.replace(
       subject,
       steps=sweep.steps(plan) if options.curve else [plan.step],
-      averages=sweep.averages(plan) if swept else [plan.ema],
+      averages=sweep.averages(plan, ema) if sweep.asked(ema) else [plan.ema],
     )
-  if options.curve or swept:
+  if options.curve or sweep.asked(ema):
     raise ValueError(
       f"`curve` and `ema={sweep.SWEEP}` measure what a `workdir` draws: leave "
       "`samples` out, and name a metric of samples"
@@ -146,7 +146,7 @@ def _plan(
   """What is drawn; of a sweep, with the usual average first."""
   if workdir is None:
     raise ValueError("`workdir` is missing: the directory of a run")
-  ema = None if options.ema == sweep.SWEEP else options.ema
+  ema = None if sweep.asked(options.ema) else options.ema
   return planning.plan(workdir, dataclasses.replace(options, ema=ema))
 
 
