@@ -4,13 +4,13 @@ import math
 
 import diffusion_jax as dj
 from diffusion_jax.runs import choices, configuration, processes, samplers
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 
 
 def _check_process(config: Config) -> None:
   """Refuses what has no meaning in real time, or where no signal is left."""
   for key, value, whole in (
-    ("kind", "classifier", config.get("kind") == "classifier"),
+    ("kind", "classifier", is_classifier(config)),
     ("target", "mean", config.target == "mean"),
     ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
   ):
@@ -67,7 +67,7 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   choices.named("target", config.target, dj.targets.TARGETS)
   choices.named("variance", config.variance, dj.prediction.VARIANCES)
   _check_process(config)
-  if config.get("kind") != "classifier":
+  if not is_classifier(config):
     _check_sampling(config, noise)
   for key, value in {
     "num_steps": config.num_steps,

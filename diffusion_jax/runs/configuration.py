@@ -182,6 +182,11 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   return config
 
 
+def is_classifier(config: Config) -> bool:
+  """Whether a run is of a classifier, and not of a diffusion model."""
+  return config.get("kind") == "classifier"
+
+
 def network(name: str) -> dict[str, Any]:
   """The section ``model`` of a network: its settings, at their usual values.
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.data.values import BYTES
 from diffusion_jax.runs import configuration
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 
 # What an empty directory may hold: a volume's own folder, a file manager's
 # file, and, beside the lock, what a killed start has written.
@@ -261,7 +261,7 @@ def changeable(workdir: pathlib.Path) -> Config:
   config, data = read_json(workdir, "config"), read_json(workdir, "data")
   make = (
     configuration.make_classifier
-    if config.get("kind") == "classifier"
+    if is_classifier(config)
     else configuration.make
   )
   # Keys that are newer than the run have their usual values; a section of old
