@@ -22,6 +22,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax import concrete
+
 # Whole steps of a table, or real numbers; a scalar or one per example.
 Time = (
   Int[Array, " B"] | Int[Array, ""] | int | np.integer
@@ -113,10 +115,7 @@ class Table:
     Raises:
       ValueError: If a step that is known before tracing is not in 0..T.
     """
-    # JAX would take the nearest end, or count from the last.
-    on_host = isinstance(t, int | np.integer | np.ndarray)
-    if on_host and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= self.T)):
-      raise ValueError(f"t={t} is not in 0..T={self.T}")
+    concrete.check_range("t", t, 0, self.T)
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
   def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
