@@ -276,6 +276,7 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
   names = sorted(
     {f.path.parts[level] for f in files if len(f.path.parts) > depth}
   )
+  _check_names(path, names)
   if names and top:
     one = sources.visible(top[0].path)
     raise ValueError(
@@ -283,7 +284,6 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
     )
-  _check_names(path, names)
   _check_no_splits(path, names, Path(*files[-1].path.parts[:depth]))
   number = {name: index for index, name in enumerate(names)}
   if names:
