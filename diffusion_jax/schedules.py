@@ -224,7 +224,7 @@ def linear(
   Returns:
     The schedule.
   """
-  betas = np.linspace(beta_start, beta_end, _checked(T))
+  betas = _rising(beta_start, beta_end, T)
   return from_betas(
     betas * (1000 / T if scale else 1.0),
     zero_terminal=zero_terminal,
@@ -241,7 +241,7 @@ def quadratic(
   dtype: DTypeLike | None = None,
 ) -> Table:
   """sqrt(beta) grows linearly (``quad`` in the DDPM code)."""
-  roots = np.linspace(beta_start**0.5, beta_end**0.5, _checked(T))
+  roots = _rising(beta_start**0.5, beta_end**0.5, T)
   return from_betas(roots**2, zero_terminal=zero_terminal, dtype=dtype)
 
 
@@ -348,6 +348,11 @@ def sigmoid(
   s = 1 / (1 + np.exp(-((end - start) * u + start) / tau))
   abar = (s[-1] - s) / (s[-1] - s[0])
   return from_betas(np.minimum(1 - abar[1:] / abar[:-1], max_beta), dtype=dtype)
+
+
+def _rising(first: float, last: float, T: int) -> np.ndarray:
+  """From the first to the last; a single step is the last."""
+  return np.linspace(first, last, _checked(T)) if T != 1 else np.array([last])
 
 
 def _checked(T: int) -> int:

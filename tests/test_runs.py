@@ -328,8 +328,20 @@ def test_a_key_that_is_none_is_refused(key):
     dj.runs.run._check_key(key)
 
 
+def test_no_pictures_are_refused(zoo, few_numbers):
+  run = dj.runs.open(zoo.original("few"))
+  for num, message in ((-3, "`num=-3` must be at"), (2.5, "must be a whole")):
+    with pytest.raises(ValueError, match=message):
+      run.images(num)
+  with pytest.raises(ValueError, match="`metrics` are missing: name some of"):
+    run.evaluate(metrics=())
+
+
 def test_none_of_an_option_is_its_usual_value():
   said = dict.fromkeys(("num", "seed", "quantise", "batch", "classes", "eta"))
   assert dj.runs.SamplingOptions(**said) == dj.runs.SamplingOptions()
   with pytest.raises(ValueError, match="`keep_samples='no'` must be True or"):
     EvaluationOptions(keep_samples="no")  # type: ignore
+  with pytest.raises(ValueError, match="`samples` is an array: pass a name"):
+    EvaluationOptions(samples=np.zeros((2, 8, 8, 1)))  # type: ignore
+  dj.runs.SamplingOptions(low_res=np.zeros((2, 8, 8, 1)))

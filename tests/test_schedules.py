@@ -200,6 +200,8 @@ def test_a_step_that_is_none_is_refused(t):
 
 
 def test_a_scaled_linear_schedule_too_short_is_refused():
+  with pytest.raises(ValueError, match=r"betas\[0\] = 20"):
+    schedules.linear(1)  # its one step is the last, not the cleanest
   with pytest.raises(ValueError, match=r"betas\[5\] = 1.1"):
     schedules.linear(10)
 

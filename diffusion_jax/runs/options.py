@@ -159,6 +159,10 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
     return tuple(
       os.fspath(x) if isinstance(x, os.PathLike) else x for x in value
     )
+  if isinstance(value, np.ndarray) and np.ndarray not in typing.get_args(
+    field.type
+  ):
+    raise ValueError(f"`{field.name}` is an array: pass a name or a path")
   if isinstance(value, os.PathLike):  # a path, or an opened run
     return os.fspath(value)
   if of is bool and not isinstance(value, bool):

@@ -171,8 +171,9 @@ class Run:
       The pictures.
 
     Raises:
-      ValueError: If the data cannot be read, see ``source``.
+      ValueError: If the data cannot be read, see ``source``, or num is below 1.
     """
+    num = SamplingOptions(num=num).num or 0
     chosen = np.arange(min(num, len(self.source)))
     return self.source.values.floats(self.source.gather(chosen)["image"])
 

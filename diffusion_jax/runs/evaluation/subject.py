@@ -77,6 +77,10 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
+  if not options.metrics:
+    raise ValueError(
+      f"`metrics` are missing: name some of {', '.join(METRICS)}"
+    )
   for name in options.metrics:
     choices.named("`metrics`", name, METRICS)
   plan = given = None
