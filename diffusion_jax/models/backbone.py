@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax import concrete
+
 # All that a network may be conditioned on, besides x_t and the time.
 PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector")
 
@@ -75,7 +77,7 @@ def parts(
 
 
 def check_classes(net: Any, y: Any) -> None:
-  """Refuses classes for a network without, and none for one with.
+  """Refuses classes for a network without, none for one with, and unknown ones.
 
   Raises:
     ValueError: Saying which.
@@ -85,6 +87,7 @@ def check_classes(net: Any, y: Any) -> None:
       f"a network with num_classes={net.num_classes} was called with "
       f"{'no classes' if y is None else 'classes'}"
     )
+  concrete.check_range("class y", y, 0, (net.num_classes or 0) - 1)
 
 
 def check_low_res(net: Any, low_res_t: Any) -> None:

@@ -96,3 +96,16 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   for what, interval in config.every.items():
     if interval < 1:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")
+
+
+def doubts(config: Config) -> list[str]:
+  """What a configuration may say, but hardly means: one line each."""
+  warmup, last = config.optim.warmup_steps, config.num_steps
+  fall = config.optim.decay_steps
+  if warmup <= (last if fall is None else min(last, fall)):
+    return []
+  end = f"num_steps={last}" if warmup > last else f"optim.decay_steps={fall}"
+  return [
+    f"warning: optim.warmup_steps={warmup} is beyond {end}, so the learning "
+    f"rate never gets to optim.lr={config.optim.lr:g}: shorten the warm-up"
+  ]

@@ -69,6 +69,11 @@ def guiding_classifier(
     ValueError: If it is of other images, classes or noise.
   """
   theirs, their_data = directory.load(workdir)
+  if theirs.get("kind") != "classifier":
+    raise ValueError(
+      f"`classifier={workdir}` is a run that draws; experiments."
+      "train_classifier trains a classifier"
+    )
   ours = {
     "image_shape": data["image_shape"], "num_classes": data["num_classes"],
   }  # fmt: skip

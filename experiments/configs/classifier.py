@@ -52,7 +52,7 @@ def get_config(variant: str = "digits"):
         "num_steps": 20,
         "batch_size": 32,
         "model": {"channels": 16},
-        "optim": {"decay_steps": 20},
+        "optim": {"warmup_steps": 5, "decay_steps": 20},
         "every": {"log": 5, "preview": 10, "checkpoint": 10},
       }
     )

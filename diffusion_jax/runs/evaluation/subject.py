@@ -77,6 +77,10 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
+  if not options.metrics:
+    raise ValueError(
+      f"`metrics` are missing: name some of {', '.join(METRICS)}"
+    )
   for name in options.metrics:
     choices.named("`metrics`", name, METRICS)
   plan = given = None
@@ -228,10 +232,24 @@ def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
     raise ValueError(
       "bpd is that of one model: measure the run and its `upsampler` apart"
     )
+  _check_bits(plan, data.pictures)
   if num > len(data.pictures):
     raise ValueError(
       f"`num={num}` images were asked for, the data have {len(data.pictures)}"
     )
+
+
+def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
+  """Refuses data that the network knows neither the size nor the classes of."""
+  ours = {"image_shape": plan.image_shape}
+  if plan.config.model.num_classes is not None:
+    ours["num_classes"] = plan.config.model.num_classes
+  for what, value in ours.items():
+    if getattr(pictures, what) != value:
+      raise ValueError(
+        f"bpd: {pictures.name} has {what} {getattr(pictures, what)}, "
+        f"{plan.workdir} {value}"
+      )
 
 
 def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
