@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax import checksums
@@ -27,7 +26,12 @@ from diffusion_jax.damage import (
   as_damage,
   first_line,
 )
+from diffusion_jax.deprecated import moved
+from diffusion_jax.extras import needed_for
 from diffusion_jax.state import TrainState
+
+with needed_for("diffusion_jax.checkpoint"):
+  import orbax.checkpoint as ocp
 
 Saved = TypeVar("Saved", TrainState, Snapshot)
 
@@ -327,3 +331,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
     for path, leaf in leaves
   }
+
+
+__getattr__ = moved(__name__, {"CHECKSUMS": "diffusion_jax.checksums:NAME"})

@@ -25,6 +25,7 @@ from diffusion_jax.classifier_guidance import (
   log_prob as log_prob,
   log_prob_gradient as log_prob_gradient,
 )
+from diffusion_jax.deprecated import moved
 from diffusion_jax.prediction import Cond, Predict, Prediction, read
 from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
@@ -266,3 +267,8 @@ def _extrapolate(
     schedule, x_t, t, guided, strong.raw, target=strong.target,
     variance=strong.variance,
   )  # fmt: skip
+
+
+__getattr__ = moved(
+  __name__, {"drop_labels": "diffusion_jax.conditions:drop_labels"}
+)

@@ -24,21 +24,24 @@ those above it:
 import pathlib
 import signal
 
-from diffusion_jax.runs.configuration import (
-  Config as Config,
-  is_classifier as is_classifier,
-  make as make,
-  make_classifier as make_classifier,
-  published as published,
-  published_classifier as published_classifier,
-)
-from diffusion_jax.runs.options import (
-  PathLike as PathLike,
-  SamplingOptions as SamplingOptions,
-)
-from diffusion_jax.runs.run import Run as Run
-from diffusion_jax.runs.training import classification, diffusion, loop
-from diffusion_jax.runs.training.setup import Training
+from diffusion_jax.extras import needed_for
+
+with needed_for("diffusion_jax.runs"):
+  from diffusion_jax.runs.configuration import (
+    Config as Config,
+    is_classifier as is_classifier,
+    make as make,
+    make_classifier as make_classifier,
+    published as published,
+    published_classifier as published_classifier,
+  )
+  from diffusion_jax.runs.options import (
+    PathLike as PathLike,
+    SamplingOptions as SamplingOptions,
+  )
+  from diffusion_jax.runs.run import Run as Run
+  from diffusion_jax.runs.training import classification, diffusion, loop
+  from diffusion_jax.runs.training.setup import Training
 
 
 def open(workdir: PathLike) -> Run:
