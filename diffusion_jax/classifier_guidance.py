@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax import targets
+from diffusion_jax import concrete, targets
 from diffusion_jax.prediction import Predict, p_mean_variance, read
 from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
@@ -39,7 +39,12 @@ def log_prob_gradient(
 def log_prob(
   logits: Float[Array, "B K"], y: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-  """Log p(y) of each example, from the logits of all classes."""
+  """Log p(y) of each example, from the logits of all classes.
+
+  Raises:
+    ValueError: If a class that is known before tracing is not in 0..K-1.
+  """
+  concrete.check_range("class y", y, 0, logits.shape[-1] - 1)
   chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
   return chosen[:, 0]
 

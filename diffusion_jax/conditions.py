@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from diffusion_jax import process, samplers, upsampling
+from diffusion_jax import concrete, process, samplers, upsampling
 from diffusion_jax.prediction import Cond
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
@@ -177,9 +177,14 @@ class Conditions:
 
     Returns:
       The condition.
+
+    Raises:
+      ValueError: If a class, or a vector's width, is none of these.
     """
     cond: dict[str, Any] = {}
     if self.num_classes is not None:
+      last = self.num_classes - (not self.label_dropout)
+      concrete.check_range("class y", y, 0, last)
       cond["y"] = y
     if low_res is not None:
       cond["low_res"] = low_res

@@ -60,7 +60,13 @@ def check_finite(x: np.ndarray) -> None:
 
 
 def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-  """Bytes k as k / 127.5 - 1, float32."""
+  """Bytes k as k / 127.5 - 1, float32.
+
+  Raises:
+    ValueError: If they are no bytes: floats may be in [-1, 1] already.
+  """
+  if x.dtype != np.uint8:
+    raise ValueError(f"x is {x.dtype}; pass bytes, uint8")
   # As (2 k - 255) / 255, which rounds only once.
   floats = x.astype(np.float32)
   floats *= 2

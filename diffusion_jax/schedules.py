@@ -21,6 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from diffusion_jax import concrete
 from diffusion_jax.levels import (
   Level as Level,
   Schedule as Schedule,
@@ -62,10 +63,7 @@ class Table:
     Raises:
       ValueError: If a step that is known before tracing is not in 0..T.
     """
-    # JAX would take the nearest end, or count from the last.
-    on_host = isinstance(t, int | np.integer | np.ndarray)
-    if on_host and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= self.T)):
-      raise ValueError(f"t={t} is not in 0..T={self.T}")
+    concrete.check_range("t", t, 0, self.T)
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
   def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -174,7 +172,7 @@ def linear(
   Returns:
     The schedule.
   """
-  betas = np.linspace(beta_start, beta_end, _checked(T))
+  betas = _rising(beta_start, beta_end, T)
   return from_betas(
     betas * (1000 / T if scale else 1.0),
     zero_terminal=zero_terminal,
@@ -191,7 +189,7 @@ def quadratic(
   dtype: DTypeLike | None = None,
 ) -> Table:
   """sqrt(beta) grows linearly (``quad`` in the DDPM code)."""
-  roots = np.linspace(beta_start**0.5, beta_end**0.5, _checked(T))
+  roots = _rising(beta_start**0.5, beta_end**0.5, T)
   return from_betas(roots**2, zero_terminal=zero_terminal, dtype=dtype)
 
 
@@ -298,6 +296,11 @@ def sigmoid(
   s = 1 / (1 + np.exp(-((end - start) * u + start) / tau))
   abar = (s[-1] - s) / (s[-1] - s[0])
   return from_betas(np.minimum(1 - abar[1:] / abar[:-1], max_beta), dtype=dtype)
+
+
+def _rising(first: float, last: float, T: int) -> np.ndarray:
+  """From the first to the last; a single step is the last."""
+  return np.linspace(first, last, _checked(T)) if T != 1 else np.array([last])
 
 
 def _checked(T: int) -> int:

@@ -211,10 +211,12 @@ def _sampling() -> dict[str, Any]:
     "spacing": config_dict.placeholder(str),  # by default the sampler's
     "guidance": config_dict.placeholder(float),  # scale; 1 is off
     # With an eta, guidance is projected (APG), its update no longer than
-    # the radius.
+    # the radius, and carried from step to step by the momentum, usually
+    # below 0.
     "apg": {
       "eta": config_dict.placeholder(float),
       "radius": config_dict.placeholder(float),
+      "momentum": config_dict.placeholder(float),
     },
     "clip": True,  # x0_hat to [-1, 1]
     # Noise that edm_heun adds on its way, see diffusion_jax.edm.
@@ -225,6 +227,11 @@ def _sampling() -> dict[str, Any]:
       "S_noise": 1.0,
     },
   }
+
+
+def is_classifier(config: Config) -> bool:
+  """Whether a run is of a classifier, and not of a diffusion model."""
+  return config.get("kind") == "classifier"
 
 
 def network(name: str) -> dict[str, Any]:

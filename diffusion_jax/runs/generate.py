@@ -91,20 +91,21 @@ class Generator:
       churn=self._config.sampling.get("churn"),
     )
 
-  def _guided(self, params, step, y, scale, theirs) -> tuple[Any, Any]:
-    """The step and the prediction of it: guided, clipped."""
-    config, schedule = self._config, self._schedule
-    predict = processes.predictor(config, schedule, self._net, params)
-    if self._classifier is None and scale is not None:
-      guide = samplers.guide(config)
-      predict = guide(predict, schedule, self._conditions.null, scale)
-    if config.sampling.get("clip", True):
-      predict = dj.clipped(predict, schedule)
-    if self._classifier is None:
+  def _guided(self, params, step, y, scale, theirs, cond) -> tuple[Any, Any]:
+    """The step and the network to walk with: given cond, guided, clipped."""
+    predict = processes.predictor(
+      self._config, self._schedule, self._net, params
+    )
+    classifier = self._classifier
+    step, predict = samplers.guided(
+      self._config, step, predict, self._schedule, self._conditions.null,
+      None if classifier else scale, cond,
+    )  # fmt: skip
+    if classifier is None:
       return step, predict
     return _guided_by(
-      self._classifier._replace(params=theirs),
-      step, predict, schedule, self._sampler, y, scale,
+      classifier._replace(params=theirs),
+      step, predict, self._schedule, self._sampler, y, scale,
       dj.timesteps.above_last(self._pairs),
     )  # fmt: skip
 
@@ -117,10 +118,12 @@ class Generator:
       (params, theirs), dj.parallel.replicated(self._mesh)
     )
     y, cond = constrain((y, cond), dj.parallel.split(self._mesh))
-    step, predict = self._guided(params, self._step(eta), y, scale, theirs)
+    step, predict = self._guided(
+      params, self._step(eta), y, scale, theirs, cond
+    )
     x, kept = dj.sample(
       step,
-      dj.given(predict, cond),
+      predict,
       self._schedule,
       (self._rows, *self._shape),
       key,
@@ -133,7 +136,12 @@ class Generator:
 
   def _remembered(self, x: jax.Array) -> Any:
     """What a solver remembers before its first step."""
-    solver = dj.samplers.as_solver(self._step())
+    scale = None if self._classifier else self._options.guidance
+    step, _ = samplers.guided(
+      self._config, self._step(), None, self._schedule, lambda cond: cond,
+      scale, None,
+    )  # fmt: skip
+    solver = dj.samplers.as_solver(step)
     return solver.init(x, jnp.asarray(self._pairs[0, 0]))
 
   def _conditioned(self, key, images, y, low_res) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import diffusion_jax as dj
 from diffusion_jax.runs import directory, networks, processes, restoring
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 from diffusion_jax.runs.options import SamplingOptions
 
 
@@ -69,6 +69,11 @@ def guiding_classifier(
     ValueError: If it is of other images, classes or noise.
   """
   theirs, their_data = directory.load(workdir)
+  if not is_classifier(theirs):
+    raise ValueError(
+      f"`classifier={workdir}` is not a classifier: train one with "
+      "experiments.train --config=configs/classifier.py"
+    )
   ours = {
     "image_shape": data["image_shape"], "num_classes": data["num_classes"],
   }  # fmt: skip

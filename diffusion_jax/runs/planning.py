@@ -133,7 +133,7 @@ def plan(
   Raises:
     ValueError: If there is no such run, checkpoint, average or sampler.
   """
-  first = _stage(options, pathlib.Path(workdir))
+  first = _stage(options, pathlib.Path(workdir).expanduser())
   small = networks.low_res_shape(first.config, first.image_shape)
   if small is not None:
     first = dataclasses.replace(first, low_res=_low_res(options, first, small))
@@ -141,7 +141,8 @@ def plan(
     raise ValueError(f"`low_res`: {first.workdir} enlarges no pictures")
   stages = [first]
   for name in options.upsampler:
-    stages.append(_upsampler(options, pathlib.Path(name), stages[-1]))
+    place = pathlib.Path(name).expanduser()
+    stages.append(_upsampler(options, place, stages[-1]))
   if options.low_res_noise and not any(
     networks.noisy_low_res(s.config, s.image_shape) for s in stages
   ):
@@ -165,7 +166,7 @@ def _stage(
   classifier = None
   if options.classifier is not None and not enlarges:
     classifier = guiding.guiding_classifier(
-      pathlib.Path(options.classifier), config, data
+      pathlib.Path(options.classifier).expanduser(), config, data
     )
   skip = enlarges and config.model.num_classes is None
   names = data["class_names"]
