@@ -15,7 +15,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import diffusion_jax as dj
-from diffusion_jax.runs import checks, console, datasets, directory
+from diffusion_jax.runs import (
+  checks,
+  console,
+  datasets,
+  directory,
+  processes,
+)
 from diffusion_jax.runs.training import (
   compiling,
   continuing,
@@ -178,7 +184,7 @@ def _announce(
     f"the run {begin} {config.num_steps} steps of {config.batch_size} images; "
     "the first step compiles"
   )
-  for doubt in checks.doubts(config):
+  for doubt in checks.doubts(config, processes.schedule(config)):
     log.say(doubt)
 
 
