@@ -24,6 +24,8 @@ those above it:
 import pathlib
 import signal
 
+import ml_collections
+
 from diffusion_jax.runs.configuration import (
   Config as Config,
   make as make,
@@ -72,6 +74,10 @@ def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
     KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
     SystemExit: If another signal does.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError(
+      f"`config` is a {type(config).__name__}: pass one of dj.runs.make()"
+    )
   kind = classification if config.get("kind") == "classifier" else diffusion
   prepared = kind.prepare(config, pathlib.Path(workdir).expanduser())
   with loop.opened(prepared, new_data=new_data) as changes:

@@ -163,9 +163,10 @@ def _announce(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
   size = " x ".join(map(str, run.source.image_shape))
+  images = "image" if len(run.source) == 1 else "images"
   log.say(f"everything is written to {run.workdir}")
   log.say(
-    f"{run.source.name}: {len(run.source)} images of {size}; {count:,} "
+    f"{run.source.name}: {len(run.source)} {images} of {size}; {count:,} "
     f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
   if changes:
