@@ -387,7 +387,7 @@ def test_numbers_beside_the_data_are_read_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "angles.csv").write_text("a\n1\n")
   config = dj.runs.make(data={"cond": "angles.csv"})
-  source = dj.data.Source(name="x", image_shape=(1, 1, 1))
+  source = dj.data.load("digits")
   for name, content in (
     ("config", directory.config_json(config)),
     ("data", directory.describe(source, config)),
