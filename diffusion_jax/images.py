@@ -27,7 +27,7 @@ def to_uint8(
     The bytes.
 
   Raises:
-    ValueError: If there is no such rule.
+    ValueError: If there is no such rule, or x are integers.
     FloatingPointError: If a value is NaN or infinite, which would be black or
       white like any other.
 
@@ -38,6 +38,8 @@ def to_uint8(
   """
   if quantise not in QUANTISE:
     raise ValueError(f"{quantise=} is not one of {', '.join(QUANTISE)}")
+  if np.asarray(x).dtype.kind in "uib":
+    raise ValueError(f"x is {np.asarray(x).dtype}; pass floats in [-1, 1]")
   x = np.asarray(x, np.float32)
   check_finite(x)
   scaled = QUANTISE[quantise]((x + 1) * 127.5)
@@ -108,8 +110,10 @@ def grid(
     The picture.
 
   Raises:
-    ValueError: If there are no images.
+    ValueError: If there are no images, or no columns.
   """
+  if columns is not None and columns < 1:
+    raise ValueError(f"{columns=} must be at least 1, or None")
   if not len(x):
     raise ValueError("there are no images to tile; pass at least one")
   tiles = displayable(to_uint8(x))

@@ -15,6 +15,8 @@ Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
 # (u, T) -> t, of u evenly distributed on (0, 1).
 Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
+# No draw is nearer to an end of (0, 1).
+ENDS = 1e-6
 
 
 def uniform(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
@@ -51,7 +53,7 @@ def drawn_by(quantile: Quantile, *, even: bool = True):
 
   def draw(key, batch, T):
     u = _evenly(key, batch) if even else jax.random.uniform(key, (batch,))
-    return quantile(jnp.clip(u, 1e-6, 1 - 1e-6), T)
+    return quantile(jnp.clip(u, ENDS, 1 - ENDS), T)
 
   return draw
 
@@ -63,9 +65,13 @@ def everywhere(u, T):
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
   """For t / T = sigmoid(mean + std n) (Esser et al. 2024, section 3.1)."""
-  return lambda u, T: (
-    T * jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
-  )
+
+  def quantile(u, T):
+    part = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
+    # Float32 has 1 from sigmoid(17) on, where no signal is left at T.
+    return T * jnp.clip(part, ENDS, 1 - ENDS)
+
+  return quantile
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:

@@ -9,6 +9,7 @@ draws differ from them a little; noise on both hides the difference
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.process import Batch, q_sample
@@ -45,6 +46,8 @@ def check_size(large: Sequence[int], small: Sequence[int]) -> None:
   ...
   ValueError: small pictures of 3 x 4 do not divide those of 8 x 8
   """
+  if np.ndim(small) != 1 or len(small) != 2:
+    raise ValueError(f"size={small} must be (height, width)")
   for n, low in zip(large, small, strict=True):
     if low < 1 or n % low:
       raise ValueError(

@@ -17,6 +17,9 @@ Config = Any
 # jax.random.key takes the lowest 32 bits of a seed.
 MOST_SEED = 2**32 - 1
 
+# What a section may be given as.
+_SECTION = Mapping | ml_collections.ConfigDict
+
 # What does not depend on the kind of network.
 KEPT = ("num_classes", "time_scale", "time_origin", "dtype", "remat")
 
@@ -29,8 +32,16 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
 
   Returns:
     The configuration, to be changed further or returned.
+
+  Raises:
+    ValueError: If there is no such key, or its value is of another kind.
   """
-  model = {"name": "unet", **changes.get("model", {})}
+  given = changes.get("model", {})
+  if not isinstance(given, _SECTION):
+    raise ValueError(
+      f"model={given!r} must be a dict, such as {{'name': 'dit'}}"
+    )
+  model = {"name": "unet", **given}
   model["name"] = models.named.placed(model["name"])
   config: Config = ml_collections.ConfigDict(
     {
@@ -51,7 +62,7 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   config.lock()
   # A schedule or a weight brings arguments of its own.
   with config.schedule.unlocked(), config.loss.unlocked():
-    config.update(changes | {"model": model})
+    _change(config, {**changes, "model": model})
   return config
 
 
@@ -234,6 +245,22 @@ def is_classifier(config: Config) -> bool:
   return config.get("kind") == "classifier"
 
 
+def _change(config: Config, changes: Mapping[str, Any]) -> None:
+  """Changes values; what ConfigDict says of one that it cannot, in a line."""
+  for key, value in changes.items():
+    section = config.get(key)
+    is_section = isinstance(section, config_dict.ConfigDict)
+    if is_section and not isinstance(value, _SECTION):
+      raise ValueError(
+        f"{key}={value!r} must be a dict of {', '.join(section)}"
+      )
+  try:
+    config.update(changes)
+  except (KeyError, TypeError) as error:
+    text, _, _ = str(error.args[0]).partition(" Other fields present")
+    raise ValueError(" ".join(text.split())) from error
+
+
 def network(name: str) -> dict[str, Any]:
   """The section ``model`` of a network: its settings, at their usual values.
 
@@ -295,7 +322,7 @@ def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
     config.held_out = 0
     config.loss = {"name": "cross_entropy"}
   with config.schedule.unlocked():
-    config.update(changes)
+    _change(config, changes)
   return config
 
 

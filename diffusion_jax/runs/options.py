@@ -154,7 +154,7 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   if "among" in field.metadata:
     return choices.named(f"`{field.name}`", value, field.metadata["among"])
   if of is tuple:
-    if isinstance(value, str | int | os.PathLike):
+    if isinstance(value, str | int | float | os.PathLike):
       value = (value,)
     return tuple(
       os.fspath(x) if isinstance(x, os.PathLike) else x for x in value
