@@ -17,7 +17,7 @@ from diffusion_jax.schedules import Schedule
 
 def shrink(
   x0: Float[Array, "B *size C"], size: Sequence[int]
-) -> Float[Array, "B *_ C"]:
+) -> Float[Array, "B ... C"]:
   """Means of equal boxes ("area"), as Improved DDPM's upsamplers learn.
 
   Args:

@@ -246,7 +246,7 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: Images, emb: Float[Array, "B D"], train: bool
-  ) -> Float[Array, "B *_ features"]:
+  ) -> Float[Array, "B ... features"]:
     """Runs the block; ``emb`` is the activated time embedding."""
 
     def dense(features, name):

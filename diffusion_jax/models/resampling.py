@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-def upsample(x: Float[Array, "B *size C"]) -> Float[Array, "B *_ C"]:
+def upsample(x: Float[Array, "B *size C"]) -> Float[Array, "B ... C"]:
   """Doubles every axis of the size by repeating pixels."""
   b, *size, c = x.shape
   pairs = tuple(range(2, 2 * len(size) + 1, 2))
@@ -18,7 +18,7 @@ def upsample(x: Float[Array, "B *size C"]) -> Float[Array, "B *_ C"]:
   return x.reshape(b, *(2 * side for side in size), c)
 
 
-def downsample(x: Float[Array, "B *size C"]) -> Float[Array, "B *_ C"]:
+def downsample(x: Float[Array, "B *size C"]) -> Float[Array, "B ... C"]:
   """Halves every axis of the size by averaging, 2 x 2 pixels of images."""
   b, *size, c = x.shape
   two = [n for side in size for n in (side // 2, 2)]
@@ -32,7 +32,7 @@ def filtered(
   resample: str | None,
   *,
   padded: bool = True,
-) -> Float[Array, "B *_ C"]:
+) -> Float[Array, "B ... C"]:
   """Resamples with a symmetric filter of an even number of taps.
 
   (1, 1) is ``upsample`` and ``downsample``; (1, 3, 3, 1) is NCSN++'s.
