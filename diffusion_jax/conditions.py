@@ -99,7 +99,7 @@ class Conditions:
   schedule: Schedule
   num_classes: int | None = None
   label_dropout: float = 0.0
-  low_res: tuple[int, int] | None = None
+  low_res: tuple[int, ...] | None = None
   noise: int = 0
   vectors: tuple[Vector, ...] = ()
 

@@ -57,7 +57,7 @@ def _check_image(what: str, shape: Sequence[int], x: Batch) -> None:
 
 
 def blurring(width: float) -> Observe:
-  """A Gaussian blur of H and W, by reflection at the borders.
+  """A Gaussian blur along each axis of the size, reflected at the borders.
 
   Args:
     width: Standard deviation in pixels.
@@ -81,11 +81,11 @@ def blurring(width: float) -> Observe:
       blurred += weight * jax.lax.slice_in_dim(padded, k, k + n, axis=axis)
     return blurred
 
-  return lambda x: blur(blur(x, 1), 2)
+  return lambda x: functools.reduce(blur, range(1, x.ndim - 1), x)
 
 
 def downsampling(size: Sequence[int]) -> Observe:
-  """Means of equal boxes, (height, width) of them: to undo is to enlarge."""
+  """Means of equal boxes, size of them: to undo is to enlarge."""
   return functools.partial(upsampling.shrink, size=size)
 
 

@@ -231,6 +231,11 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     raise ValueError(
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
+  if len(run.image_shape) != 3:
+    raise ValueError(
+      f"{run.workdir} is of {dj.data.sources.noun(run.image_shape)}s, and this "
+      "command edits pictures; from Python dj.editing takes any rank"
+    )
   x0 = pictures(values, config, run.image_shape)
   if values.edit == "restore":
     observation(values.operator, x0, values.region)

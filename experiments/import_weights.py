@@ -186,6 +186,11 @@ def image_shape(
       f"{source.path} does not say how large its images are: pass "
       '--config.data.size="(32,)"'
     )
+  if len(size) > 2 or config.data.rank != 2:
+    raise ValueError(
+      f"data.size={size}, data.rank={config.data.rank}: published weights are "
+      "of pictures, of rank 2"
+    )
   layout = formats.format_of(weights)
   if layout.first not in weights:
     raise ValueError(f"missing from the weights: {layout.first}")

@@ -34,6 +34,7 @@ def load(
   channels: int | None = None,
   skip_broken: bool = False,
   random_crop: bool = False,
+  rank: int = 2,
   dtype: str | None = None,
   range: Sequence[float] | None = None,
   mean: float | None = None,
@@ -65,6 +66,9 @@ def load(
     random_crop: In training, cut each picture anew each time it is visited,
       see ``pictures.random_crop``; needs a size. What is measured on, as
       ``source[i]`` and ``gather`` give it, stays the centre.
+    rank: Axes of the size of what an array holds: 2 of images [N, H, W, C], 1
+      of signals [N, L, C], 3 of volumes [N, D, H, W, C]; the last, channels,
+      may be left out where there is one. Not resized, cropped or converted.
     dtype: What pictures in files are decoded to: "uint8", by default;
       "uint16", which 16-bit grey PNG and TIFF are in full; or "float32", of
       TIFF. Arrays have theirs.
@@ -85,7 +89,7 @@ def load(
   """
   source = _load(
     name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes,
-    dtype, functools.partial(values.of, range=range, mean=mean, std=std),
+    rank, dtype, functools.partial(values.of, range=range, mean=mean, std=std),
     bool(range) or mean is not None or std is not None,
   )  # fmt: skip
   _check_brightness(source)
@@ -109,6 +113,7 @@ def _load(
   random_crop: bool,
   data_dir: str | os.PathLike[str] | None,
   max_bytes: int,
+  rank: int,
   dtype: str | None,
   meaning: values.Meaning,
   means: bool,
@@ -128,6 +133,7 @@ def _load(
   tfds_name = text.removeprefix("tfds:")
   is_file = path.suffix.lower() in (".zip", ".npz", ".npy")
   _check_meaning(text, path, dtype, means)
+  _check_rank(text, rank, shape, channels, random_crop)
   if tfds_name != text or not (
     text == "digits" or is_file or path.is_dir() or path.is_file()
   ):
@@ -155,7 +161,7 @@ def _load(
     raise ValueError(
       f"{text} is a file of a kind that cannot be read: {sources.ACCEPTED}"
     )
-  return arrays.load(path, shape, channels, random_crop, meaning)
+  return arrays.load(path, shape, channels, random_crop, meaning, rank)
 
 
 def _digits(path: Path, size, channels, random_crop) -> sources.Source:
@@ -186,6 +192,22 @@ def _check_meaning(
     raise ValueError(
       f"{dtype=} must be one of {', '.join(pictures.DTYPES)}, of pictures in a "
       "folder or .zip; arrays have theirs"
+    )
+
+
+def _check_rank(text: str, rank: int, size, channels, random_crop) -> None:
+  """Refuses signals and volumes where there are pictures, and to resize any."""
+  if rank == 2:
+    return
+  if rank not in (1, 3) or Path(text).suffix.lower() not in (".npz", ".npy"):
+    raise ValueError(
+      f"{rank=} of {text}: signals (1) and volumes (3) are .npz or .npy, all "
+      "else has rank 2"
+    )
+  if size is not None or channels is not None or random_crop:
+    raise ValueError(
+      f"{text} has rank {rank}: size, channels and random_crop are of "
+      "pictures, leave them out"
     )
 
 

@@ -33,8 +33,8 @@ def batches(
     source: Where the examples come from.
     batch_size: Examples per step, over all processes.
     seed: Of the permutations, the flips and the crops; at least 0.
-    flip: Whether to mirror each example left to right with probability 1/2,
-      drawn anew each epoch.
+    flip: Whether to mirror each example left to right, along the last axis of
+      its size, with probability 1/2, drawn anew each epoch.
     process_index: Which part of each batch this process reads, 0 to
       process_count - 1. The parts of all, one after another, are the batch of
       a single process.
@@ -63,6 +63,11 @@ def batches(
     raise ValueError(
       f"process_index is {process_index}: must be 0 to {process_count - 1}"
     )
+  if flip and len(source.image_shape) == 2:
+    raise ValueError(
+      f"flip mirrors pictures left to right, and {source.name} are signals: "
+      "pass flip=False"
+    )
   if seed < 0:
     raise ValueError(f"seed is {seed}: must be at least 0")
   part = batch_size // process_count
@@ -74,7 +79,7 @@ def batches(
     examples = source.visit(indices, words)
     images = examples["image"]
     if flip:
-      images[mirrored] = images[mirrored, :, ::-1]
+      images[mirrored] = images[mirrored][..., ::-1, :]
     numbers = {name: v[indices] for name, v in source.vectors.items()}
     floats = source.values.floats(images)
     return {"image": floats, "label": examples["label"], **numbers}

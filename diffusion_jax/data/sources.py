@@ -54,7 +54,7 @@ class Source:
 
   Attributes:
     name: What it is, for people.
-    image_shape: (H, W, C).
+    image_shape: (H, W, C), or (L, C) of signals, (D, H, W, C) of volumes.
     class_names: One name per label; empty if unlabelled.
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
@@ -66,7 +66,7 @@ class Source:
   """
 
   name: str
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
   class_names: tuple[str, ...] = ()
   fingerprint: str = ""
   labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
@@ -256,7 +256,7 @@ def summary(source: Source) -> str:
   'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
   """
   shape = " x ".join(map(str, source.image_shape))
-  word = "image" if len(source) == 1 else "images"
+  word = noun(source.image_shape, len(source))
   text = f"{source.name}: {len(source):,} {word} of {shape}"
   text += "" if source.values == BYTES else f", {source.values}"
   names: list[str] = list(source.class_names)
@@ -267,6 +267,16 @@ def summary(source: Source) -> str:
     word = "class" if len(names) == 1 else "classes"
     text += f"; {len(names):,} {word}: {some(names, 10)}"
   return text + (f"; left out: {source.left_out}" if source.left_out else "")
+
+
+def noun(shape: Sequence[int], count: int = 1) -> str:
+  """What examples of a shape are.
+
+  >>> noun((32, 32, 3)), noun((64, 1), count=2)
+  ('image', 'signals')
+  """
+  kinds = {2: "signal", 3: "image", 4: "volume"}
+  return kinds[len(shape)] + ("" if count == 1 else "s")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -91,6 +91,7 @@ def _images() -> dict[str, Any]:
       "split": "train",  # of a TFDS data set
       "size": (),  # (), (n,) or (height, width); () is as stored
       "channels": config_dict.placeholder(int),  # 1 or 3 to convert
+      "rank": 2,  # axes of an array's size: 1 of signals, 3 of volumes
       # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
       "random_crop": False,
       "skip_broken": False,  # leave out pictures that cannot be read

@@ -34,6 +34,11 @@ def training_source(config: Config) -> dj.data.Source:
       f"the data have no range ({data.values}), so that samples must not be "
       "clipped to one: pass `config.sampling.clip=False`"
     )
+  if config.get("augment") and len(data.image_shape) != 3:
+    raise ValueError(
+      f"augment={config.augment} moves pictures, and the data are of "
+      f"{' x '.join(map(str, data.image_shape))}: pass `config.augment=0`"
+    )
   return data
 
 
@@ -90,7 +95,7 @@ def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   small = (
     networks.low_res_shape(config, source.image_shape) or source.image_shape
   )
-  return np.asarray(dj.upsampling.shrink(x0, small[:2]))
+  return np.asarray(dj.upsampling.shrink(x0, small[:-1]))
 
 
 def count_classes(config: Config, source: dj.data.Source) -> None:

@@ -50,7 +50,7 @@ DATA = {
   "examples": lambda x: isinstance(x, int),
   "image_shape": lambda x: (
     isinstance(x, list)
-    and len(x) == 3
+    and len(x) in (2, 3, 4)
     and all(isinstance(n, int) and n > 0 for n in x)
   ),
   "num_classes": lambda x: isinstance(x, int),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+import diffusion_jax as dj
 from diffusion_jax.runs import console
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.planning import Plan
@@ -51,9 +52,10 @@ def generator(plan: Plan) -> Generator:
 def announce(plan: Plan) -> None:
   """Says what one stage is about to draw."""
   guidance = plan.options.guidance
-  size = " x ".join(map(str, plan.image_shape[:2]))
+  *size, _ = plan.image_shape
+  what = dj.data.sources.noun(plan.image_shape, plan.num)
   console.say_first(
-    f"{plan.num} images of {size} from step {plan.step}, "
+    f"{plan.num} {what} of {' x '.join(map(str, size))} from step {plan.step}, "
     f"{plan.options.sampler} with "
     f"{len(plan.pairs)} steps each, "
     + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")

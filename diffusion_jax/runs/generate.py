@@ -49,7 +49,7 @@ class Generator:
     self,
     config,
     net: dj.models.Backbone,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     options: SamplingOptions,
     pairs: dj.timesteps.Pairs,
     *,

@@ -24,7 +24,7 @@ def check_draws(config: Config) -> None:
 
 def model(
   config: Config,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
   num_classes: int,
 ) -> Any:
   """The network of ``config.model`` for images of this shape.
@@ -68,13 +68,13 @@ def _network(config, image_shape, derived, cond=()) -> Any:
       f"model.name={name} is not a network of this configuration: that of a "
       "classifier is configs/classifier.py"
     )
-  return dj.models.named.make(name, options, image_shape[:2], cond)
+  return dj.models.named.make(name, options, image_shape[:-1], cond)
 
 
 def low_res_shape(
-  config: Config, image_shape: tuple[int, int, int]
-) -> tuple[int, int, int] | None:
-  """(h, w, C) of the pictures that a run enlarges; None if it does not.
+  config: Config, image_shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+  """Shape of the pictures that a run enlarges; None if it does not.
 
   Raises:
     ValueError: If they are no equal parts of the large ones, or are as large.
@@ -82,21 +82,23 @@ def low_res_shape(
   size = config.low_res.size if "low_res" in config else ()
   if not size:
     return None
-  if len(size) > 2 or not all(isinstance(n, int) for n in size):
+  large = tuple(image_shape[:-1])
+  small = tuple(size) * len(large) if len(size) == 1 else tuple(size)
+  if len(small) != len(large) or not all(isinstance(n, int) for n in size):
     raise ValueError(
-      f"low_res.size={tuple(size)} must be (), (n,) or (height, width)"
+      f"low_res.size={tuple(size)} must be (), (n,) or have the {len(large)} "
+      "axes of the data's size"
     )
-  small = size[0], size[-1]
-  if small == tuple(image_shape[:2]):
+  if small == large:
     raise ValueError(
       f"low_res.size={tuple(size)} is the size of the data: an upsampler must "
       "enlarge; name a smaller one, or () for no upsampler"
     )
-  dj.upsampling.check_size(image_shape[:2], small)
+  dj.upsampling.check_size(large, small)
   return *small, image_shape[-1]
 
 
-def noisy_low_res(config: Config, image_shape: tuple[int, int, int]) -> bool:
+def noisy_low_res(config: Config, image_shape: tuple[int, ...]) -> bool:
   """Whether a run enlarges pictures that come with noise."""
   enlarges = low_res_shape(config, image_shape) is not None
   return enlarges and _low_res_noise(config) > 0
@@ -113,7 +115,7 @@ def _low_res_noise(config: Config) -> int:
 
 
 def classifier(
-  config: Config, image_shape: tuple[int, int, int], num_classes: int
+  config: Config, image_shape: tuple[int, ...], num_classes: int
 ) -> dj.models.Classifier:
   """The classifier of ``config.model`` for images of this shape.
 
@@ -136,7 +138,7 @@ def classifier(
 
 
 def network(
-  config: Config, image_shape: tuple[int, int, int], num_classes: int
+  config: Config, image_shape: tuple[int, ...], num_classes: int
 ) -> Any:
   """The network of a run, whatever it is for."""
   make = classifier if is_classifier(config) else model
@@ -163,7 +165,7 @@ def hides_labels(config: Config) -> bool:
 def conditions(
   config: Config,
   noise: dj.schedules.Schedule,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
 ) -> dj.conditions.Conditions:
   """What the network is conditioned on, for each image.
 
@@ -175,7 +177,7 @@ def conditions(
     noise,
     num_classes=config.model.num_classes,
     label_dropout=config.label_dropout if hides_labels(config) else 0.0,
-    low_res=None if small is None else small[:2],
+    low_res=None if small is None else small[:-1],
     noise=0 if small is None else _low_res_noise(config),
     vectors=vectors(config),
   )

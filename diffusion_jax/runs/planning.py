@@ -52,7 +52,7 @@ class Plan:
 
   workdir: pathlib.Path
   config: configuration.Config
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
   net: dj.models.Backbone
   params: Any
   step: int
@@ -234,11 +234,11 @@ def _upsampler(
 
 
 def _low_res(
-  options: SamplingOptions, plan: Plan, shape: tuple[int, int, int]
+  options: SamplingOptions, plan: Plan, shape: tuple[int, ...]
 ) -> np.ndarray:
   """The small pictures that `low_res` names, or those of the run's data."""
   if isinstance(options.low_res, np.ndarray):
-    if options.low_res.ndim != 4 or options.low_res.shape[1:] != shape:
+    if options.low_res.shape[1:] != shape:
       raise ValueError(
         f"`low_res` has shape {options.low_res.shape}: {plan.workdir} enlarges "
         f"pictures of [N, {', '.join(map(str, shape))}]"
@@ -247,7 +247,16 @@ def _low_res(
   if options.low_res is None:
     source = datasets.source(plan.config, elsewhere="`low_res`")
     return datasets.low_res(plan.config, source, options.num or len(source))
-  source = dj.data.load(str(options.low_res), size=shape[:2], channels=shape[2])
+  size, channels, rank = shape[:-1], shape[-1], len(shape) - 1
+  fit: Any = {"rank": rank}
+  if rank == 2:  # pictures may be brought to size
+    fit = {"size": size, "channels": channels}
+  source = dj.data.load(str(options.low_res), **fit)
+  if source.image_shape != shape:
+    raise ValueError(
+      f"`low_res` has images of {source.image_shape}: {plan.workdir} enlarges "
+      f"those of {shape}"
+    )
   count = min(len(source), options.num or len(source))
   return source.values.floats(source.gather(np.arange(count))["image"])
 

@@ -55,10 +55,9 @@ class Run:
     return os.fspath(self.workdir)
 
   @property
-  def image_shape(self) -> tuple[int, int, int]:
+  def image_shape(self) -> tuple[int, ...]:
     """(H, W, C)."""
-    height, width, channels = self.data["image_shape"]
-    return height, width, channels
+    return tuple(self.data["image_shape"])
 
   @functools.cached_property
   def schedule(self) -> dj.schedules.Schedule:

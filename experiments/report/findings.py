@@ -220,7 +220,7 @@ def _beside(found: Neighbours, k: int, typical: float) -> Pairing:
 def _enlarged(x: np.ndarray) -> np.ndarray:
   """uint8 [H, W, C] -> [H2, W2, 3], small pictures by a whole factor."""
   shown = dj.images.displayable(x[None])[0]
-  factor = max(1, 64 // min(x.shape[:2]))
+  factor = max(1, 64 // min(shown.shape[:2]))
   return np.ascontiguousarray(
     shown.repeat(factor, axis=0).repeat(factor, axis=1)
   )

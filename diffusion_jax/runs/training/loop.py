@@ -162,11 +162,12 @@ def _announce(
   count = sum(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
-  size = " x ".join(map(str, run.source.image_shape))
-  images = "image" if len(run.source) == 1 else "images"
+  source, shape = run.source, run.source.image_shape
+  what = dj.data.sources.noun(shape, len(source))
   log.say(f"everything is written to {run.workdir}")
   log.say(
-    f"{run.source.name}: {len(run.source)} {images} of {size}; {count:,} "
+    f"{source.name}: {len(source)} {what} of {' x '.join(map(str, shape))}; "
+    f"{count:,} "
     f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
   if changes:
