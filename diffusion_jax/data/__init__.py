@@ -9,6 +9,7 @@ see ``diffusion_jax.data.tfds``.
 """
 
 from diffusion_jax.data import (
+  beside as beside,
   cache as cache,
   values as values,
   vectors as vectors,
