@@ -19,6 +19,7 @@ from diffusion_jax import (
   bound as bound,
   checkpoint as checkpoint,
   clipping as clipping,
+  composition as composition,
   conditions as conditions,
   consistency as consistency,
   continuous as continuous,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import targets
+from diffusion_jax.composition import at_once
 from diffusion_jax.prediction import (
   Cond,
   Predict,
@@ -178,13 +179,8 @@ def _both(
   predict: Predict, null, x_t, t, cond
 ) -> tuple[Prediction, Prediction]:
   """With the condition and without it, by one call."""
-  pair = jax.tree.map(
-    lambda *both: jnp.concatenate(both), (x_t, t, cond), (x_t, t, null(cond))
-  )
-  both = predict(*pair)
-  return tuple(
-    jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2)
-  )
+  strong, weak = at_once(predict, x_t, t, (cond, null(cond)))
+  return strong, weak
 
 
 def projected(

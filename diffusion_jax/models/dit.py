@@ -77,7 +77,7 @@ class DiT(nn.Module):
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
-  takes: ClassVar[Sequence[str]] = ("y", "low_res", "low_res_t")
+  takes: ClassVar[Sequence[str]] = ("y", "low_res", "low_res_t", "planes")
 
   def check_size(self, size: Sequence[int], /) -> None:
     """Refuses images that patches do not fill, and settings that are wrong.
@@ -106,7 +106,8 @@ class DiT(nn.Module):
       t: Their times.
       cond: "y", their classes, where it has any; "low_res", small images to
         be upsampled, which are enlarged bilinearly and joined to x_t's
-        channels; "low_res_t", their steps, where ``noisy_low_res``.
+        channels; "low_res_t", their steps, where ``noisy_low_res``; "planes",
+        pictures [B, H, W, k], which are joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -118,12 +119,12 @@ class DiT(nn.Module):
     """
     height, width = x_t.shape[1:3]
     self.check_size((height, width))
-    y, low_res, low_res_t = backbone.parts(cond, self.takes)
+    y, low_res, low_res_t, planes = backbone.parts(cond, self.takes)
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
     c, classes = self._embed(t, y, low_res_t)
     grid = (height // self.patch, width // self.patch)
-    h = self._tokens(backbone.beside(x_t, low_res), grid)
+    h = self._tokens(backbone.beside(x_t, low_res, planes), grid)
     h = self._through(h, c, self._class_tokens(classes), grid, train)
     out = self._patches(h, c, self.out_channels or x_t.shape[-1])
     out = transformer.unpatchify(out, self.patch, (height, width))

@@ -1,7 +1,7 @@
 """Samples from a compiled network, in pieces that can be watched."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,11 +37,14 @@ class Generator:
     classifier: To guide with.
     low_res: The small pictures to enlarge, [N, h, w, C], where the network
       enlarges; image k is made of ``low_res[k % N]``.
+    pictures: What else to draw given, [N, H, W, C] by name, likewise; others
+      are hidden.
 
   Attributes:
     batch: Images at a time.
     guidance: May be set anew: no scale is compiled into a program.
     low_res: May be set anew.
+    pictures: May be set anew, of the same names.
     guiding: The classifier's parameters, which may be set anew.
   """
 
@@ -55,6 +58,7 @@ class Generator:
     *,
     classifier: GuidingClassifier | None = None,
     low_res: np.ndarray | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
   ):
     schedule = processes.schedule(config)
     sampler = options.sampler or config.sampling.sampler
@@ -62,7 +66,7 @@ class Generator:
       guiding.classes_in_turn(config, options, classifier), np.int32
     )
     self.guiding = None if classifier is None else classifier.params
-    self.guidance = options.guidance
+    self.guidance = guiding.numbers(options.guidance)
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
     self.batch = batch = options.batch
@@ -71,6 +75,7 @@ class Generator:
     split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
     self._eta = options.eta
     self.low_res = low_res
+    self.pictures = {} if pictures is None else pictures
     above = dj.timesteps.above_last(pairs)
     shape = tuple(image_shape)
     make_step = functools.partial(
@@ -93,8 +98,9 @@ class Generator:
       step = make_step(eta)
       predict = processes.predictor(config, schedule, net, params)
       if classifier is None and scale is not None:
-        guide = samplers.guide(config)
-        predict = guide(predict, schedule, conditions.null, scale)
+        predict = guiding.guided(
+          config, predict, schedule, conditions, options.guidance, scale
+        )
       if config.sampling.get("clip", True):
         predict = dj.clipped(predict, schedule)
       if classifier is not None:
@@ -119,8 +125,10 @@ class Generator:
       solver = dj.samplers.as_solver(make_step())
       return solver.init(x, jnp.asarray(pairs[0, 0]))
 
-    def conditioned(key, images, y, low_res):
-      cond = conditions.given(y, low_res, given, count=rows)
+    def conditioned(key, images, y, low_res, pictures):
+      cond = conditions.given(
+        y, low_res, given | pictures, count=rows, size=shape[:2]
+      )
       if not conditions.noise:
         return cond
       return dj.conditions.noised(
@@ -147,7 +155,8 @@ class Generator:
     low_res = None
     if self.low_res is not None:
       low_res = self.low_res[images % len(self.low_res)]
-    cond = self._condition(key, images, y, low_res)
+    pictures = {k: v[images % len(v)] for k, v in self.pictures.items()}
+    cond = self._condition(key, images, y, low_res, pictures)
     history = self._remember(x)
     yield x
     for piece in self._pieces:

@@ -57,10 +57,15 @@ def sampler(
 
 def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
   """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
-  given = choices.given(config.sampling.get("apg", {}))
-  if "eta" not in given:
+  if not projects(config):
     return dj.guidance.classifier_free
+  given = choices.given(config.sampling.apg)
   return functools.partial(dj.guidance.projected, **given)
+
+
+def projects(config: Config) -> bool:
+  """Whether guidance is projected."""
+  return config.sampling.get("apg", {}).get("eta") is not None
 
 
 def walk(
