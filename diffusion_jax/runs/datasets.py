@@ -73,7 +73,8 @@ def source(
       data = choices.call("data", dj.data.load, options)
     except ValueError as error:
       path = pathlib.Path(name)
-      if not path.is_absolute() or path.exists():
+      # A pattern of shards is no path, and says itself what is missing.
+      if not path.is_absolute() or path.exists() or "{" in name:
         raise
       raise ValueError(
         f"no data at {path}: if they have moved, name where they are as "
