@@ -17,13 +17,11 @@ from diffusion_jax import (
   augmentation as augmentation,
   averages as averages,
   bound as bound,
-  checkpoint as checkpoint,
   clipping as clipping,
   composition as composition,
   conditions as conditions,
   consistency as consistency,
   continuous as continuous,
-  data as data,
   diagnostics as diagnostics,
   distillation as distillation,
   editing as editing,
@@ -84,14 +82,14 @@ from diffusion_jax.schedules import (
 )
 
 if typing.TYPE_CHECKING:
-  from diffusion_jax import runs as runs
+  from diffusion_jax import checkpoint as checkpoint, data as data, runs as runs
 
 
 def __getattr__(name: str) -> typing.Any:
-  """``dj.runs`` when it is first asked for: the library itself needs no more.
+  """What needs more packages than the equations do, when it is asked for.
 
-  Configurations and checkpoints do: ml_collections, Orbax, filelock.
+  Pillow and Grain, Orbax, ml_collections: those of the extra "runs".
   """
-  if name == "runs":
-    return importlib.import_module("diffusion_jax.runs")
+  if name in ("checkpoint", "data", "runs"):
+    return importlib.import_module(f"{__name__}.{name}")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

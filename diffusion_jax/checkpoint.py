@@ -16,23 +16,24 @@ from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_jax import checksums
 from diffusion_jax.averages import Snapshot, snapshot
+from diffusion_jax.damage import (
+  UNREADABLE,
+  Damaged as Damaged,
+  as_damage,
+  first_line,
+)
+from diffusion_jax.deprecated import moved
+from diffusion_jax.extras import needed_for
 from diffusion_jax.state import TrainState
 
+with needed_for("diffusion_jax.checkpoint"):
+  import orbax.checkpoint as ocp
+
 Saved = TypeVar("Saved", TrainState, Snapshot)
-# What reading a file that is not what it was can come to, in Orbax and in
-# tensorstore.
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
-# Of these the file is to blame; of all others the system.
-_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-
-
-class Damaged(ValueError):
-  """A checkpoint is not what was written."""
 
 
 class Checkpoints:
@@ -156,10 +157,10 @@ class Checkpoints:
     """Says of what Orbax could not write that it was not saved."""
     try:
       yield
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
       raise OSError(
         f"a checkpoint could not be saved in {self._directory}, those before "
-        f"it are whole: {_first_line(error)}"
+        f"it are whole: {first_line(error)}"
       ) from error
 
   def restore(
@@ -212,10 +213,10 @@ class Checkpoints:
 
   def _restore(self, step: int, like: Saved) -> Saved:
     self._verify(step)
-    with _damage():
+    with as_damage():
       have = _shapes(self._manager.item_metadata(step))
     _check_same(_shapes(like), have)
-    with _damage():
+    with as_damage():
       saved = self._manager.restore(step, args=_Restore(_fields(like)))
     # Orbax returns what it is given: the fields of a state, or a snapshot.
     if isinstance(like, TrainState):
@@ -296,25 +297,6 @@ def _fields(state: Any) -> Any:
   return fields
 
 
-@contextlib.contextmanager
-def _damage() -> Iterator[None]:
-  """Takes what Orbax cannot read for damage, unless the system refuses it.
-
-  Raises:
-    Damaged: If a file is not what it was.
-    OSError: If the system does not let it be read.
-  """
-  try:
-    yield
-  except _UNREADABLE as error:
-    line = _first_line(error)
-    # tensorstore puts the system's refusals into words of its own.
-    refused = isinstance(error, OSError) and error.errno not in _MISSING
-    if refused or "PERMISSION_DENIED" in str(error):
-      raise OSError(f"a checkpoint cannot be read: {line}") from error
-    raise Damaged(line) from error
-
-
 def _check_room(directory, state: Any) -> None:
   """Refuses to begin what could not be finished.
 
@@ -330,11 +312,6 @@ def _check_room(directory, state: Any) -> None:
       f"{free / 1e6:.1f} MB are free; those before it are whole",
       str(directory),
     )
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  return lines[0][:200] if lines else type(error).__name__
 
 
 def _check_same(want: dict, have: dict) -> None:
@@ -354,3 +331,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
     for path, leaf in leaves
   }
+
+
+__getattr__ = moved(__name__, {"CHECKSUMS": "diffusion_jax.checksums:NAME"})

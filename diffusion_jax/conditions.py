@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import parts, process, samplers, upsampling
+from diffusion_jax import concrete, parts, process, samplers, upsampling
 from diffusion_jax.parts import (
   Plane as Plane,
   Vector as Vector,
@@ -142,9 +142,14 @@ class Conditions:
 
     Returns:
       The condition.
+
+    Raises:
+      ValueError: If a class, or a vector's width, is none of these.
     """
     cond: dict[str, Any] = {}
     if self.num_classes is not None:
+      last = self.num_classes - (not self.label_dropout)
+      concrete.check_range("class y", y, 0, last)
       cond["y"] = y
     if low_res is not None:
       cond["low_res"] = low_res

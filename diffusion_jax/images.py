@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+
+from diffusion_jax.extras import needed_for
 
 QUANTISE = {"round": np.rint, "floor": np.floor}
 
@@ -59,7 +60,13 @@ def check_finite(x: np.ndarray) -> None:
 
 
 def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-  """Bytes k as k / 127.5 - 1, float32."""
+  """Bytes k as k / 127.5 - 1, float32.
+
+  Raises:
+    ValueError: If they are no bytes: floats may be in [-1, 1] already.
+  """
+  if x.dtype != np.uint8:
+    raise ValueError(f"x is {x.dtype}; pass bytes, uint8")
   # As (2 k - 255) / 255, which rounds only once.
   floats = x.astype(np.float32)
   floats *= 2
@@ -130,7 +137,7 @@ def save_picture(path: pathlib.Path, picture: np.ndarray) -> None:
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   array = picture[..., 0] if picture.shape[-1] == 1 else picture
-  Image.fromarray(array).save(path)
+  _pillow().fromarray(array).save(path)
 
 
 save_png = save_picture
@@ -152,8 +159,14 @@ def save_gif(
     pause: How long the last is shown.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  first, *rest = [Image.fromarray(f) for f in frames]
+  first, *rest = [_pillow().fromarray(f) for f in frames]
   durations = [int(1000 * seconds)] * len(rest) + [int(1000 * pause)]
   first.save(
     path, save_all=True, append_images=rest, duration=durations, loop=0
   )
+
+
+def _pillow():
+  with needed_for("a picture in a file"):
+    from PIL import Image
+  return Image

@@ -27,6 +27,7 @@ from diffusion_jax.objectives import Apply, Objective, Teacher
 from diffusion_jax.prediction import (
   Cond,
   Predict,
+  Prediction,
   Scale,
   given,
   predictor,
@@ -198,19 +199,12 @@ def meanflow(
   def drawn(key, state, batch):
     found = noised(key, state, batch)
     x0, cond, t, eps = found.examples
-    key_s, key_order, key_equal = jax.random.split(
-      jax.random.fold_in(jax.random.fold_in(key, state.step), 1), 3
-    )
-    s = (draw_s or draw)(key_s, len(x0), schedule.T)
-    # Even draws would pair every t with an s as far away.
-    s = jax.random.permutation(key_order, s)
-    t, s = jnp.maximum(t, s), jnp.minimum(t, s)
-    s = jnp.where(jax.random.bernoulli(key_equal, equal, t.shape), t, s)
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), 1)
+    t, s = _two_times(key, t, draw_s or draw, schedule.T, equal)
     v = None
     if teacher is not None:
-      x_t = process.q_sample(schedule, x0, t, eps)
-      p = given(teacher(state), cond)(x_t, t)
-      v = p.eps_hat - p.x0_hat
+      predict = given(teacher(state), cond)
+      v = _velocity(predict(process.q_sample(schedule, x0, t, eps), t))
     return found._replace(
       examples=Spans(x0, cond, t, s, eps, v),
       bin=objectives.bin_of(schedule, t),
@@ -222,11 +216,7 @@ def meanflow(
       lambda x_t, t, cond: apply(params, x_t, t, cond, key), schedule,
       target=targets.flow, scale=scale, clock=clock,
     )  # fmt: skip
-
-    def average(z, t, s, cond):
-      size = per_example(straight(schedule, t)[0], z)
-      return towards(given(predict, cond), s)(size * z, t).output
-
+    average = functools.partial(_average, predict, schedule)
     tau = per_example(straight(schedule, t)[1], x0)
     z = (1 - tau) * x0 + tau * eps
     v = eps - x0 if v is None else v
@@ -241,6 +231,27 @@ def meanflow(
     return adaptive(U - aim, power=power, offset=offset)
 
   return Objective(drawn, loss, objectives.bins_of(schedule))
+
+
+def _average(predict, schedule, z, t, s, cond) -> Batch:
+  """U(z, t, s), as a network predicts it."""
+  size = per_example(straight(schedule, t)[0], z)
+  return towards(given(predict, cond), s)(size * z, t).output
+
+
+def _velocity(p: Prediction) -> Batch:
+  """Dz / dtau on the way from x0_hat to eps_hat."""
+  return p.eps_hat - p.x0_hat
+
+
+def _two_times(key, t, draw, T, equal) -> tuple[Any, Any]:
+  """T and a second time before it, which is t itself in a part of them."""
+  key_s, key_order, key_equal = jax.random.split(key, 3)
+  s = draw(key_s, len(t), T)
+  # Even draws would pair every t with an s as far away.
+  s = jax.random.permutation(key_order, s)
+  t, s = jnp.maximum(t, s), jnp.minimum(t, s)
+  return t, jnp.where(jax.random.bernoulli(key_equal, equal, t.shape), t, s)
 
 
 def _learnt_guidance(guidance: Guidance, now, cond, v, t):

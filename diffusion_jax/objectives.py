@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import importance, losses, process, targets, timesteps
-from diffusion_jax.guidance import log_prob
+from diffusion_jax.classifier_guidance import log_prob
 from diffusion_jax.losses import LossAt
 from diffusion_jax.prediction import Cond, Predict, Scale, predictor
 from diffusion_jax.process import Batch

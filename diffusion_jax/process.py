@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from diffusion_jax.deprecated import moved
 from diffusion_jax.schedules import Schedule, Time
 
 Batch = Float[Array, "B *image"]
@@ -188,3 +189,16 @@ def q_posterior(
   )
   var = per_example(posterior_var(schedule, t, s), x0)
   return Posterior(c_0 * x0 + c_t * x_t, var)
+
+
+__getattr__ = moved(
+  __name__,
+  {
+    "TARGETS": "diffusion_jax.targets:TARGETS",
+    "VARIANCES": "diffusion_jax.prediction:VARIANCES",
+    "v_from_eps": "diffusion_jax.targets:v.of",
+    "x0_from_eps": "diffusion_jax.targets:eps.to_x0",
+    "x0_from_mean": "diffusion_jax.targets:mean.to_x0",
+    "x0_from_v": "diffusion_jax.targets:v.to_x0",
+  },
+)

@@ -40,7 +40,17 @@ def inpainting(mask: np.ndarray) -> Observe:
   known = np.flatnonzero(mask)
   if not known.size:
     raise ValueError("the mask is 0 everywhere; 1 is where a value is known")
-  return lambda x: x.reshape(len(x), -1)[:, known]
+
+  def observe(x):
+    # Another mask would name other values, and none beyond the last.
+    if np.shape(mask) != x.shape[1:]:
+      raise ValueError(
+        f"the mask is {list(np.shape(mask))}, the pictures are "
+        f"{list(x.shape[1:])}: must be the same"
+      )
+    return x.reshape(len(x), -1)[:, known]
+
+  return observe
 
 
 def blurring(width: float) -> Observe:

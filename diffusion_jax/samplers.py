@@ -315,9 +315,9 @@ def _check_pairs(pairs, T: int | float, keep: Sequence[int]) -> None:
     raise ValueError(f"pairs have shape {pairs.shape}; pass rows (t, s)")
   if isinstance(T, int) and pairs.dtype.kind not in "iu":
     raise ValueError(f"pairs are {pairs.dtype}; steps are whole numbers")
-  wrong = (pairs[:, 0] <= pairs[:, 1]) | (pairs[:, 1] < 0) | (pairs[:, 0] > T)
-  if wrong.any():
-    t, s = pairs[np.argmax(wrong)]
+  right = (pairs[:, 1] < pairs[:, 0]) & (pairs[:, 1] >= 0) & (pairs[:, 0] <= T)
+  if not right.all():  # NaN is not
+    t, s = pairs[np.argmin(right)]
     raise ValueError(f"pair (t={t}, s={s}) must have 0 <= s < t <= T = {T}")
   apart = pairs[1:, 0] != pairs[:-1, 1]
   if apart.any():

@@ -14,70 +14,20 @@ cumulative product is off by 1e-3 in 1 - abar at T = 4000.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-# Whole steps of a table, or real numbers; a scalar or one per example.
-Time = (
-  Int[Array, " B"] | Int[Array, ""] | int | np.integer
-  | Float[Array, " B"] | Float[Array, ""] | float
-)  # fmt: skip
-
-
-class Level(NamedTuple):
-  """How noisy a time is: x_t = alpha x_0 + sigma eps.
-
-  Attributes:
-    alpha: The factor of the signal.
-    sigma: The standard deviation of the noise.
-    log_snr: log(alpha^2 / sigma^2), without the cancellation of a quotient.
-  """
-
-  alpha: Float[Array, "..."]
-  sigma: Float[Array, "..."]
-  log_snr: Float[Array, "..."]
-
-
-@runtime_checkable
-class Schedule(Protocol):
-  """What the rest of the library asks of a noise schedule.
-
-  Attributes:
-    T: The noisiest time; 0 is clean data.
-    first: The cleanest time at which a network is asked.
-  """
-
-  @property
-  def T(self) -> int | float: ...  # noqa: D102
-
-  @property
-  def first(self) -> int | float: ...  # noqa: D102
-
-  def at(self, t: Time) -> Level:
-    """Signal and noise at a time of the schedule's own kind."""
-    ...
-
-  def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
-    """Where arcsinh(sigma / alpha) is a: t / T."""
-    ...
-
-  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
-    """Where the log-SNR is that."""
-    ...
-
-  def noise_scale(self, t: Time) -> Float[Array, ""] | float:
-    """Standard deviation of the noise that a walk from t starts at."""
-    ...
-
-
-def in_whole_steps(schedule: Schedule) -> bool:
-  """Whether time is a step of a table, not a real number."""
-  return isinstance(schedule.T, int)
+from diffusion_jax import concrete
+from diffusion_jax.levels import (
+  Level as Level,
+  Schedule as Schedule,
+  Time as Time,
+  in_whole_steps as in_whole_steps,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -113,10 +63,7 @@ class Table:
     Raises:
       ValueError: If a step that is known before tracing is not in 0..T.
     """
-    # JAX would take the nearest end, or count from the last.
-    on_host = isinstance(t, int | np.integer | np.ndarray)
-    if on_host and not np.all((np.asarray(t) >= 0) & (np.asarray(t) <= self.T)):
-      raise ValueError(f"t={t} is not in 0..T={self.T}")
+    concrete.check_range("t", t, 0, self.T)
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
   def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -225,7 +172,7 @@ def linear(
   Returns:
     The schedule.
   """
-  betas = np.linspace(beta_start, beta_end, _checked(T))
+  betas = _rising(beta_start, beta_end, T)
   return from_betas(
     betas * (1000 / T if scale else 1.0),
     zero_terminal=zero_terminal,
@@ -242,7 +189,7 @@ def quadratic(
   dtype: DTypeLike | None = None,
 ) -> Table:
   """sqrt(beta) grows linearly (``quad`` in the DDPM code)."""
-  roots = np.linspace(beta_start**0.5, beta_end**0.5, _checked(T))
+  roots = _rising(beta_start**0.5, beta_end**0.5, T)
   return from_betas(roots**2, zero_terminal=zero_terminal, dtype=dtype)
 
 
@@ -349,6 +296,11 @@ def sigmoid(
   s = 1 / (1 + np.exp(-((end - start) * u + start) / tau))
   abar = (s[-1] - s) / (s[-1] - s[0])
   return from_betas(np.minimum(1 - abar[1:] / abar[:-1], max_beta), dtype=dtype)
+
+
+def _rising(first: float, last: float, T: int) -> np.ndarray:
+  """From the first to the last; a single step is the last."""
+  return np.linspace(first, last, _checked(T)) if T != 1 else np.array([last])
 
 
 def _checked(T: int) -> int:

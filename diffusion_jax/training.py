@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax import importance
 from diffusion_jax.clipping import global_norm
+from diffusion_jax.deprecated import moved
 from diffusion_jax.objectives import Objective
 from diffusion_jax.optimizers import optimizer as optimizer
 from diffusion_jax.state import TrainState, update_average
@@ -182,3 +183,12 @@ def quartiles(
     for i, (total, n) in enumerate(zip(loss, count, strict=True))
     if n > 0
   }
+
+
+__getattr__ = moved(
+  __name__,
+  {
+    "Apply": "diffusion_jax.objectives:Apply",
+    "DECAYS": "diffusion_jax.optimizers:DECAYS",
+  },
+)

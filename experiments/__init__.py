@@ -4,7 +4,11 @@ Each file here is one; cli/ is what they share, configs/ what they train, and
 tools/ is for developers.
 """
 
+import importlib
 import os
+import sys
+
+from experiments import moved
 
 
 def fill() -> None:
@@ -20,4 +24,17 @@ def fill() -> None:
       os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
+def check_installed() -> None:
+  """Ends the program where the library is installed without its extra."""
+  try:
+    importlib.import_module("ml_collections")
+  except ModuleNotFoundError as error:
+    sys.stderr.write(
+      f"the commands need {error.name}: pip install 'diffusion_jax[runs]'\n"
+    )
+    raise SystemExit(2) from None
+
+
 fill()
+check_installed()
+sys.meta_path.append(moved.Finder())

@@ -26,7 +26,7 @@ import diffusion_jax as dj
 from diffusion_jax.models import Classifier, presets
 from diffusion_jax.pretrained import diffusers_config, files, formats
 from diffusion_jax.runs import checks, choices, directory, networks, processes
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 from diffusion_jax.runs.training import continuing
 from experiments import cli
 from experiments.cli import devices
@@ -279,7 +279,7 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   """
   workdir = pathlib.Path(values.workdir)
   checks.check(config, processes.schedule(config))
-  if config.get("kind") != "classifier":
+  if not is_classifier(config):
     processes.loss_at(config)
   weights = tensors(source)
   shape = image_shape(config, source, weights)
@@ -297,7 +297,7 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   then = {"workdir": workdir}
   if config.low_res.size:
     then = {"workdir": "A_RUN", "upsampler": workdir}
-  elif config.get("kind") == "classifier":
+  elif is_classifier(config):
     then = {"workdir": "A_RUN", "classifier": workdir}
   cli.say(f"next: {cli.command('sample', **then)}")
 

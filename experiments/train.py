@@ -1,4 +1,4 @@
-"""Trains a diffusion model.
+"""Trains a diffusion model, or a classifier to guide one with.
 
   python -m experiments.train --config=configs/digits.py
   python -m experiments.train --config=configs/cifar.py --config.optim.lr=1e-4
@@ -8,23 +8,35 @@ again continues it from its last checkpoint; so does --workdir alone, with the
 run's own configuration. A run of imported weights is fine-tuned:
 
   python -m experiments.train --workdir=runs/imported --config.data.name=PATH
+
+A classifier of noisy images is trained and continued in the same way:
+
+  python -m experiments.train --config=configs/classifier.py:digits
+  python -m experiments.sample --workdir=runs/digits \
+    --classifier=runs/classifier-digits --guidance=1 --classes=3
 """
 
-from diffusion_jax.runs.training import diffusion
+import pathlib
+
+from diffusion_jax.runs.configuration import Config, is_classifier
 from experiments import cli
 from experiments.cli import training
 
 DEFAULT_CONFIG = "configs/digits.py"
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], default: str = DEFAULT_CONFIG) -> None:
   """The command."""
-  training.main(
-    argv,
-    DEFAULT_CONFIG,
-    diffusion.prepare,
-    then=lambda workdir: cli.command("sample", workdir=workdir),
-  )
+  training.main(argv, default, then)
+
+
+def then(config: Config, workdir: pathlib.Path) -> str:
+  """The command that shows what a run has learnt."""
+  if is_classifier(config):
+    return cli.command(
+      "sample", workdir="A_DIFFUSION_RUN", classifier=workdir, guidance=1
+    )
+  return cli.command("sample", workdir=workdir)
 
 
 if __name__ == "__main__":

@@ -255,13 +255,13 @@ MUTANTS = {
   ),
   # -------------------------------------------------------------- solvers
   "midpoint without its half": _library(
-    "solvers",
+    "polynomials",
     "slope = h / (2 * (nodes[0] - nodes[1]))",
     "slope = h / (nodes[0] - nodes[1])",
     "tests/test_solvers.py",
   ),
   "eta left out of the drift": _library(
-    "solvers",
+    "polynomials",
     "gain = -to.alpha * jnp.expm1(-(1 + eta) * h)",
     "gain = -to.alpha * jnp.expm1(-h)",
     "tests/test_solvers.py",
@@ -298,19 +298,19 @@ MUTANTS = {
     "tests/test_guidance.py",
   ),
   "classifier's push by the variance": _library(
-    "guidance",
+    "classifier_guidance",
     "push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)",
     "push = per_example(schedule.at(t).sigma ** 2, x_t) * gradient(x_t, t)",
     "tests/test_guidance.py",
   ),
   "classifier's push by the standard deviation": _library(
-    "guidance",
+    "classifier_guidance",
     "scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))",
     "scale * jnp.exp(0.5 * p.log_var) * gradient(x_t, times(t, x_t))",
     "tests/test_guidance.py",
   ),
   "gradient of a mean over the batch": _library(
-    "guidance",
+    "classifier_guidance",
     "log_prob(classify(x_t, t), y).sum())",
     "log_prob(classify(x_t, t), y).mean())",
     "tests/test_guidance.py",

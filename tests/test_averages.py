@@ -28,6 +28,18 @@ def test_exponents_and_weights_are_the_published_ones(numbers):
   np.testing.assert_allclose(betas, numbers["beta"], rtol=1e-9, atol=1e-12)
 
 
+def test_scalar_products_of_profiles_are_the_published_ones(numbers):
+  (t_a, std_a), (t_b, std_b) = (
+    ([10, 20, 40], [0.05, 0.1, 0.2]), ([15, 20], [0.1, 0.05])
+  )  # fmt: skip
+  exponents = np.vectorize(averages.exponent)
+  got = averages._product(
+    np.array(t_a, float)[:, None], exponents(std_a)[:, None],
+    np.array(t_b, float), exponents(std_b),
+  )  # fmt: skip
+  np.testing.assert_allclose(got, numbers["corr"], rtol=1e-9)
+
+
 def tracked(thetas, stds, start):
   """The averages of a run, after each of its steps."""
   ema, history = {averages.name(std): start for std in stds}, []

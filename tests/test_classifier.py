@@ -22,7 +22,7 @@ from diffusion_jax.runs import (
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.options import SamplingOptions
 from diffusion_jax.runs.training import classification
-from experiments import sample, train_classifier
+from experiments import sample, train, train_classifier
 from experiments.configs import common
 
 
@@ -138,7 +138,7 @@ def test_a_classifiers_run_logs_accuracies_and_resumes(
   # Ten classes about which nothing is known yet.
   assert abs(logged[0]["loss"] - np.log(10)) < 0.5
   cut = zoo.cut(zoo.copy("judge", tmp_path / "cut"), step=4)
-  command(train_classifier, f"--workdir={cut}")
+  command(train, f"--workdir={cut}")
   out = capsys.readouterr().out
   assert "continues after step 4 of 8" in out
   assert "held-out pictures classified rightly" in out
@@ -259,12 +259,28 @@ def test_a_classifier_of_other_pictures_or_noise_is_refused(
 )
 def test_bad_classifier_training_is_one_line(flags, message, tmp_path, capsys):
   with pytest.raises(SystemExit) as stop:
-    command(train_classifier, *CLASSIFIER, f"--workdir={tmp_path}/a", *flags)
+    command(train, *CLASSIFIER, f"--workdir={tmp_path}/a", *flags)
   assert_one_error(stop, capsys, message)
 
 
-def test_a_diffusion_models_configuration_is_refused(tmp_path, capsys):
-  flags = ("--config=configs/digits.py", f"--workdir={tmp_path / 'a'}")
+@pytest.mark.parametrize(("config", "network"), [
+  ("digits", "classifier"), ("classifier", "unet"),
+])  # fmt: skip
+def test_a_network_of_the_other_kind_is_refused(
+  config, network, tmp_path, capsys
+):
   with pytest.raises(SystemExit) as stop:
-    command(train_classifier, *flags)
-  assert_one_error(stop, capsys, "this run is not a classifier")
+    command(
+      train, f"--config=configs/{config}.py", f"--workdir={tmp_path / 'a'}",
+      f"--config.model.name={network}",
+    )  # fmt: skip
+  assert_one_error(stop, capsys, f"model.name={network} is not a network of")
+
+
+def test_the_former_command_still_trains_a_classifier(tmp_path, capsys):
+  with (
+    pytest.warns(DeprecationWarning, match="is now experiments.train"),
+    pytest.raises(SystemExit) as stop,
+  ):
+    command(train_classifier, "--config.held_out=1", f"--workdir={tmp_path}/a")
+  assert_one_error(stop, capsys, "held_out=1 must be 2 or more")

@@ -290,6 +290,33 @@ def test_only_what_is_slow_is_said(capsys):
   assert capsys.readouterr().out == "reading\n"
 
 
+HANGS = f"""
+import os, runpy, signal, time
+hooks = runpy.run_path({str(ROOT / "experiments/cli/signals.py")!r})
+signal.signal(signal.SIGTERM, lambda *_: None)
+hooks["watch"]()
+for _ in range(TIMES):
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.2)
+print("goes on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+  ("times", "status", "out", "error"),
+  [
+    (1, 0, "goes on\n", ""),
+    (2, 143, "", "error: stopped at once by a second signal, SIGTERM\n"),
+  ],
+)
+def test_the_second_signal_ends_at_once(times, status, out, error):
+  ended = subprocess.run(
+    [sys.executable, "-c", HANGS.replace("TIMES", str(times))],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert (ended.returncode, ended.stdout, ended.stderr) == (status, out, error)
+
+
 CONFIG = "from experiments.configs import digits\ndef get_config(variant=''):\n"
 
 

@@ -139,10 +139,13 @@ def test_classes_are_drawn_as_before_where_vectors_are_added():
   np.testing.assert_array_equal(*y)
 
 
-def test_the_unet_reads_its_vector():
-  net = dj.UNet(
+@pytest.mark.parametrize("net", [
+  dj.UNet(
     channels=4, multipliers=(1,), num_blocks=1, attention_levels=(), vector=5
-  )
+  ),
+  dj.models.DiT(patch=2, width=8, depth=1, heads=2, vector=5),
+])  # fmt: skip
+def test_a_network_reads_its_vector(net):
   x, t = jnp.ones((2, 4, 4, 1)), jnp.ones(2, int)
   cond = CONDITIONS.of(batch(2)["image"], None, batch(2))
   params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)

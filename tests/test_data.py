@@ -675,6 +675,21 @@ BAD_PICTURES = {
     {},
     r"has the folder b'caf\\xe9', whose name is not UTF-8: rename it",
   ),
+  "class of two lines": (
+    lambda p: write(p, {"ca\nt/a.png": encode(RAMP)}),
+    {},
+    r"has the folder 'ca\\nt', whose name has a control character: rename it",
+  ),
+  "data of two lines": (
+    lambda p: write(p / "a\nb", {"a.png": encode(RAMP)}),
+    {},
+    r"/a\\nb' has a control character: rename it",
+  ),
+  "picture of two lines": (
+    lambda p: write(p, {"a\n\x1b[1mb.png": b"no picture"}),
+    {},
+    r"cannot read picture a\\n\\x1b\[1mb.png: not a picture",
+  ),
   "true size": (lambda p: p, {"size": True}, "size is True"),
   "no name": (lambda p: "", {}, "name of the data is empty"),
   "sizes of three": (lambda p: p, {"size": (1, 2, 3)}, r"size is \(1, 2, 3\)"),

@@ -338,6 +338,43 @@ def test_small_pictures_and_their_noise_are_seen():
     net.apply(params, x, jnp.ones(1), {"low_res": low})
 
 
+def test_what_was_done_to_a_picture_is_seen():
+  net = DiT(**SMALL, augment_labels=9)
+  x, t = jnp.ones((1, 8, 8, 1)), jnp.ones(1)
+  params = {"params": filled(shapes(net, (8, 8), 1))}
+  one = {"augment": jnp.eye(9)[:1]}
+  plain, same, augmented = (
+    net.apply(params, x, t, cond)
+    for cond in (None, {"augment": jnp.zeros((1, 9))}, one)
+  )
+  np.testing.assert_array_equal(plain, same)
+  assert not np.allclose(plain, augmented)
+
+
+@pytest.mark.parametrize("make", [DiT, JiT])
+def test_mean_flow_learns_with_a_transformer(make):
+  # One derivative forward, by both times, and one back through it.
+  net = make(
+    **SMALL, class_start=1, spans=True, time_scale=1.0, time_origin=0.0
+  )
+  z = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+  t, s = jnp.array([0.7, 0.5]), jnp.array([0.2, 0.5])
+  params = filled(shapes(net, (8, 8), 1, s=s[:1]))
+
+  def loss(params):
+    zero = jnp.zeros_like(s)
+    U, dU_dt = jax.jvp(
+      lambda z, t, s: net.apply({"params": params}, z, t, {"s": s}),
+      (z, t, s), (z, zero + 1, zero),
+    )  # fmt: skip
+    target = z - dj.process.per_example(t - s, z) * dU_dt
+    return ((U - jax.lax.stop_gradient(target)) ** 2).mean()
+
+  gradient = jax.jit(jax.grad(loss))(params)
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
+  assert abs(gradient["span2"]["kernel"]).max() > 0
+
+
 def equations(jaxpr):
   """Equations of a program, and of the programs in it."""
   return sum(

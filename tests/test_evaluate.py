@@ -1,5 +1,6 @@
 """The evaluate command: interrupted, with other references, of any pictures."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from typing import Any
 
 import commands
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from diffusion_jax.runs.evaluation import (
   references,
   scores,
   stored,
+  subject,
 )
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
 from experiments import evaluate, sample
@@ -372,3 +376,29 @@ def test_inception_refuses_pictures_that_it_cannot_see(small_inception):
   )
   with pytest.raises(ValueError, match="channels=2"):
     scores.check(["fid"], network, references.of_source(source), (4, 4, 2), 9)
+
+
+@pytest.mark.parametrize(
+  ("shape", "classes", "message"),
+  [
+    ((7, 5, 1), 10, r"bpd: other has image_shape \(7, 5, 1\), run \(8, 8, 1\)"),
+    ((8, 8, 1), 12, "bpd: other has num_classes 12, run 10"),
+    ((8, 8, 1), 0, "bpd: other has num_classes 0, run 10"),
+  ],
+)
+def test_bits_of_data_that_the_network_does_not_know(shape, classes, message):
+  model = types.SimpleNamespace(num_classes=10)
+  plan: Any = types.SimpleNamespace(
+    image_shape=(8, 8, 1),
+    workdir="run",
+    config=types.SimpleNamespace(model=model),
+  )
+  pictures = dj.data.Source(
+    name="other", image_shape=shape, class_names=("x",) * classes
+  )
+  with pytest.raises(ValueError, match=message):
+    subject._check_bits(plan, pictures)
+  known = dataclasses.replace(
+    pictures, image_shape=(8, 8, 1), class_names=("x",) * 10
+  )
+  subject._check_bits(plan, known)

@@ -114,8 +114,12 @@ def test_euler_of_a_network_of_the_noise_is_the_published_one(numbers):
 
 
 @pytest.mark.parametrize(
-  "name", ["shift1", "shift_half", "terminal", "karras", "custom"]
-)
+  "name",
+  [
+    "shift1", "shift3", "shift_half", "dyn_exp", "dyn_lin", "terminal",
+    "karras", "custom",
+  ],
+)  # fmt: skip
 def test_euler_is_that_of_diffusers(numbers, name):
   with jax.enable_x64(True):
     f = stand_in(numbers, "diffusers")
@@ -124,6 +128,29 @@ def test_euler_is_that_of_diffusers(numbers, name):
     pairs = np.stack([sigmas[:-1], sigmas[1:]], axis=1)
     want = numbers[f"diffusers_euler_{name}_x"]
     near(walked(dj.ddim_step, predict, SCHEDULE, want[0], pairs), want[1:])
+
+
+@pytest.mark.parametrize(
+  ("name", "shift"), [("dyn_exp", np.exp(0.8)), ("dyn_lin", 1.8)]
+)
+def test_a_shift_that_follows_the_size_is_a_shift(numbers, name, shift):
+  with jax.enable_x64(True):
+    even = numbers["diffusers_euler_shift1_sigmas"][:-1]
+    got = SCHEDULE.shifted(shift).at(even).sigma
+    near(got, numbers[f"diffusers_euler_{name}_sigmas"][:-1])
+
+
+def test_euler_with_new_noise_at_each_step_is_the_published_one(numbers):
+  # What diffusers calls stochastic sampling is consistency models' sampler.
+  with jax.enable_x64(True):
+    f = stand_in(numbers, "diffusers")
+    predict = dj.predictor(f, SCHEDULE, target=targets.flow)
+    sigmas, want, eps = (
+      numbers[f"diffusers_euler_sde_{part}"] for part in ("sigmas", "x", "eps")
+    )
+    pairs = np.stack([sigmas[:-1], sigmas[1:]], axis=1)
+    step = dj.consistency.renoise_step
+    near(walked(step, predict, SCHEDULE, want[0], pairs, eps), want[1:])
 
 
 def test_euler_is_ddim(numbers):

@@ -11,6 +11,11 @@ def test_bytes_survive_the_round_trip():
   np.testing.assert_array_equal(images.to_uint8(k / 127.5 - 1), k)
 
 
+def test_what_are_no_bytes_are_refused():
+  with pytest.raises(ValueError, match="x is float64; pass bytes"):
+    images.from_uint8(np.array([0.5]))
+
+
 def test_rules_of_quantisation_differ_by_half_a_level():
   x = np.random.default_rng(0).uniform(-1, 1, 10_000)
   rounded = images.to_uint8(x).astype(float)

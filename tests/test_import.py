@@ -23,7 +23,6 @@ from experiments import (
   import_weights,
   sample,
   train,
-  train_classifier,
 )
 from experiments.configs import common
 
@@ -270,13 +269,9 @@ def test_openais_classifier(published, tmp_path, capsys):
   command(export_weights, f"--workdir={run}", "--format=openai", f"--out={out}")
   assert_same(files.read(out), files.read(source))
   capsys.readouterr()
-  for module, message in (
-    (sample, "this run is a classifier, which draws no images"),
-    (train, "train it with experiments.train_classifier"),
-  ):
-    with pytest.raises(SystemExit) as stop:
-      command(module, f"--workdir={run}")
-    assert_one_error(stop, capsys, message)
+  with pytest.raises(SystemExit) as stop:
+    command(sample, f"--workdir={run}")
+  assert_one_error(stop, capsys, "a classifier, which draws no images: pass it")
 
 
 @pytest.mark.torch
@@ -557,17 +552,14 @@ def test_openais_files_guide_and_enlarge(tmp_path):
     )
   ]  # fmt: skip
   made = {
-    "model": (train, (*BLIND, small)),
-    "classifier": (
-      train_classifier,
-      ("--config=configs/classifier.py:smoke", small),
-    ),
-    "upsampler": (train, (*BLIND, *low_res)),
+    "model": (*BLIND, small),
+    "classifier": ("--config=configs/classifier.py:smoke", small),
+    "upsampler": (*BLIND, *low_res),
   }
-  for name, (module, flags) in made.items():
+  for name, flags in made.items():
     own, file = tmp_path / "own" / name, tmp_path / f"{name}.pt"
     flags = (*flags, *theirs)
-    command(module, *flags, f"--workdir={own}", "--config.num_steps=2")
+    command(train, *flags, f"--workdir={own}", "--config.num_steps=2")
     command(
       export_weights, f"--workdir={own}", "--format=openai", "--ema=raw",
       f"--out={file}",

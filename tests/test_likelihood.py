@@ -131,7 +131,8 @@ def test_fewer_moves_are_another_model_with_its_own_bound():
 
 def respaced(schedule, pairs):
   """The published respacing: a schedule whose steps are the walk's moves."""
-  betas = process.beta(schedule, pairs[:, 0], pairs[:, 1])[::-1]
+  t, s = jnp.asarray(pairs).T
+  betas = process.beta(schedule, t, s)[::-1]
   return schedules.from_betas(betas), jnp.append(0, pairs[::-1, 0])
 
 

@@ -12,6 +12,7 @@ import pytest
 from commands import TINY, command, refused
 from PIL import Image
 
+from diffusion_jax.runs import checks, configuration
 from diffusion_jax.runs.training import loop
 from experiments import edit, evaluate, export_weights, sample, train
 
@@ -224,3 +225,19 @@ def test_pictures_to_edit_that_are_none(described, tmp_path, capsys):
   Image.new("L", (8, 8)).save(tmp_path / "one.png")
   flags = (f"--workdir={described}", f"--images={tmp_path}/one.png")
   refused(capsys, edit, *flags)
+
+
+@pytest.mark.parametrize(
+  ("steps", "warmup", "fall", "end"),
+  [
+    (20, 20, None, None), (20, 5, 20, None), (20, 21, None, "num_steps=20"),
+    (20, 21, 30, "num_steps=20"), (99, 21, 20, "optim.decay_steps=20"),
+  ],
+)  # fmt: skip
+def test_a_warm_up_that_never_ends_is_said(steps, warmup, fall, end):
+  config = configuration.make(
+    num_steps=steps, optim={"warmup_steps": warmup, "decay_steps": fall}
+  )
+  said = checks.doubts(config)
+  assert len(said) == (end is not None)
+  assert not said or f"warmup_steps={warmup} is beyond {end}, so" in said[0]

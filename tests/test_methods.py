@@ -7,6 +7,8 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.runs import checks, networks, processes, samplers
+from diffusion_jax.runs.generate import Generator
+from diffusion_jax.runs.options import SamplingOptions
 from diffusion_jax.runs.training import objectives
 from experiments.configs import common, digits, edm, edm2, flow
 
@@ -93,16 +95,65 @@ def test_a_space_is_of_the_simple_loss():
     processes.loss_at(config)
 
 
-def test_guidance_is_projected_where_an_eta_is_named():
-  config = common.make()
-  assert samplers.guide(config) is dj.guidance.classifier_free
-  config.sampling.apg.update({"eta": 0.0, "radius": 2.5})
-  guide = samplers.guide(config)
-  assert guide.func is dj.guidance.projected
-  assert guide.keywords == {"eta": 0.0, "radius": 2.5}
-  config.sampling.apg.radius = -1.0
-  with pytest.raises(ValueError, match="apg.radius=-1.0 must be above 0"):
-    checks.check(config, processes.schedule(config))
+class Net:
+  """Draws towards its class."""
+
+  def apply(self, _, x_t, t, cond):
+    return 0.1 * x_t + dj.process.per_example(0.1 * cond["y"], x_t)
+
+
+def drawn(batch=4, steps=4, **apg):
+  config = common.make(schedule={"name": "cosine"})
+  config.model.num_classes = 3
+  config.sampling.apg.update(apg)
+  schedule = processes.schedule(config)
+  checks.check(config, schedule)
+  pairs = samplers.walk(schedule, "ddim", None, steps)
+  generator = Generator(
+    config, Net(), (2, 2, 1),
+    SamplingOptions(sampler="ddim", batch=batch, guidance=2.5), pairs,
+  )  # fmt: skip
+  return generator({}, jax.random.key(0), 4), config, schedule, pairs
+
+
+@pytest.mark.parametrize("apg", [
+  {}, {"eta": 0.0, "radius": 2.5},
+  {"eta": 0.3, "radius": 2.5, "momentum": -0.5},
+])  # fmt: skip
+def test_guidance_is_projected_where_an_eta_is_named(apg):
+  got, config, schedule, pairs = drawn(**apg)
+  door = processes.predictor(config, schedule, Net(), {})
+  y = {"y": jnp.array([0, 1, 2, 0])}
+  null = dj.conditions.without_class(3)
+  step, clip = dj.ddim_step, lambda predict: dj.clipped(predict, schedule)
+  strong, weak = dj.given(door, y), dj.given(door, null(y))
+  if "momentum" in apg:
+    step, predict = dj.apg.solver(step, weak, 2.5, after=clip, **apg), strong
+  else:
+    guide = dj.guidance.projected if apg else dj.guidance.classifier_free
+    predict = dj.given(clip(guide(door, schedule, null, 2.5, **apg)), y)
+  want, _ = dj.sample(
+    step, predict, schedule, got.shape, jax.random.key(0), pairs=pairs
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_is_handed_on_from_piece_to_piece_in_any_batch():
+  apg = {"eta": 0.0, "momentum": -0.75}
+  want, *_ = drawn(**apg)
+  np.testing.assert_allclose(drawn(2, **apg)[0], want, rtol=1e-6, atol=1e-6)
+  without, *_ = drawn(eta=0.0)
+  assert np.abs(want - without).max() > 1e-3
+
+
+@pytest.mark.parametrize(("apg", "message"), [
+  ({"eta": 0.0, "radius": -1.0}, "apg.radius=-1.0 must be above 0"),
+  ({"eta": 0.0, "momentum": 1.0}, "apg.momentum=1.0 must be above -1"),
+  ({"momentum": -0.5}, "apg.momentum is of projected guidance: set sampl"),
+])  # fmt: skip
+def test_what_apg_is_not_is_refused(apg, message):
+  with pytest.raises(ValueError, match=message):
+    drawn(**apg)
 
 
 @pytest.mark.parametrize(

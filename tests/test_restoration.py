@@ -251,5 +251,9 @@ def test_impossible_restorations_are_refused():
     restoration.pigdm(EXACT, SCHEDULE, observe, x)(x, 10)
   with pytest.raises(ValueError, match="mask is 0 everywhere"):
     restoration.inpainting(0 * MASK)
+  with pytest.raises(
+    ValueError, match=r"mask is \[4, 6, 1\], the pictures are"
+  ):
+    restoration.inpainting(MASK[..., :1])(x)
   with pytest.raises(ValueError, match="width=0 of the blur"):
     restoration.blurring(0)

@@ -398,6 +398,7 @@ def test_what_else_there_is_stays_as_it_is(make, message, tmp_path):
   ("name", "message"),
   [
     (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+    ("mine\nrun", r"'.*mine\\nrun'` has a control character: rename"),
     ("mine [1]", "Orbax takes \\[ in a path for a pattern"),
     ("what?/run", "Orbax takes \\? in"),
   ],

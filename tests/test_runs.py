@@ -175,7 +175,8 @@ def test_what_names_stored_samples_stays_as_it_is(copy):
 BAD = {
   "unknown": ({"step": 5}, "there is no option 'step': steps"),
   "negative": ({"seed": -1}, "`seed=-1` must be in 0..4294967295"),
-  "text": ({"steps": "many"}, "`steps=many` must be a whole number"),
+  "text": ({"steps": "many"}, "`steps='many'` must be a whole number"),
+  "digits": ({"steps": "3"}, "`steps='3'` must be a whole number"),
   "half": ({"steps": 2.5}, "`steps=2.5` must be a whole number"),
   "nan": ({"guidance": float("nan")}, "`guidance=nan` must be a finite numb"),
   "sampler": ({"sampler": "eular"}, "`sampler` 'eular' is not one of ancest"),
@@ -319,3 +320,28 @@ def test_the_library_alone_reads_no_configurations():
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split() == ["False", "open", "True"]
+
+
+@pytest.mark.parametrize("key", [0, "0", jax.random.split(jax.random.key(0))])
+def test_a_key_that_is_none_is_refused(key):
+  with pytest.raises(ValueError, match="`key` is a .*: pass one key"):
+    dj.runs.run._check_key(key)
+
+
+def test_no_pictures_are_refused(zoo, few_numbers):
+  run = dj.runs.open(zoo.original("few"))
+  for num, message in ((-3, "`num=-3` must be at"), (2.5, "must be a whole")):
+    with pytest.raises(ValueError, match=message):
+      run.images(num)
+  with pytest.raises(ValueError, match="`metrics` are missing: name some of"):
+    run.evaluate(metrics=())
+
+
+def test_none_of_an_option_is_its_usual_value():
+  said = dict.fromkeys(("num", "seed", "quantise", "batch", "classes", "eta"))
+  assert dj.runs.SamplingOptions(**said) == dj.runs.SamplingOptions()
+  with pytest.raises(ValueError, match="`keep_samples='no'` must be True or"):
+    EvaluationOptions(keep_samples="no")  # type: ignore
+  with pytest.raises(ValueError, match="`samples` is an array: pass a name"):
+    EvaluationOptions(samples=np.zeros((2, 8, 8, 1)))  # type: ignore
+  dj.runs.SamplingOptions(low_res=np.zeros((2, 8, 8, 1)))

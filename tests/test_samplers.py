@@ -357,6 +357,11 @@ def test_impossible_walks_are_refused(options, message):
     run(**options)
 
 
+def test_a_time_that_is_no_number_is_refused():
+  with pytest.raises(ValueError, match=r"pair \(t=0.5, s=nan\) must have"):
+    samplers._check_pairs(np.array([[1, 0.5], [0.5, np.nan]]), 1.0, ())
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64])
 def test_a_walk_starts_from_numbers_of_any_precision(dtype):
   x_T = jnp.ones((1, 2, 2, 1))

@@ -191,13 +191,17 @@ def test_bad_lengths_are_refused(name, T):
     MAKERS[name](T)
 
 
-@pytest.mark.parametrize("t", [-1, 101, np.array([0, 101])])
+@pytest.mark.parametrize(
+  "t", [-1, 101, np.array([0, 101]), jnp.array([0, 101])]
+)
 def test_a_step_that_is_none_is_refused(t):
-  with pytest.raises(ValueError, match="is not in 0..T=100"):
+  with pytest.raises(ValueError, match=r"t=-?\d+ is not in 0\.\.100"):
     schedules.cosine(100).at(t)
 
 
 def test_a_scaled_linear_schedule_too_short_is_refused():
+  with pytest.raises(ValueError, match=r"betas\[0\] = 20"):
+    schedules.linear(1)  # its one step is the last, not the cleanest
   with pytest.raises(ValueError, match=r"betas\[5\] = 1.1"):
     schedules.linear(10)
 

@@ -160,6 +160,9 @@ BAD_TARS = {
     [("a.png", FILES[0]), ("a.json", b"{")], "cannot read a.tar/a.json",
   ),
   "twice": ([("a.png", FILES[0])] * 2, "holds a.png twice"),
+  "a class that moves the cursor": (
+    [("a.png", FILES[0]), ("a.cls", b"c\x1b[Aat")], "has a control character",
+  ),
 }  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """Several checkpoints and averages of one run, measured alike."""
 
+import types
+from typing import Any
+
 import pytest
 from commands import assert_one_error, command, rows
 
 from diffusion_jax.runs.evaluation import stored, sweep
 from experiments import evaluate
+from experiments.configs import common
 
 SWEEP = (
   "--num=20", "--steps=2", "--metrics=fid,kid", "--curve", "--ema=sweep",
@@ -65,6 +69,21 @@ def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):
   ]
   sweep.say_table(made, ["agreement"])
   assert "best: step 4, average raw, agreement 0.5" in capsys.readouterr().out
+
+
+def test_a_sweep_is_of_what_was_tracked_or_of_widths():
+  config = common.make(ema={"rates": (0.9,), "stds": (0.05, 0.1)})
+  plan: Any = types.SimpleNamespace(config=config)
+  tracked = ["raw", "0.9", "std0.05", "std0.1"]
+  assert sweep.averages(plan, "sweep") == tracked
+  assert sweep.averages(plan, "sweep:0.07,0.1") == ["std0.07", "std0.1"]
+  with pytest.raises(ValueError, match="`ema=std:0.5`: an average of width"):
+    sweep.averages(plan, "sweep:0.07,0.5")
+  with pytest.raises(ValueError, match="'std:' is not one of raw, 0.9, std"):
+    sweep.averages(plan, "sweep:")
+  config.ema.stds = ()
+  with pytest.raises(ValueError, match="this run has kept no such averages"):
+    sweep.averages(plan, "sweep:0.07")
 
 
 @pytest.mark.parametrize("flag", ["--curve", "--ema=sweep"])

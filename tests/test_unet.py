@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.extend import core
 
-from diffusion_jax.models import UNet, convolution, resampling
+from diffusion_jax.models import DiT, UNet, convolution, resampling
 from diffusion_jax.models.layers import (
   Attention,
   group_norm,
@@ -463,9 +463,12 @@ def test_accelerators_get_the_convolution_that_they_know(monkeypatch):
   assert last == "conv_general_dilated"
 
 
-def test_a_network_of_spans_begins_as_one_without():
+@pytest.mark.parametrize("make", [
+  functools.partial(UNet, **SMALL), functools.partial(DiT, 4, 8, 1, 2),
+])  # fmt: skip
+def test_a_network_of_spans_begins_as_one_without(make):
   x, t, s = jnp.ones((2, 8, 8, 1)), jnp.array([3.0, 5.0]), jnp.array([1.0, 2.0])
-  plain, spans = UNet(**SMALL), UNet(**SMALL, spans=True)
+  plain, spans = make(), make(spans=True)
   params = spans.init(jax.random.key(0), x, t)["params"]
   # No layer is silent but the span's last.
   params = {

@@ -11,17 +11,17 @@ import filelock
 import toy
 from commands import BLIND, CLASSIFIER, TINY, UPSAMPLER, command
 
-from experiments import train, train_classifier
+from experiments import train
 
 EIGHT = "--config.num_steps=8"
 
 
-def few_numbers(*flags, module=train):
+def few_numbers(*flags):
   """Makes a run whose network has a few numbers, see toy.py."""
 
   def make(workdir):
     with toy.networks():
-      command(module, *flags, EIGHT, f"--workdir={workdir}")
+      command(train, *flags, EIGHT, f"--workdir={workdir}")
 
   return make
 
@@ -31,7 +31,7 @@ RUNS = {
   "unet": lambda workdir: command(train, *BLIND, EIGHT, f"--workdir={workdir}"),
   "shown": few_numbers(*TINY),
   "few": few_numbers(*BLIND),
-  "judge": few_numbers(*CLASSIFIER, module=train_classifier),
+  "judge": few_numbers(*CLASSIFIER),
   # It is told the digit, or sometimes not.
   "conditional": few_numbers(
     *BLIND,

@@ -69,6 +69,12 @@ def of(
     labels = np.array([int(text) for text in texts], np.int64)
   except ValueError:
     names = sorted(set(texts))
+    wrong = next((one for one in names if sources.CONTROL.search(one)), None)
+    if wrong is not None:
+      raise ValueError(
+        f"{where} has the class {wrong!r}, whose name has a control character:"
+        " rename it"
+      ) from None
     number = {name: k for k, name in enumerate(names)}
     labels = np.array([number[text] for text in texts], np.int32)
     return labels, tuple(names)

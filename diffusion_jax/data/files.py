@@ -109,7 +109,7 @@ def _sort(files: Iterable[File], found: Found) -> None:
       found.files.append(file)
     else:
       suffix = file.path.suffix.lower()
-      found.left_out[suffix or "no suffix"] += 1
+      found.left_out[sources.visible(suffix) or "no suffix"] += 1
 
 
 def _in_folder(folder: Path) -> Found:
@@ -189,7 +189,7 @@ def _regular(
 
 
 def _reason(folder: Path, path: Path, error: OSError) -> str:
-  name = path.relative_to(folder).as_posix()
+  name = sources.visible(path.relative_to(folder).as_posix())
   return f"{name} ({error.strerror or error})"
 
 
@@ -276,13 +276,14 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
   names = sorted(
     {f.path.parts[level] for f in files if len(f.path.parts) > depth}
   )
+  _check_names(path, names)
   if names and top:
+    one = sources.visible(top[0].path)
     raise ValueError(
-      f"{path} has pictures both at its top ({top[0].path}) and in sub-folders"
+      f"{path} has pictures both at its top ({one}) and in sub-folders"
       f" ({names[0]}): put every picture into the sub-folder of its class, or"
       " all of them at the top"
     )
-  _check_names(path, names)
   _check_no_splits(path, names, Path(*files[-1].path.parts[:depth]))
   number = {name: index for index, name in enumerate(names)}
   if names:
@@ -291,7 +292,7 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-  """Refuses classes whose names could be neither printed nor saved."""
+  """Refuses classes whose names could not be printed in a line, or saved."""
   for name in names:
     try:
       name.encode()
@@ -300,6 +301,11 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         f"{path} has the folder {os.fsencode(name)!r}, whose name is not UTF-8:"
         " rename it"
       ) from None
+    if sources.CONTROL.search(name):
+      raise ValueError(
+        f"{path} has the folder {name!r}, whose name has a control character:"
+        " rename it"
+      )
 
 
 def _check_no_splits(path: Path, names: Sequence[str], last: Path) -> None:

@@ -204,7 +204,8 @@ def _kept(
   if not kept:
     raise ValueError(
       f"none of the {len(files)} pictures in {path} can be read, such as"
-      f" {files[0].path}: they are damaged or of an unknown kind, replace them"
+      f" {sources.visible(files[0].path)}: they are damaged or of an unknown"
+      " kind, replace them"
     )
   return kept
 
@@ -246,7 +247,9 @@ def _unreadable(file: File, error: BaseException) -> sources.Unreadable:
 
 def _warn(path: Path, listed: list[File], files: list[File]) -> None:
   good = {file.path for file in files}
-  broken = [str(file.path) for file in listed if file.path not in good]
+  broken = [
+    sources.visible(file.path) for file in listed if file.path not in good
+  ]
   warnings.warn(
     f"left out {len(broken)} of {len(listed)} pictures in {path} that cannot"
     f" be read: {sources.some(broken)}",

@@ -107,6 +107,14 @@ def load(
   return source
 
 
+def _check_name(text: str) -> None:
+  """Refuses a name that is none, or that a line cannot hold."""
+  if not text.strip():  # as a path it would be the working directory
+    raise ValueError(f"the name of the data is empty: {sources.ACCEPTED}")
+  if sources.CONTROL.search(text):
+    raise ValueError(f"{text!r} has a control character: rename it")
+
+
 def _load(
   name: str | os.PathLike[str],
   split: str,
@@ -122,8 +130,7 @@ def _load(
 ) -> sources.Source:
   """``load``, by the kind of name."""
   text = os.path.expanduser(os.fspath(name))
-  if not text.strip():  # as a path it would be the working directory
-    raise ValueError(f"the name of the data is empty: {sources.ACCEPTED}")
+  _check_name(text)
   path = Path(text)
   shape = _pair(size)
   if channels not in (None, 1, 3):

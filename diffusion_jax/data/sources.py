@@ -7,6 +7,7 @@ import functools
 import hashlib
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
@@ -34,7 +35,7 @@ class Unfit(ValueError):
   """
 
   def __init__(self, message: str, option: str):
-    super().__init__(message)
+    super().__init__(visible(message))
     self.option = option
 
 
@@ -307,7 +308,23 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 def one_line(error: BaseException) -> str:
   """The message of an error as one line of at most 400 characters."""
-  return " ".join(str(error).split())[:400] or type(error).__name__
+  text = " ".join(str(error).split())[:400]
+  return visible(text) or type(error).__name__
+
+
+# What moves a cursor or begins a line: C0, DEL, C1, and Unicode's two.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def visible(text: object) -> str:
+  r"""A text, such as a path, in which each control character is escaped.
+
+  >>> print(visible("a\nb"))
+  a\nb
+  """
+  return CONTROL.sub(
+    lambda found: found[0].encode("unicode_escape").decode(), str(text)
+  )
 
 
 def unknown(name: str, known: list[str]) -> ValueError:

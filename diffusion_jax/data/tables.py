@@ -123,7 +123,9 @@ def of_tables(
     file._replace(label=int(k)) for file, k in zip(files, labels, strict=True)
   ]
   others = [name for name in schema.names if name not in (image, label)]
-  left_out = f"columns {sources.some(others)}" if others else ""
+  left_out = sources.visible(
+    f"columns {sources.some(others)}" if others else ""
+  )
   return folders.of_files(
     path, files, names, left_out, size, channels, skip_broken, random_crop,
     max_bytes, values,
@@ -148,6 +150,7 @@ def columns(
   image = next((name for name in ("image", "img") if name in images), None)
   if image is None and len(images) != 1:
     kinds = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    kinds = sources.visible(kinds)
     raise ValueError(
       f"{where} has the columns {kinds[:200]}: one must hold pictures, as bytes"
       ' or {"bytes", "path"}, named image if there are several'

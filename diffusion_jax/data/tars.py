@@ -71,7 +71,9 @@ def load(
     inside = PurePosixPath(member.shard.name, member.name)
     files.append(File(inside, _opener(member), member.num_bytes))
     stored.append(None if kind is None else _stored(sample[kind]))
-  listed = ", ".join(f"{kind} ({n:,})" for kind, n in sorted(left_out.items()))
+  listed = ", ".join(
+    f"{sources.visible(kind)} ({n:,})" for kind, n in sorted(left_out.items())
+  )
   if not files:
     raise ValueError(
       f"no pictures in {path}: it holds {listed or 'nothing'}; pictures are"
@@ -108,7 +110,8 @@ def _samples(
       sample = samples.setdefault(f"{shard.name}/{key}", {})
       if extension in sample:
         raise ValueError(
-          f"{shard} holds {member.name} twice: write each key once"
+          f"{shard} holds {sources.visible(member.name)} twice: write each key"
+          " once"
         )
       sample[extension] = member
   if damaged and not skip_broken:
@@ -180,8 +183,9 @@ def _members(shard: Path, damaged: list[str]) -> Iterator[Member]:
           raise tarfile.ReadError("its header is damaged")
   except (tarfile.TarError, OSError) as error:
     after = f" after {last}" if last else ""
+    why = sources.one_line(error)
     damaged.append(
-      f"{shard} is damaged at member {k + 1}{after} ({sources.one_line(error)})"
+      sources.visible(f"{shard} is damaged at member {k + 1}{after} ({why})")
     )
 
 
@@ -207,7 +211,8 @@ def _image(key: str, sample: dict[str, Member]) -> str | None:
   plain = [extension for extension in found if "." not in extension] or found
   if len(plain) > 1:
     raise ValueError(
-      f"the sample {key} has several pictures ({', '.join(plain)}): keep one"
+      f"the sample {sources.visible(key)} has several pictures"
+      f" ({', '.join(plain)}): keep one"
     )
   return plain[0] if plain else None
 
@@ -234,7 +239,7 @@ def _stored(member: Member) -> Any:
     fields = json.loads(text)
   except (OSError, ValueError) as error:
     raise ValueError(
-      f"cannot read {member.shard.name}/{member.name}:"
+      f"cannot read {member.shard.name}/{sources.visible(member.name)}:"
       f" {sources.one_line(error)}; write it again"
     ) from error
   if not isinstance(fields, dict):

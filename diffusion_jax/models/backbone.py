@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax import concrete
+
 # All that a network may be conditioned on, besides x_t and the time.
 PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
 
@@ -75,7 +77,7 @@ def parts(
 
 
 def check_classes(net: Any, y: Any) -> None:
-  """Refuses classes for a network without, and none for one with.
+  """Refuses classes for a network without, none for one with, and unknown ones.
 
   Raises:
     ValueError: Saying which.
@@ -85,6 +87,7 @@ def check_classes(net: Any, y: Any) -> None:
       f"a network with num_classes={net.num_classes} was called with "
       f"{'no classes' if y is None else 'classes'}"
     )
+  concrete.check_range("class y", y, 0, (net.num_classes or 0) - 1)
 
 
 def check_low_res(net: Any, low_res_t: Any) -> None:
@@ -98,6 +101,38 @@ def check_low_res(net: Any, low_res_t: Any) -> None:
       f"a network with noisy_low_res={net.noisy_low_res} was called "
       f"{'with' if low_res_t is not None else 'without'} low_res_t"
     )
+
+
+def check_vector(net: Any, vector: Any) -> None:
+  """As ``check_classes``, of the numbers of each example.
+
+  Raises:
+    ValueError: Saying how many are expected.
+  """
+  if (0 if vector is None else vector.shape[-1]) != net.vector:
+    raise ValueError(
+      f"a network with vector={net.vector} was called with "
+      f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
+    )
+
+
+def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
+  """The length t - s of a step, for a network with ``spans``.
+
+  Args:
+    net: The network.
+    t: Where a step begins.
+    s: Where it leads; by default nowhere.
+
+  Returns:
+    The length; None for a network without spans.
+
+  Raises:
+    ValueError: If such a network was called with s.
+  """
+  if s is not None and not net.spans:
+    raise ValueError("a network without spans was called with a second time s")
+  return t - (t if s is None else s) if net.spans else None
 
 
 def beside(

@@ -48,8 +48,12 @@ class DiT(nn.Module):
     time_scale: The network gets (t - time_origin) * time_scale: 0..T-1 of
       whole steps 1..T; -1 is JiT's 1 - t, in which 1 is clean.
     time_origin: 1 for steps.
+    augment_labels: How many numbers say how a picture was augmented.
+    vector: How many numbers describe each example; 0 is none.
     noisy_low_res: Whether the small pictures, where it enlarges any, come with
       noise, whose step it then gets.
+    spans: Whether the time s to which a step leads is an input, as t - s;
+      without one it is t itself.
     dtype: Of the activations. Parameters, statistics of normalisation, softmax
       and output are float32.
     remat: Forget what a block computes inside, and compute it again for the
@@ -73,11 +77,14 @@ class DiT(nn.Module):
   num_classes: int | None = None
   time_scale: float = 1.0
   time_origin: float = 1.0
+  augment_labels: int = 0
+  vector: int = 0
   noisy_low_res: bool = False
+  spans: bool = False
   dtype: DTypeLike = jnp.float32
   remat: bool = False
 
-  takes: ClassVar[Sequence[str]] = ("y", "low_res", "low_res_t", "planes")
+  takes: ClassVar[Sequence[str]] = backbone.PARTS
 
   def check_size(self, size: Sequence[int], /) -> None:
     """Refuses images that patches do not fill, and settings that are wrong.
@@ -106,8 +113,10 @@ class DiT(nn.Module):
       t: Their times.
       cond: "y", their classes, where it has any; "low_res", small images to
         be upsampled, which are enlarged bilinearly and joined to x_t's
-        channels; "low_res_t", their steps, where ``noisy_low_res``; "planes",
-        pictures [B, H, W, k], which are joined to x_t's channels.
+        channels; "low_res_t", their steps, where ``noisy_low_res``; "augment",
+        [B, augment_labels]; "s", where a step leads, where ``spans``;
+        "vector", [B, vector]; "planes", pictures [B, H, W, k], which are
+        joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -119,10 +128,12 @@ class DiT(nn.Module):
     """
     height, width = x_t.shape[1:3]
     self.check_size((height, width))
-    y, low_res, low_res_t, planes = backbone.parts(cond, self.takes)
+    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
-    c, classes = self._embed(t, y, low_res_t)
+    backbone.check_vector(self, vector)
+    span = backbone.span(self, t, s)
+    c, classes = self._embed(t, y, low_res_t, augment, span, vector)
     grid = (height // self.patch, width // self.patch)
     h = self._tokens(backbone.beside(x_t, low_res, planes), grid)
     h = self._through(h, c, self._class_tokens(classes), grid, train)
@@ -133,13 +144,16 @@ class DiT(nn.Module):
   def _dense(self, features: int, name: str, init=INIT) -> nn.Dense:
     return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
-  def _embed(self, t, y, low_res_t):
+  def _embed(self, t, y, low_res_t, augment, span, vector):
     """The activated sum of all that it is conditioned on; the class alone."""
 
-    def of_time(time, name):
-      h = sinusoid(time * self.time_scale, SINES, "cos_sin")
+    def mapped(h, name, last=SMALL):
       h = nn.silu(self._dense(self.width, f"{name}1", SMALL)(h))
-      return self._dense(self.width, f"{name}2", SMALL)(h)
+      return self._dense(self.width, f"{name}2", last)(h)
+
+    def of_time(time, name, last=SMALL):
+      h = sinusoid(time * self.time_scale, SINES, "cos_sin")
+      return mapped(h, name, last)
 
     c, classes = of_time(t - self.time_origin, "time"), None
     if self.num_classes is not None:
@@ -150,6 +164,13 @@ class DiT(nn.Module):
       c += classes
     if low_res_t is not None:
       c += of_time(low_res_t, "low_res")
+    if span is not None:  # it begins as a network without spans
+      c += of_time(span, "span", ZERO)
+    if self.augment_labels:
+      labels = jnp.zeros((len(t), self.augment_labels))
+      c += mapped(labels if augment is None else augment, "augment")
+    if vector is not None:
+      c += mapped(vector, "vector")
     return nn.silu(c), classes
 
   def _tokens(self, x, grid: tuple[int, int]):

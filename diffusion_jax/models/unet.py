@@ -141,11 +141,7 @@ class Encoder(nn.Module):
     """The activated embedding of all that is told, [B, 4 * channels]."""
     check_settings(self)
     backbone.check_classes(self, y)
-    if (0 if vector is None else vector.shape[-1]) != self.vector:
-      raise ValueError(
-        f"a network with vector={self.vector} was called with "
-        f"{'none' if vector is None else f'one of {vector.shape[-1]} numbers'}"
-      )
+    backbone.check_vector(self, vector)
     dim = 4 * self.channels
 
     def mapped(name, h, init=INIT):
@@ -321,11 +317,7 @@ class UNet(Encoder):
     """
     y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
-    if s is not None and not self.spans:
-      raise ValueError(
-        "a network without spans was called with a second time s"
-      )
-    span = t - (t if s is None else s) if self.spans else None
+    span = backbone.span(self, t, s)
     out_channels = self.out_channels or x_t.shape[-1]
     emb = self.embed(t, y, low_res_t, augment, span, vector)
     skips = self.down(backbone.beside(x_t, low_res, planes), emb, train)

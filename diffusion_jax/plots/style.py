@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
+from diffusion_jax.extras import needed_for
+
 P = ParamSpec("P")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
@@ -28,7 +30,8 @@ def styled(draw: Callable[P, Any]) -> Callable[P, Any]:
 
   @functools.wraps(draw)
   def styled(*args: P.args, **kwargs: P.kwargs):
-    import matplotlib.style
+    with needed_for("diffusion_jax.plots"):
+      import matplotlib.style
 
     with matplotlib.style.context(["default", STYLE]):
       figure = draw(*args, **kwargs)
@@ -41,7 +44,8 @@ def styled(draw: Callable[P, Any]) -> Callable[P, Any]:
 
 def blank(width: float, height: float) -> Any:
   """An empty figure of this size in inches."""
-  from matplotlib.figure import Figure
+  with needed_for("diffusion_jax.plots"):
+    from matplotlib.figure import Figure
 
   return Figure(figsize=(width, height), layout="constrained")
 

@@ -1,7 +1,7 @@
-"""The settings of diffusers' ``UNet2DModel`` and schedulers, in and out.
+"""The settings of diffusers' ``UNet2DModel``, in and out.
 
-Every setting is translated or refused by name. Nothing here imports
-diffusers.
+Every setting is translated or refused by name; those of a scheduler are in
+``diffusers_scheduler``. Nothing here imports diffusers.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.pretrained.layout import check_unet, groups_of
-
-Settings = dict[str, Any]
+from diffusion_jax.pretrained.diffusers_scheduler import (
+  PROCESS as PROCESS,
+  process as process,
+  scheduler as scheduler,
+)
+from diffusion_jax.pretrained.lookup import Settings, key_of, look_up, one_of
+from diffusion_jax.pretrained.places import check_unet, groups_of
 
 # What a config.json that lacks a key means: the constructor's defaults.
 DEFAULTS: Settings = {
@@ -95,13 +99,13 @@ def settings(config: Mapping[str, Any]) -> Settings:
     raise ValueError(f"config.json has unknown settings: {', '.join(unknown)}")
   c = DEFAULTS | given
   for key, allowed in ONLY.items():
-    _one_of(key, c[key], allowed)
+    one_of(key, c[key], allowed)
   widths = c["block_out_channels"]
   channels = widths[0]
   if c["time_embedding_dim"] not in (None, 4 * channels):
     raise _unlike("time_embedding_dim", c["time_embedding_dim"], 4 * channels)
   groups = c["norm_num_groups"]
-  scale_shift = _look_up(c, "resnet_time_scale_shift", SCALE_SHIFTS)
+  scale_shift = look_up(c, "resnet_time_scale_shift", SCALE_SHIFTS)
   # With scale_shift, diffusers leaves the middle's attention without a
   # normalisation unless its groups are given.
   if c["attn_norm_num_groups"] != groups and (
@@ -131,7 +135,7 @@ def settings(config: Mapping[str, Any]) -> Settings:
     "embedding": EMBEDDINGS[order],
     "groups": groups,
     "epsilon": c["norm_eps"],
-    "padding": _look_up(c, "downsample_padding", PADDINGS),
+    "padding": look_up(c, "downsample_padding", PADDINGS),
   }
 
 
@@ -148,7 +152,7 @@ def _blocks(c: Settings) -> tuple[tuple[int, ...], str]:
     ("up_block_types", up, UP),
   ):
     for name in names:
-      _one_of(key, name, tuple(known))
+      one_of(key, name, tuple(known))
     kinds.append([known[name] for name in names])
   attention = [tuple(i for i, (a, _) in enumerate(k) if a) for k in kinds]
   if attention[0] != attention[1]:
@@ -157,7 +161,7 @@ def _blocks(c: Settings) -> tuple[tuple[int, ...], str]:
       f"down_block_types={c['down_block_types']} has it"
     )
   types = [
-    _look_up(c, key, TYPES) for key in ("downsample_type", "upsample_type")
+    look_up(c, key, TYPES) for key in ("downsample_type", "upsample_type")
   ]
   # The last level down and the last up change no size.
   resamples = {
@@ -184,16 +188,6 @@ def _ratio(width: int, channels: int) -> int | float:
   return int(ratio) if ratio == int(ratio) else ratio
 
 
-def _one_of(key: str, value: Any, allowed: tuple) -> None:
-  if value not in allowed:
-    raise ValueError(f"{key}={value!r} is not one of {allowed}")
-
-
-def _look_up(config: Settings, key: str, table: Mapping) -> Any:
-  _one_of(key, config[key], tuple(table))
-  return table[config[key]]
-
-
 def _unlike(key: str, value: Any, only: Any) -> ValueError:
   return ValueError(f"{key}={value!r}, but this network has {only!r} only")
 
@@ -215,8 +209,8 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
   height, width, in_channels = image_shape
   levels = range(len(net.multipliers))
   attends = [level in net.attention_levels for level in levels]
-  flip, shift = _key_of(EMBEDDINGS, net.embedding)
-  kind = _key_of(TYPES, net.resample)
+  flip, shift = key_of(EMBEDDINGS, net.embedding)
+  kind = key_of(TYPES, net.resample)
   plain = 0 if kind == "conv" else 1
   down, up = (list(table) for table in (DOWN, UP))
   groups = groups_of(net)
@@ -246,7 +240,7 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
     "block_out_channels": [net.width(level) for level in levels],
     "layers_per_block": net.num_blocks,
     "mid_block_scale_factor": 1,
-    "downsample_padding": _key_of(PADDINGS, net.padding),
+    "downsample_padding": key_of(PADDINGS, net.padding),
     "downsample_type": kind,
     "upsample_type": kind,
     "dropout": net.dropout,
@@ -255,15 +249,11 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
     "norm_num_groups": min(groups),
     "attn_norm_num_groups": min(groups) if net.scale_shift else None,
     "norm_eps": net.epsilon,
-    "resnet_time_scale_shift": _key_of(SCALE_SHIFTS, net.scale_shift),
+    "resnet_time_scale_shift": key_of(SCALE_SHIFTS, net.scale_shift),
     "add_attention": True,
     "class_embed_type": None,
     "num_class_embeds": net.num_classes,
   }
-
-
-def _key_of(table: Mapping, value: Any) -> Any:
-  return next(key for key, entry in table.items() if entry == value)
 
 
 def _head_dim(net: UNet) -> int | None:
@@ -278,115 +268,3 @@ def _head_dim(net: UNet) -> int | None:
       "counterpart in UNet2DModel, which needs the same channels per head"
     )
   return widths.pop()
-
-
-# A scheduler_config.json that lacks a key means this.
-PROCESS: Settings = {
-  "_class_name": "DDPMScheduler",
-  "num_train_timesteps": 1000,
-  "beta_schedule": "linear",
-  "beta_start": 1e-4,
-  "beta_end": 0.02,
-  "trained_betas": None,
-  "variance_type": "fixed_small",
-  "prediction_type": "epsilon",
-  "rescale_betas_zero_snr": False,
-  "thresholding": False,
-}
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
-TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-# Theirs with "log" are the same variances, computed otherwise. Their "learned"
-# is no logarithm, as ours and Ho et al.'s is, and has no counterpart.
-VARIANCES = {
-  "fixed_small": "fixed_small",
-  "fixed_large": "fixed_large",
-  "learned_range": "learned_range",
-  "fixed_small_log": "fixed_small",
-  "fixed_large_log": "fixed_large",
-}
-BETAS = ("beta_start", "beta_end")
-# By beta_schedule: our name, and whether it has beta_start and beta_end.
-SCHEDULES = {
-  "linear": ("linear", True),
-  "scaled_linear": ("quadratic", True),
-  "squaredcos_cap_v2": ("cosine", False),
-}
-
-
-def process(config: Mapping[str, Any]) -> Settings:
-  """What a scheduler_config.json says of the process that was trained.
-
-  Args:
-    config: The contents of the file.
-
-  Returns:
-    "schedule" (a name in ``schedules`` and its arguments), "target" and,
-    unless the scheduler has none (DDIM), "variance".
-
-  Raises:
-    ValueError: If something is unknown or has no counterpart; names it.
-  """
-  c = PROCESS | dict(config)
-  _one_of("_class_name", c["_class_name"], SCHEDULERS)
-  _one_of("trained_betas", c["trained_betas"], (None,))
-  _one_of("rescale_betas_zero_snr", c["rescale_betas_zero_snr"], (False, True))
-  _one_of("thresholding", c["thresholding"], (False,))
-  name, has_betas = _look_up(c, "beta_schedule", SCHEDULES)
-  schedule = {"name": name, "T": c["num_train_timesteps"]}
-  if has_betas:
-    schedule |= {key: c[key] for key in BETAS}
-  if name == "linear":
-    schedule["scale"] = False
-  if c["rescale_betas_zero_snr"]:
-    schedule["zero_terminal"] = True
-  found = {
-    "schedule": schedule,
-    "target": _look_up(c, "prediction_type", TARGETS),
-  }
-  if "variance_type" in config or c["_class_name"] == SCHEDULERS[0]:
-    found["variance"] = _look_up(c, "variance_type", VARIANCES)
-  return found
-
-
-def scheduler(
-  schedule: Mapping[str, Any], target: str, variance: str
-) -> Settings:
-  """The scheduler_config.json of a process: undoes ``process``.
-
-  Args:
-    schedule: Name and arguments of a function of ``schedules``.
-    target: What the network predicts.
-    variance: Of p(x_s | x_t).
-
-  Returns:
-    The contents of the file.
-
-  Raises:
-    ValueError: If diffusers has no such process; names the setting.
-  """
-  for key, value, table in (
-    ("target", target, TARGETS),
-    ("variance", variance, VARIANCES),
-  ):
-    _one_of(key, value, tuple(table.values()))
-  names = [name for name, _ in SCHEDULES.values()]
-  _one_of("schedule.name", schedule["name"], tuple(names))
-  T = schedule["T"]
-  theirs = {
-    "_class_name": "DDPMScheduler",
-    "num_train_timesteps": T,
-    "beta_schedule": list(SCHEDULES)[names.index(schedule["name"])],
-    "prediction_type": _key_of(TARGETS, target),
-    "variance_type": _key_of(VARIANCES, variance),
-    "clip_sample": True,
-    "clip_sample_range": 1.0,
-  }
-  if schedule.get("zero_terminal", False):
-    theirs["rescale_betas_zero_snr"] = True
-  betas = {key: schedule.get(key, PROCESS[key]) for key in BETAS}
-  if schedule["name"] == "linear" and schedule.get("scale", True):
-    betas = {key: beta * 1000 / T for key, beta in betas.items()}
-  others = schedule.keys() - {"name", "T", "scale", "zero_terminal", *BETAS}
-  if others:
-    raise ValueError(f"schedule.{min(others)} has no counterpart in diffusers")
-  return theirs | (betas if schedule["name"] != "cosine" else {})

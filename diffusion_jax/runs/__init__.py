@@ -24,19 +24,24 @@ those above it:
 import pathlib
 import signal
 
-from diffusion_jax.runs.configuration import (
-  Config as Config,
-  make as make,
-  make_classifier as make_classifier,
-  published as published,
-  published_classifier as published_classifier,
-)
-from diffusion_jax.runs.options import (
-  PathLike as PathLike,
-  SamplingOptions as SamplingOptions,
-)
-from diffusion_jax.runs.run import Run as Run
-from diffusion_jax.runs.training import classification, diffusion, loop
+from diffusion_jax.extras import needed_for
+
+with needed_for("diffusion_jax.runs"):
+  from diffusion_jax.runs.configuration import (
+    Config as Config,
+    is_classifier as is_classifier,
+    make as make,
+    make_classifier as make_classifier,
+    published as published,
+    published_classifier as published_classifier,
+  )
+  from diffusion_jax.runs.options import (
+    PathLike as PathLike,
+    SamplingOptions as SamplingOptions,
+  )
+  from diffusion_jax.runs.run import Run as Run
+  from diffusion_jax.runs.training import classification, diffusion, loop
+  from diffusion_jax.runs.training.setup import Training
 
 
 def open(workdir: PathLike) -> Run:
@@ -53,6 +58,23 @@ def open(workdir: PathLike) -> Run:
     ValueError: If it is no run directory; names the nearest that is.
   """
   return Run(workdir)
+
+
+def prepare(config: Config, workdir: PathLike) -> Training:
+  """Builds a run from its configuration; nothing is compiled or written yet.
+
+  Args:
+    config: See ``make``, or ``make_classifier``.
+    workdir: Its directory.
+
+  Returns:
+    The run, for ``training.loop``.
+
+  Raises:
+    ValueError: If something does not fit.
+  """
+  kind = classification if is_classifier(config) else diffusion
+  return kind.prepare(config, pathlib.Path(workdir).expanduser())
 
 
 def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
@@ -72,8 +94,7 @@ def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
     KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
     SystemExit: If another signal does.
   """
-  kind = classification if config.get("kind") == "classifier" else diffusion
-  prepared = kind.prepare(config, pathlib.Path(workdir).expanduser())
+  prepared = prepare(config, workdir)
   with loop.opened(prepared, new_data=new_data) as changes:
     stopped = loop.train(prepared, changes)
   if stopped is signal.SIGINT:

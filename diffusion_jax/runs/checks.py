@@ -4,13 +4,13 @@ import math
 
 import diffusion_jax as dj
 from diffusion_jax.runs import choices, configuration, processes, samplers
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 
 
 def _check_process(config: Config) -> None:
   """Refuses what has no meaning in real time, or where no signal is left."""
   for key, value, whole in (
-    ("kind", "classifier", config.get("kind") == "classifier"),
+    ("kind", "classifier", is_classifier(config)),
     ("target", "mean", config.target == "mean"),
     ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
   ):
@@ -46,9 +46,20 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
   guidance = config.sampling.get("guidance")
   if guidance is not None and not math.isfinite(guidance):
     raise ValueError(f"sampling.guidance={guidance} must be a finite number")
-  radius = config.sampling.get("apg", {}).get("radius")
-  if radius is not None and not radius > 0:
-    raise ValueError(f"sampling.apg.radius={radius} must be above 0, or None")
+  apg = choices.given(config.sampling.get("apg", {}))
+  if not apg.get("radius", 1.0) > 0:
+    raise ValueError(
+      f"sampling.apg.radius={apg['radius']} must be above 0, or None"
+    )
+  if not abs(apg.get("momentum", 0.0)) < 1:
+    raise ValueError(
+      f"sampling.apg.momentum={apg['momentum']} must be above -1 and below 1"
+    )
+  if apg and "eta" not in apg:
+    raise ValueError(
+      f"sampling.apg.{next(iter(apg))} is of projected guidance: set "
+      "sampling.apg.eta, 0 to take out all that saturates"
+    )
 
 
 def check(config: Config, noise: dj.schedules.Schedule) -> None:
@@ -56,7 +67,7 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   choices.named("target", config.target, dj.targets.TARGETS)
   choices.named("variance", config.variance, dj.prediction.VARIANCES)
   _check_process(config)
-  if config.get("kind") != "classifier":
+  if not is_classifier(config):
     _check_sampling(config, noise)
   for key, value in {
     "num_steps": config.num_steps,
@@ -85,3 +96,16 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
   for what, interval in config.every.items():
     if interval < 1:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")
+
+
+def doubts(config: Config) -> list[str]:
+  """What a configuration may say, but hardly means: one line each."""
+  warmup, last = config.optim.warmup_steps, config.num_steps
+  fall = config.optim.decay_steps
+  if warmup <= (last if fall is None else min(last, fall)):
+    return []
+  end = f"num_steps={last}" if warmup > last else f"optim.decay_steps={fall}"
+  return [
+    f"warning: optim.warmup_steps={warmup} is beyond {end}, so the learning "
+    f"rate never gets to optim.lr={config.optim.lr:g}: shorten the warm-up"
+  ]

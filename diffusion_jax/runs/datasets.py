@@ -1,7 +1,7 @@
 """Loads the data of a configuration."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -133,6 +133,32 @@ def pictures(
     )
     for name in names
   }
+
+
+def given_pictures(
+  config: Config,
+  asked: Sequence[str],
+  image_shape: tuple[int, int, int],
+  num: int | None,
+) -> dict[str, np.ndarray]:
+  """The pictures to draw given, [N, H, W, C] by name.
+
+  Args:
+    config: Of the run.
+    asked: Options' `cond`, which may name some.
+    image_shape: Of the run.
+    num: How many to draw; None for as many as there are.
+
+  Returns:
+    Those that are named, and of what training never hides the data's own.
+  """
+  found = networks.pictures(config, asked, image_shape[:2])
+  parts = networks.planes(config)
+  needed = [p.name for p in parts if not p.dropout and p.name not in found]
+  if not needed:
+    return found
+  data = source(config, elsewhere="`cond`")
+  return found | pictures(data, needed, num or len(data))
 
 
 def count_classes(config: Config, source: dj.data.Source) -> None:

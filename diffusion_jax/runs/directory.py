@@ -26,9 +26,10 @@ import filelock
 import jax
 from jax.experimental import multihost_utils
 
+from diffusion_jax.data.sources import CONTROL
 from diffusion_jax.data.values import BYTES
 from diffusion_jax.runs import configuration
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 
 # What an empty directory may hold: a volume's own folder, a file manager's
 # file, and, beside the lock, what a killed start has written.
@@ -149,11 +150,16 @@ def check_place(workdir: pathlib.Path) -> None:
 
 
 def check_name(workdir: pathlib.Path) -> None:
-  """Refuses a name that tensorstore cannot open.
+  """Refuses a name that tensorstore cannot open, or no line can hold.
 
   Raises:
-    ValueError: If it is no UTF-8.
+    ValueError: If it is no UTF-8, or has a control character.
   """
+  if CONTROL.search(str(workdir)):
+    raise ValueError(
+      f"`workdir={str(workdir)!r}` has a control character: rename it, or "
+      "choose another"
+    )
   try:
     str(workdir).encode()
   except UnicodeEncodeError:
@@ -261,7 +267,7 @@ def changeable(workdir: pathlib.Path) -> Config:
   config, data = read_json(workdir, "config"), read_json(workdir, "data")
   make = (
     configuration.make_classifier
-    if config.get("kind") == "classifier"
+    if is_classifier(config)
     else configuration.make
   )
   # Keys that are newer than the run have their usual values; a section of old

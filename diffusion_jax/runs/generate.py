@@ -60,89 +60,118 @@ class Generator:
     low_res: np.ndarray | None = None,
     pictures: Mapping[str, np.ndarray] | None = None,
   ):
-    schedule = processes.schedule(config)
-    sampler = options.sampler or config.sampling.sampler
+    self._config, self._net, self._options = config, net, options
+    self._shape, self._pairs = tuple(image_shape), pairs
+    self._schedule = processes.schedule(config)
+    self._sampler = options.sampler or config.sampling.sampler
+    self._classifier = classifier
     self._classes = np.array(
       guiding.classes_in_turn(config, options, classifier), np.int32
     )
+    self._conditions = networks.conditions(config, self._schedule, image_shape)
+    means = {v.name: v.mean for v in self._conditions.vectors if not v.dropout}
+    self._given = means | networks.numbers(config, options.cond)
     self.guiding = None if classifier is None else classifier.params
     self.guidance = guiding.numbers(options.guidance)
-    pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
-    self._pieces = np.split(pairs, pieces)
-    self.batch = batch = options.batch
-    mesh = dj.parallel.data_mesh()
-    rows = self._rows = -(-batch // mesh.size) * mesh.size
-    split, whole = dj.parallel.split(mesh), dj.parallel.replicated(mesh)
-    self._eta = options.eta
     self.low_res = low_res
     self.pictures = {} if pictures is None else pictures
-    above = dj.timesteps.above_last(pairs)
-    shape = tuple(image_shape)
-    make_step = functools.partial(
-      samplers.sampler,
-      sampler,
-      num=len(pairs),
-      churn=config.sampling.get("churn"),
+    self.batch = options.batch
+    pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
+    self._pieces = np.split(pairs, pieces)
+    self._mesh = dj.parallel.data_mesh()
+    self._rows = -(-self.batch // self._mesh.size) * self._mesh.size
+    self._walk = jax.jit(self._walked)
+    self._condition = jax.jit(self._conditioned)
+    self._remember = jax.jit(self._remembered)
+    self._noise = jax.jit(
+      self._noised, out_shardings=dj.parallel.split(self._mesh)
     )
 
-    conditions = networks.conditions(config, schedule, image_shape)
+  def _step(self, *eta) -> Any:
+    """The sampler, by default with its own eta."""
+    return samplers.sampler(
+      self._sampler,
+      *eta,
+      num=len(self._pairs),
+      churn=self._config.sampling.get("churn"),
+    )
 
-    means = {v.name: v.mean for v in conditions.vectors if not v.dropout}
-    given = means | networks.numbers(config, options.cond)
+  def _guided(self, params, step, y, scale, theirs, cond) -> tuple[Any, Any]:
+    """The step and the network to walk with: given cond, guided, clipped."""
+    predict = processes.predictor(
+      self._config, self._schedule, self._net, params
+    )
+    classifier = self._classifier
+    predict, left = guiding.guided_by_name(
+      predict, self._schedule, self._conditions, self._options.guidance,
+      None if classifier else scale,
+    )  # fmt: skip
+    step, predict = samplers.guided(
+      self._config, step, predict, self._schedule, self._conditions.null,
+      left, cond,
+    )  # fmt: skip
+    if classifier is None:
+      return step, predict
+    return _guided_by(
+      classifier._replace(params=theirs),
+      step, predict, self._schedule, self._sampler, y, scale,
+      dj.timesteps.above_last(self._pairs),
+    )  # fmt: skip
 
-    def walk(
-      params, x, history, key, pairs, first, eta, y, scale, theirs, cond
-    ):
-      params, theirs = jax.lax.with_sharding_constraint((params, theirs), whole)
-      y, cond = jax.lax.with_sharding_constraint((y, cond), split)
-      step = make_step(eta)
-      predict = processes.predictor(config, schedule, net, params)
-      if classifier is None and scale is not None:
-        predict = guiding.guided(
-          config, predict, schedule, conditions, options.guidance, scale
-        )
-      if config.sampling.get("clip", True):
-        predict = dj.clipped(predict, schedule)
-      if classifier is not None:
-        step, predict = _guided_by(
-          classifier._replace(params=theirs),
-          step, predict, schedule, sampler, y, scale, above,
-        )  # fmt: skip
-      x, kept = dj.sample(
-        step,
-        dj.given(predict, cond),
-        schedule,
-        (rows, *shape),
-        key,
-        pairs=pairs,
-        x_T=x,
-        first=first,
-        history=history,
-      )
-      return x, kept.history
+  def _walked(
+    self, params, x, history, key, pairs, first, eta, y, scale, theirs, cond
+  ) -> tuple[jax.Array, Any]:
+    """One piece of the walk, and what the solver remembers of it."""
+    constrain = jax.lax.with_sharding_constraint
+    params, theirs = constrain(
+      (params, theirs), dj.parallel.replicated(self._mesh)
+    )
+    y, cond = constrain((y, cond), dj.parallel.split(self._mesh))
+    step, predict = self._guided(
+      params, self._step(eta), y, scale, theirs, cond
+    )
+    x, kept = dj.sample(
+      step,
+      predict,
+      self._schedule,
+      (self._rows, *self._shape),
+      key,
+      pairs=pairs,
+      x_T=x,
+      first=first,
+      history=history,
+    )
+    return x, kept.history
 
-    def remember(x):
-      solver = dj.samplers.as_solver(make_step())
-      return solver.init(x, jnp.asarray(pairs[0, 0]))
+  def _remembered(self, x: jax.Array) -> Any:
+    """What a solver remembers before its first step."""
+    scale = None if self._classifier else self._options.guidance
+    step, _ = samplers.guided(
+      self._config, self._step(), None, self._schedule, lambda cond: cond,
+      scale, None,
+    )  # fmt: skip
+    solver = dj.samplers.as_solver(step)
+    return solver.init(x, jnp.asarray(self._pairs[0, 0]))
 
-    def conditioned(key, images, y, low_res, pictures):
-      cond = conditions.given(
-        y, low_res, given | pictures, count=rows, size=shape[:2]
-      )
-      if not conditions.noise:
-        return cond
-      return dj.conditions.noised(
-        cond, schedule, key, options.low_res_noise, images
-      )
+  def _conditioned(self, key, images, y, low_res, pictures) -> Any:
+    """The condition of these images."""
+    cond = self._conditions.given(
+      y,
+      low_res,
+      self._given | pictures,
+      count=self._rows,
+      size=self._shape[:2],
+    )
+    if not self._conditions.noise:
+      return cond
+    return dj.conditions.noised(
+      cond, self._schedule, key, self._options.low_res_noise, images
+    )
 
-    self._walk = jax.jit(walk)
-    self._condition = jax.jit(conditioned)
-    self._remember = jax.jit(remember)
-    self._noise = jax.jit(
-      lambda key, images: dj.samplers.prior(
-        schedule, key, pairs[0, 0], images, shape
-      ),
-      out_shardings=split,
+  def _noised(self, key, images) -> jax.Array:
+    """Where the walk of these images begins."""
+    return dj.samplers.prior(
+      self._schedule, key, self._pairs[0, 0], images, self._shape
     )
 
   def walk(self, params, key: jax.Array, first: int) -> Iterator[jax.Array]:
@@ -162,7 +191,7 @@ class Generator:
     for piece in self._pieces:
       x, history = self._walk(
         params, x, history, key, piece, first,
-        self._eta, y, self.guidance, self.guiding, cond,
+        self._options.eta, y, self.guidance, self.guiding, cond,
       )  # fmt: skip
       yield x
 

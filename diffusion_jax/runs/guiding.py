@@ -13,7 +13,7 @@ from diffusion_jax.runs import (
   restoring,
   samplers,
 )
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 from diffusion_jax.runs.options import SamplingOptions
 
 
@@ -100,17 +100,32 @@ def numbers(guidance: float | str | None) -> float | tuple[float, ...] | None:
   return guidance
 
 
-def guided(
-  config: Config, predict, schedule, conditions, asked: float | str | None,
+def guided_by_name(
+  predict: dj.prediction.Predict,
+  schedule: dj.schedules.Schedule,
+  conditions: dj.conditions.Conditions,
+  asked: float | str | None,
   scale: Any,
-) -> dj.prediction.Predict:  # fmt: skip
-  """The network that its own conditions guide, by one scale or one for each."""
+) -> tuple[dj.prediction.Predict, Any]:
+  """The network, guided where each part has a scale of its own.
+
+  Args:
+    predict: The network, which takes a condition.
+    schedule: The noise schedule.
+    conditions: Of the run.
+    asked: Guidance as options have it.
+    scale: Its ``numbers``.
+
+  Returns:
+    The network, and the scale that is still to guide it.
+  """
   names = tuple(scales(asked))
-  if not names:
-    return samplers.guide(config)(predict, schedule, conditions.null, scale)
+  if not names or scale is None:
+    return predict, scale
+  each = dict(zip(names, scale, strict=True))
   return dj.composition.composed(
-    predict, schedule, conditions.without, dict(zip(names, scale, strict=True))
-  )
+    predict, schedule, conditions.without, each
+  ), None
 
 
 def check_scales(
@@ -149,6 +164,11 @@ def guiding_classifier(
     ValueError: If it is of other images, classes or noise.
   """
   theirs, their_data = directory.load(workdir)
+  if not is_classifier(theirs):
+    raise ValueError(
+      f"`classifier={workdir}` is not a classifier: train one with "
+      "experiments.train --config=configs/classifier.py"
+    )
   ours = {
     "image_shape": data["image_shape"], "num_classes": data["num_classes"],
   }  # fmt: skip

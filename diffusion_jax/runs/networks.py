@@ -11,16 +11,15 @@ import optax
 
 import diffusion_jax as dj
 from diffusion_jax.runs import choices, processes, starting
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import Config, is_classifier
 
 
 def check_draws(config: Config) -> None:
   """Refuses the configuration of a classifier."""
-  if config.get("kind") == "classifier":
+  if is_classifier(config):
     raise ValueError(
-      "this run is a classifier, which draws no images: train it with "
-      "experiments.train_classifier, pass it as `classifier` of "
-      "experiments.sample"
+      "this run is a classifier, which draws no images: pass it as "
+      "`classifier` of experiments.sample"
     )
 
 
@@ -67,11 +66,10 @@ def _network(config, image_shape, derived, cond=()) -> Any:
   """The network of ``config.model``, with what follows from elsewhere."""
   options = config.model.to_dict() | derived
   name = options.pop("name")
-  if (name == "classifier") != (config.get("kind") == "classifier"):
+  if (name == "classifier") != is_classifier(config):
     raise ValueError(
-      f"model.name={name} is not a network of this command: "
-      "experiments.train_classifier trains a classifier, experiments.train the "
-      "others"
+      f"model.name={name} is not a network of this configuration: that of a "
+      "classifier is configs/classifier.py"
     )
   return dj.models.named.make(name, options, image_shape[:2], cond)
 
@@ -126,9 +124,10 @@ def classifier(
     ValueError: If it does not fit the images or their classes, or the run is
       not a classifier.
   """
-  if config.get("kind") != "classifier":
+  if not is_classifier(config):
     raise ValueError(
-      "this run is not a classifier; experiments.train_classifier trains one"
+      "this run is not a classifier: train one with experiments.train "
+      "--config=configs/classifier.py"
     )
   net = _network(config, image_shape, {})
   if net.num_labels != num_classes:
@@ -143,7 +142,7 @@ def network(
   config: Config, image_shape: tuple[int, int, int], num_classes: int
 ) -> Any:
   """The network of a run, whatever it is for."""
-  make = classifier if config.get("kind") == "classifier" else model
+  make = classifier if is_classifier(config) else model
   return make(config, image_shape, num_classes)
 
 
@@ -268,7 +267,7 @@ def init(config, net, image_shape, tx, key, start=None) -> dj.state.TrainState:
   """
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
-  if config.get("kind") != "classifier":
+  if not is_classifier(config):
     cond = conditions(config, processes.schedule(config), image_shape).of(
       x, one - 1
     )
@@ -300,7 +299,7 @@ def state(config, params, tx) -> dj.state.TrainState:
   )
   names = averages(config)
   rates = config.ema.rates
-  taught = config.get("kind") != "classifier" and starting.taught(config)
+  taught = not is_classifier(config) and starting.taught(config)
   return dj.state.create(
     params, tx, (*rates, *names[len(rates) :]), history,
     jax.tree.map(jnp.copy, params) if taught else None,

@@ -172,6 +172,8 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   Raises:
     ValueError: If it is of another kind, or out of its bounds.
   """
+  if value is None:
+    return field.default
   if "among" in field.metadata:
     return choices.named(f"`{field.name}`", value, field.metadata["among"])
   value = _spelled(field, of, value)
@@ -180,15 +182,28 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   if of is tuple:
     if isinstance(value, str | int | os.PathLike):
       value = (value,)
-    listed = () if value is None else tuple(value)
     return tuple(
-      os.fspath(x) if isinstance(x, os.PathLike) else x for x in listed
+      os.fspath(x) if isinstance(x, os.PathLike) else x for x in value
     )
+  if isinstance(value, np.ndarray) and np.ndarray not in typing.get_args(
+    field.type
+  ):
+    raise ValueError(f"`{field.name}` is an array: pass a name or a path")
   if isinstance(value, os.PathLike):  # a path, or an opened run
     return os.fspath(value)
-  if value is None or of not in (int, float):
-    return value
-  asked = f"`{field.name}={value}`"
+  if of is bool and not isinstance(value, bool):
+    raise ValueError(f"`{field.name}={value!r}` must be True or False")
+  return _number(field, of, value) if of in (int, float) else value
+
+
+def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
+  """A number within the bounds of a field.
+
+  Raises:
+    ValueError: If it is none, or out of its bounds.
+  """
+  # In quotes a number is none.
+  asked = f"`{field.name}={repr(value) if isinstance(value, str) else value}`"
   try:
     number = operator.index(value) if of is int else float(value)
   except (TypeError, ValueError):

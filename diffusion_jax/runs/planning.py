@@ -139,7 +139,7 @@ def plan(
   Raises:
     ValueError: If there is no such run, checkpoint, average or sampler.
   """
-  first = _stage(options, pathlib.Path(workdir))
+  first = _stage(options, pathlib.Path(workdir).expanduser())
   small = networks.low_res_shape(first.config, first.image_shape)
   if small is not None:
     first = dataclasses.replace(first, low_res=_low_res(options, first, small))
@@ -147,7 +147,8 @@ def plan(
     raise ValueError(f"`low_res`: {first.workdir} enlarges no pictures")
   stages = [first]
   for name in options.upsampler:
-    stages.append(_upsampler(options, pathlib.Path(name), stages[-1]))
+    place = pathlib.Path(name).expanduser()
+    stages.append(_upsampler(options, place, stages[-1]))
   if options.low_res_noise and not any(
     networks.noisy_low_res(s.config, s.image_shape) for s in stages
   ):
@@ -171,7 +172,7 @@ def _stage(
   classifier = None
   if options.classifier is not None and not enlarges:
     classifier = guiding.guiding_classifier(
-      pathlib.Path(options.classifier), config, data
+      pathlib.Path(options.classifier).expanduser(), config, data
     )
   skip = enlarges and config.model.num_classes is None
   names = data["class_names"]
@@ -210,7 +211,7 @@ def _stage(
     ),
     pairs=pairs,
     classifier=classifier,
-    pictures=_pictures(config, cond, shape, options.num),
+    pictures=datasets.given_pictures(config, cond, shape, options.num),
   )
 
 
@@ -256,19 +257,6 @@ def _low_res(
   source = dj.data.load(str(options.low_res), size=shape[:2], channels=shape[2])
   count = min(len(source), options.num or len(source))
   return source.values.floats(source.gather(np.arange(count))["image"])
-
-
-def _pictures(
-  config: configuration.Config, cond: Sequence[str], shape, num: int | None
-) -> dict[str, np.ndarray]:
-  """The pictures that `cond` names; of those never hidden, the run's data's."""
-  found = networks.pictures(config, cond, tuple(shape[:2]))
-  parts = networks.planes(config)
-  needed = [p.name for p in parts if not p.dropout and p.name not in found]
-  if not needed:
-    return found
-  source = datasets.source(config, elsewhere="`cond`")
-  return found | datasets.pictures(source, needed, num or len(source))
 
 
 def _walk(

@@ -48,30 +48,38 @@ def weights(state: dj.state.TrainState, ema: str) -> Any:
 
 
 def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
-  """The parameters that `ema` names, of the newest checkpoint, and its step.
+  """The parameters that `ema` names, of the newest checkpoint, and its step."""
+  newest = restore(workdir, config, net, shape)
+  params = parameters_of(workdir, config, net, shape, newest, ema)
+  return params, int(newest.step)
+
+
+def parameters_of(
+  workdir, config, net, shape, state: dj.state.TrainState, ema: str
+) -> Any:
+  """The parameters that `ema` names, at the step of this state.
 
   A width that was not tracked is made of those that checkpoints keep, or have
   left behind.
   """
-  newest = restore(workdir, config, net, shape)
-  std = dj.averages.std_in(ema)
-  if std is None or ema in newest.ema:
-    return weights(newest, ema), int(newest.step)
+  std, end = dj.averages.std_in(ema), int(state.step)
+  if std is None or ema in state.ema:
+    return weights(state, ema)
   with dj.checkpoint.Checkpoints(
     workdir / "checkpoints", averages=workdir / "averages", read_only=True
   ) as checkpoints:
-    kept = checkpoints.averages(newest) | {int(newest.step): newest.ema}
+    kept = checkpoints.averages(state) | {end: state.ema}
     whole = [step for step in checkpoints.steps() if step not in kept]
   for step in whole:  # of a run that is older than small averages
     kept[step] = restore(workdir, config, net, shape, step).ema
   trees, ends, widths = [], [], []
-  for step in sorted(step for step in kept if step <= newest.step):
+  for step in sorted(step for step in kept if step <= end):
     for width in config.ema.stds:
       trees.append(jax.device_get(kept[step][dj.averages.name(width)]))
       ends.append(step)
       widths.append(width)
-  coefs = dj.averages.coefficients(ends, widths, int(newest.step), std)
-  return dj.averages.combined(trees, coefs), int(newest.step)
+  coefs = dj.averages.coefficients(ends, widths, end, std)
+  return dj.averages.combined(trees, coefs)
 
 
 def restore(

@@ -156,6 +156,7 @@ class Run:
       ValueError: If the run cannot draw so; says which option is wrong.
     """
     asked = SamplingOptions.of(num=num, **options)
+    _check_key(key)
     with console.quiet():
       plan = planning.plan(self.workdir, asked, root=key)
       return drawing.draw(plan, self._generators)
@@ -170,8 +171,9 @@ class Run:
       The pictures.
 
     Raises:
-      ValueError: If the data cannot be read, see ``source``.
+      ValueError: If the data cannot be read, see ``source``, or num is below 1.
     """
+    num = SamplingOptions(num=num).num or 0
     chosen = np.arange(min(num, len(self.source)))
     return self.source.values.floats(self.source.gather(chosen)["image"])
 
@@ -198,10 +200,21 @@ class Run:
     from diffusion_jax.runs.evaluation.options import EvaluationOptions
 
     asked = EvaluationOptions.of(**options)
-    if asked.curve or asked.ema == sweep.SWEEP:
+    if asked.curve or sweep.asked(asked.ema):
       raise ValueError(
         f"`curve` and `ema={sweep.SWEEP}` make a table: experiments.evaluate "
         "prints it; evaluate each `ema` by itself here"
       )
     with console.quiet():
       return evaluating.evaluate(self.workdir, asked)[-1]
+
+
+def _check_key(key: Any) -> None:
+  """Refuses what JAX draws nothing from, such as a seed."""
+  try:
+    key is None or jax.random.fold_in(key, 0)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"`key` is a {type(key).__name__}: pass one key, jax.random.key(SEED), "
+      "or leave it out and pass `seed`"
+    ) from None

@@ -55,12 +55,48 @@ def sampler(
   )
 
 
-def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
-  """Guidance without a classifier: APG where ``sampling.apg`` names an eta."""
-  if not projects(config):
-    return dj.guidance.classifier_free
-  given = choices.given(config.sampling.apg)
-  return functools.partial(dj.guidance.projected, **given)
+def guided(
+  config: Config,
+  step: dj.samplers.Step | dj.samplers.Solver,
+  predict: dj.prediction.Predict,
+  schedule: dj.schedules.Schedule,
+  null: Callable[[dj.prediction.Cond], dj.prediction.Cond],
+  scale: Any,
+  cond: dj.prediction.Cond,
+) -> tuple[dj.samplers.Step | dj.samplers.Solver, dj.prediction.Predict]:
+  """The step and the network, guided without a classifier, then clipped.
+
+  By APG where ``sampling.apg`` names an eta. With its momentum, what guides is
+  part of the solver's memory.
+
+  Args:
+    config: Of the run.
+    step: A step or solver.
+    predict: The network, which takes a condition.
+    schedule: The noise schedule.
+    null: See ``dj.guidance.classifier_free``.
+    scale: 1 is off; with None nothing guides.
+    cond: The condition.
+
+  Returns:
+    The step and the network to walk with, its condition bound.
+  """
+
+  def clip(predict):
+    if config.sampling.get("clip", True):
+      predict = dj.clipped(predict, schedule)
+    return predict
+
+  apg = choices.given(config.sampling.get("apg", {}))
+  if scale is not None and "momentum" in apg:
+    weak = dj.given(predict, null(cond))
+    step = dj.apg.solver(step, weak, scale, after=clip, **apg)
+    return step, dj.given(predict, cond)
+  if scale is not None and apg:
+    predict = dj.guidance.projected(predict, schedule, null, scale, **apg)
+  elif scale is not None:
+    predict = dj.guidance.classifier_free(predict, schedule, null, scale)
+  return step, dj.given(clip(predict), cond)
 
 
 def projects(config: Config) -> bool:

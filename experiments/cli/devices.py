@@ -41,8 +41,8 @@ def tune_cpu(effort: int | None = None) -> None:
   XLA has two libraries for them. Of the newer, YNN, this leaves the sums over
   pixels, ten times as fast as without; its convolutions, which are what XLA
   would use, take twice as long in a network as those of the older one, Eigen
-  (docs/performance.md). Results are equal to 2e-7. Does nothing where the user
-  has set XLA_FLAGS.
+  (docs/design/performance.md). Results are equal to 2e-7. Does nothing where
+  the user has set XLA_FLAGS.
 
   Args:
     effort: How well to compile every program, LLVM's level 0 to 3; by default

@@ -11,7 +11,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
-from experiments.cli import streams
+from diffusion_jax.data import sources
+from experiments.cli import signals, streams
 
 PATHS = (
   FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
@@ -26,6 +27,7 @@ def run(main: Callable[[list[str]], object]) -> None:
       the machine has not what it needs.
   """
   streams.steady()
+  signals.watch()
   warnings.formatwarning = _warning
   try:
     main(sys.argv)
@@ -56,7 +58,7 @@ def _missing(error: Exception) -> str | None:
 def fail(message: object, *, status: int = 2) -> SystemExit:
   """Prints one line on standard error; returns the exit to raise."""
   line = in_flags(" ".join(str(message).split()))
-  print(f"error: {line}", file=sys.stderr)  # noqa: T201
+  print(f"error: {sources.visible(line)}", file=sys.stderr)  # noqa: T201
   return SystemExit(status)
 
 
@@ -71,7 +73,7 @@ def in_flags(text: str) -> str:
 
 def _warning(message: Warning | str, *_: object, **__: object) -> str:
   """A warning as one line, in the place of ``warnings.formatwarning``."""
-  return f"warning: {' '.join(str(message).split())}\n"
+  return f"warning: {sources.visible(' '.join(str(message).split()))}\n"
 
 
 def command(name: str, **values: object) -> str:
@@ -91,6 +93,10 @@ def check_out(out: pathlib.Path) -> None:
     ValueError: Saying why.
   """
   there = next(p for p in (out, *out.parents, pathlib.Path("/")) if p.exists())
+  if sources.CONTROL.search(str(out)):
+    raise ValueError(
+      f"--out={str(out)!r} has a control character; choose another"
+    )
   if out.suffix and out.is_dir():
     raise ValueError(f"--out={out} is a folder; name a file")
   if there != out and not there.is_dir():

@@ -7,27 +7,26 @@ from typing import NamedTuple
 
 from absl import flags
 
+from diffusion_jax import runs
 from diffusion_jax.runs import console, directory
 from diffusion_jax.runs.configuration import Config
 from diffusion_jax.runs.training import dry_run, loop
 from diffusion_jax.runs.training.interruption import STATUS
-from diffusion_jax.runs.training.setup import Training
 from experiments.cli import arguments, devices, shell
 
 
 def main(
   argv: list[str],
   default: str,
-  prepare: Callable[[Config, pathlib.Path], Training],
-  then: Callable[[pathlib.Path], str],
+  then: Callable[[Config, pathlib.Path], str],
 ) -> None:
   """A training command, from its command line to its last word.
 
   Args:
     argv: The command line.
     default: The configuration file where none is named.
-    prepare: Builds the run of a configuration in a directory.
-    then: The command that shows what a run in a directory has learnt.
+    then: The command that shows what a run has learnt, by its configuration
+      and its directory.
 
   Raises:
     SystemExit: Status 2 after one line where the run should not have started,
@@ -38,7 +37,7 @@ def main(
   config, workdir = asked.config, asked.workdir
   with contextlib.ExitStack() as held:
     with shell.user_errors():
-      run = prepare(config, workdir)
+      run = runs.prepare(config, workdir)
       if asked.dry_run:
         return dry_run.report(run)
       changes = held.enter_context(loop.opened(run, new_data=asked.new_data))
@@ -49,7 +48,7 @@ def main(
         raise shell.fail(error, status=error.status) from error
   if stopped is not None:
     raise SystemExit(STATUS[stopped])
-  console.say_first(f"next: {then(workdir)}")
+  console.say_first(f"next: {then(config, workdir)}")
 
 
 class Command(NamedTuple):

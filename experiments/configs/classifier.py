@@ -1,6 +1,6 @@
 """Classifiers of noisy images (Dhariwal and Nichol 2021, section 4).
 
-  python -m experiments.train_classifier --config=configs/classifier.py
+  python -m experiments.train --config=configs/classifier.py
 
 Variants: digits (two minutes on 2 CPU cores), smoke, and as published
 imagenet64, imagenet128, imagenet256, imagenet512 (42.6M to 65.4M
@@ -52,7 +52,7 @@ def get_config(variant: str = "digits"):
         "num_steps": 20,
         "batch_size": 32,
         "model": {"channels": 16},
-        "optim": {"decay_steps": 20},
+        "optim": {"warmup_steps": 5, "decay_steps": 20},
         "every": {"log": 5, "preview": 10, "checkpoint": 10},
       }
     )

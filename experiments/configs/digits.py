@@ -79,7 +79,7 @@ def get_config(variant: str = ""):
         "batch_size": 32,
         "steps_per_dispatch": 1,
         "model": {"channels": 16},
-        "optim": {"decay_steps": 20},
+        "optim": {"warmup_steps": 5, "decay_steps": 20},
         "every": {"log": 5, "preview": 10, "checkpoint": 10},
         "preview": {"num": 16, "steps": 10},
         "sampling": {"steps": 20},

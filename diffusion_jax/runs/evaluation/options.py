@@ -21,7 +21,8 @@ class EvaluationOptions(SamplingOptions):
   ema: str | None = option(
     None,
     "average: its rate, std:WIDTH, or raw; by default the slowest; "
-    f"{sweep.SWEEP} measures the raw parameters and each average",
+    f"{sweep.SWEEP} measures the raw parameters and each average, "
+    f"{sweep.SWEEP}:0.05,0.1 averages of these widths",
   )
   metrics: tuple[str, ...] = option(("frechet",), f"of {', '.join(METRICS)}")
   features: str = option(

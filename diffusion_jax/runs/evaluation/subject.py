@@ -77,6 +77,10 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   Raises:
     ValueError: If something is missing or does not fit.
   """
+  if not options.metrics:
+    raise ValueError(
+      f"`metrics` are missing: name some of {', '.join(METRICS)}"
+    )
   for name in options.metrics:
     choices.named("`metrics`", name, METRICS)
   plan = given = None
@@ -125,14 +129,14 @@ def _check_bytes(metrics, given, data: references.Reference) -> None:
 
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
   """With the checkpoints and averages that `curve` and `ema` name."""
-  plan, swept = subject.plan, options.ema == sweep.SWEEP
+  plan, ema = subject.plan, options.ema
   if plan is not None:
     return dataclasses.replace(
       subject,
       steps=sweep.steps(plan) if options.curve else [plan.step],
-      averages=sweep.averages(plan) if swept else [plan.ema],
+      averages=sweep.averages(plan, ema) if sweep.asked(ema) else [plan.ema],
     )
-  if options.curve or swept:
+  if options.curve or sweep.asked(ema):
     raise ValueError(
       f"`curve` and `ema={sweep.SWEEP}` measure what a `workdir` draws: leave "
       "`samples` out, and name a metric of samples"
@@ -146,7 +150,7 @@ def _plan(
   """What is drawn; of a sweep, with the usual average first."""
   if workdir is None:
     raise ValueError("`workdir` is missing: the directory of a run")
-  ema = None if options.ema == sweep.SWEEP else options.ema
+  ema = None if sweep.asked(options.ema) else options.ema
   return planning.plan(workdir, dataclasses.replace(options, ema=ema))
 
 
@@ -228,10 +232,24 @@ def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
     raise ValueError(
       "bpd is that of one model: measure the run and its `upsampler` apart"
     )
+  _check_bits(plan, data.pictures)
   if num > len(data.pictures):
     raise ValueError(
       f"`num={num}` images were asked for, the data have {len(data.pictures)}"
     )
+
+
+def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
+  """Refuses data that the network knows neither the size nor the classes of."""
+  ours = {"image_shape": plan.image_shape}
+  if plan.config.model.num_classes is not None:
+    ours["num_classes"] = plan.config.model.num_classes
+  for what, value in ours.items():
+    if getattr(pictures, what) != value:
+      raise ValueError(
+        f"bpd: {pictures.name} has {what} {getattr(pictures, what)}, "
+        f"{plan.workdir} {value}"
+      )
 
 
 def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:

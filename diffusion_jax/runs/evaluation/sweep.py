@@ -26,9 +26,36 @@ FIGURES = {
 LARGE_IS_GOOD = ("is", "pr", "agreement")
 
 
-def averages(plan: planning.Plan) -> list[str]:
-  """The raw parameters and each average of a run, the fastest first."""
-  return ["raw", *networks.averages(plan.config)]
+def asked(ema: str | None) -> bool:
+  """Whether `ema` names many averages.
+
+  >>> asked("sweep"), asked("sweep:0.05,0.1"), asked("0.999"), asked(None)
+  (True, True, False, False)
+  """
+  return ema is not None and ema.partition(":")[0] == SWEEP
+
+
+def averages(plan: planning.Plan, ema: str) -> list[str]:
+  """The averages that a sweep measures.
+
+  Args:
+    plan: Of the run.
+    ema: "sweep", the raw parameters and each average that was tracked, the
+      fastest first; or "sweep:0.05,0.1", averages of these widths.
+
+  Returns:
+    Their names.
+
+  Raises:
+    ValueError: If a width is none, or the run has kept no averages with one.
+  """
+  _, colon, widths = ema.partition(":")
+  if not colon:
+    return ["raw", *networks.averages(plan.config)]
+  return [
+    restoring.average(plan.config, f"{dj.averages.PREFIX}:{width}")
+    for width in widths.split(",")
+  ]
 
 
 def steps(plan: planning.Plan) -> list[int]:
@@ -60,7 +87,9 @@ def plans(
       continue
     good += 1
     for name in averages:
-      params = restoring.weights(state, name)
+      params = restoring.parameters_of(
+        plan.workdir, plan.config, plan.net, plan.image_shape, state, name
+      )
       one = dataclasses.replace(plan, params=params, step=step)
       yield one.asking(ema=name)
   if not good:

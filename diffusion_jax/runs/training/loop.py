@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import diffusion_jax as dj
-from diffusion_jax.runs import console, datasets, directory
+from diffusion_jax.runs import checks, console, datasets, directory
 from diffusion_jax.runs.training import (
   compiling,
   continuing,
@@ -178,6 +178,8 @@ def _announce(
     f"the run {begin} {config.num_steps} steps of {config.batch_size} images; "
     "the first step compiles"
   )
+  for doubt in checks.doubts(config):
+    log.say(doubt)
 
 
 def _ready(run: Training, state, start: int, key: jax.Array):

@@ -60,7 +60,7 @@ def check(config: Config) -> None:
   if starting.taught(config) and not config.init.run:
     raise ValueError(
       f"objective.name={name} learns from a teacher: name its run as "
-      "--config.init.run=DIRECTORY"
+      "`config.init.run=DIRECTORY`"
     )
 
 
@@ -194,7 +194,7 @@ def start(config: Config, net: Any, image_shape: tuple[int, int, int]) -> Any:
   """
   if not config.init.run:
     return None
-  workdir = pathlib.Path(config.init.run)
+  workdir = pathlib.Path(config.init.run).expanduser()
   theirs, data = directory.load(workdir)
   networks.check_draws(theirs)
   ours = {"target": config.target, "sigma_data": config.sigma_data}

@@ -138,10 +138,32 @@ def build(
     micro_batches=config.micro_batches,
     ema_warmup=config.ema.warmup,
   )
-  # Jitted, so that it is traced once, for shapes and for values.
-  init = jax.jit(
-    functools.partial(networks.init, config, net, source.image_shape, tx)
+  abstract, init = _state(config, mesh, net, source.image_shape, tx, start)
+  place = jax.tree.map(lambda x: x.sharding, abstract)
+  return Training(
+    config=config,
+    workdir=workdir,
+    source=source,
+    batches=batches,
+    mesh=mesh,
+    train_block=jax.jit(
+      functools.partial(dj.training.train_block, step),
+      donate_argnums=0,
+      out_shardings=(place, dj.parallel.replicated(mesh)),
+      compiler_options=compiling.compiler_options(effort=2),
+    ),
+    abstract_state=abstract,
+    init=init,
+    **shown,
   )
+
+
+def _state(
+  config: Config, mesh, net, image_shape, tx, start
+) -> tuple[Any, Callable]:
+  """The first state: its shapes and where they lie, and what makes it."""
+  # Jitted, so that it is traced once, for shapes and for values.
+  init = jax.jit(functools.partial(networks.init, config, net, image_shape, tx))
   begun = () if start is None else (start,)
   abstract = jax.eval_shape(init, jax.random.key(0), *begun)
   whole = dj.parallel.replicated(mesh)
@@ -155,23 +177,9 @@ def build(
     out_shardings=place,
     compiler_options=compiling.compiler_options(effort=0),  # runs once
   )
-  return Training(
-    config=config,
-    workdir=workdir,
-    source=source,
-    batches=batches,
-    mesh=mesh,
-    train_block=jax.jit(
-      functools.partial(dj.training.train_block, step),
-      donate_argnums=0,
-      out_shardings=(place, whole),
-      compiler_options=compiling.compiler_options(effort=2),
-    ),
-    abstract_state=jax.tree.map(
-      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-      abstract,
-      place,
-    ),
-    init=lambda key: placed(key, *begun),
-    **shown,
+  abstract = jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    abstract,
+    place,
   )
+  return abstract, lambda key: placed(key, *begun)

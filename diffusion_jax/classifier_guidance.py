@@ -1,0 +1,120 @@
+"""Guidance by a classifier of noisy images.
+
+It adds scale times the gradient of log p(y | x_t): scale 0 is off and 1 is
+Bayes' rule. Scales are data: a program is not compiled again for another one.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax import concrete, targets
+from diffusion_jax.prediction import Predict, p_mean_variance, read
+from diffusion_jax.process import Batch, per_example, times
+from diffusion_jax.schedules import Schedule, Time
+
+Scale = float | Float[Array, ""]
+# (x_t, t) -> gradient of log p(y | x_t) by x_t, of x_t's shape.
+Gradient = Callable[[Batch, Int[Array, " B"]], Batch]
+
+
+def log_prob_gradient(
+  classify: Callable[..., Float[Array, "B K"]], y: Int[Array, " B"]
+) -> Gradient:
+  """The gradient of log p(y | x_t) of a classifier.
+
+  Args:
+    classify: ``(x_t, t) -> logits``.
+    y: The class asked of each example.
+
+  Returns:
+    ``(x_t, t) -> gradient``; no example's gradient depends on another's.
+  """
+  # A mean would divide each gradient by B.
+  return jax.grad(lambda x_t, t: log_prob(classify(x_t, t), y).sum())
+
+
+def log_prob(
+  logits: Float[Array, "B K"], y: Int[Array, " B"]
+) -> Float[Array, " B"]:
+  """Log p(y) of each example, from the logits of all classes.
+
+  Raises:
+    ValueError: If a class that is known before tracing is not in 0..K-1.
+  """
+  concrete.check_range("class y", y, 0, logits.shape[-1] - 1)
+  chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+  return chosen[:, 0]
+
+
+def classifier(
+  predict: Predict, schedule: Schedule, gradient: Gradient, scale: Scale
+) -> Predict:
+  """Guides the score with a classifier, for DDIM and the ODE solvers.
+
+  eps_hat - scale sigma_t grad log p(y | x_t)  (Dhariwal and Nichol 2021,
+  algorithm 2). In the published code the unguided x0_hat is clipped and the
+  guided one is not: there ``predict`` is ``prediction.clipped``.
+
+  Args:
+    predict: The network.
+    schedule: The noise schedule.
+    gradient: See ``log_prob_gradient``.
+    scale: 0 is off.
+
+  Returns:
+    The guided network, which predicts the noise.
+  """
+
+  def guided(x_t, t, cond=None):
+    t = times(t, x_t)
+    p = predict(x_t, t, cond)
+    push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)
+    eps_hat = p.eps_hat - scale * push
+    return read(
+      schedule, x_t, t, eps_hat, p.raw, target=targets.eps, variance=p.variance
+    )
+
+  return guided
+
+
+def classifier_step(
+  predict: Predict,
+  schedule: Schedule,
+  x_t: Batch,
+  t: Time,
+  s: Time,
+  eps: Batch,
+  *,
+  gradient: Gradient,
+  scale: Scale = 1.0,
+  above: Time | None = None,
+) -> tuple[Batch, Batch]:
+  """Ancestral sampling whose mean a classifier moves.
+
+  mean + scale var grad log p(y | x_t)  (Dhariwal and Nichol 2021, algorithm
+  1). In the published code the mean comes from the clipped x0_hat; the moved
+  mean is not clipped.
+
+  Args:
+    predict: The network.
+    schedule: The noise schedule.
+    x_t: The sample at step t.
+    t: Where it stands, 1..T.
+    s: Where to go, 0..t-1. At s = 0 no noise is added.
+    eps: Standard Gaussian noise, the shape of x_t.
+    gradient: See ``log_prob_gradient``.
+    scale: 0 is off, which is ``samplers.ancestral_step``.
+    above: From where the walk comes to its last step, whose variance it is
+      that moves the mean there; see ``process.posterior_log_var``.
+
+  Returns:
+    x_s and the unguided prediction of the clean data.
+  """
+  prediction = predict(x_t, t)
+  p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
+  mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))
+  std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
+  return mean + std * eps, prediction.x0_hat

@@ -1,0 +1,26 @@
+"""Packages that the equations do without; what needs one says where it is.
+
+Schedules, steps, losses and networks need JAX, Flax, Optax, NumPy and
+jaxtyping. Data, checkpoints, pictures in files, plots and runs need more.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def needed_for(what: str, extra: str = "runs") -> Iterator[None]:
+  """Says of a package that is not installed which extra brings it.
+
+  Raises:
+    ModuleNotFoundError: One line, with the command that installs it.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    if (error.name or "diffusion_jax").startswith("diffusion_jax"):
+      raise
+    raise ModuleNotFoundError(
+      f"{what} needs {error.name}: pip install 'diffusion_jax[{extra}]'",
+      name=error.name,
+    ) from None

@@ -1,0 +1,66 @@
+"""What a noise schedule answers, whichever it is.
+
+Those of whole steps are in ``schedules``, those of real time in ``continuous``.
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+# Whole steps of a table, or real numbers; a scalar or one per example.
+Time = (
+  Int[Array, " B"] | Int[Array, ""] | int | np.integer
+  | Float[Array, " B"] | Float[Array, ""] | float
+)  # fmt: skip
+
+
+class Level(NamedTuple):
+  """How noisy a time is: x_t = alpha x_0 + sigma eps.
+
+  Attributes:
+    alpha: The factor of the signal.
+    sigma: The standard deviation of the noise.
+    log_snr: log(alpha^2 / sigma^2), without the cancellation of a quotient.
+  """
+
+  alpha: Float[Array, "..."]
+  sigma: Float[Array, "..."]
+  log_snr: Float[Array, "..."]
+
+
+@runtime_checkable
+class Schedule(Protocol):
+  """What the rest of the library asks of a noise schedule.
+
+  Attributes:
+    T: The noisiest time; 0 is clean data.
+    first: The cleanest time at which a network is asked.
+  """
+
+  @property
+  def T(self) -> int | float: ...  # noqa: D102
+
+  @property
+  def first(self) -> int | float: ...  # noqa: D102
+
+  def at(self, t: Time) -> Level:
+    """Signal and noise at a time of the schedule's own kind."""
+    ...
+
+  def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Where arcsinh(sigma / alpha) is a: t / T."""
+    ...
+
+  def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
+    """Where the log-SNR is that."""
+    ...
+
+  def noise_scale(self, t: Time) -> Float[Array, ""] | float:
+    """Standard deviation of the noise that a walk from t starts at."""
+    ...
+
+
+def in_whole_steps(schedule: Schedule) -> bool:
+  """Whether time is a step of a table, not a real number."""
+  return isinstance(schedule.T, int)

@@ -1,0 +1,45 @@
+"""Signals at the terminal: the second one ends a command at once."""
+
+import os
+import select
+import signal
+import threading
+
+# So long a command may take to end in order before it says what it does.
+PATIENCE = 3.0
+
+
+def watch() -> None:
+  """From now on the second SIGINT, SIGTERM or SIGHUP ends this process.
+
+  Python runs its handlers between two of its own instructions, which may be
+  minutes away while XLA compiles: a thread reads of each signal instead. It
+  ends the process as a kill would, after which a run goes on from its newest
+  checkpoint: files appear whole or not at all. Of signals that end the process
+  anyway nothing is read.
+  """
+  heard, told = os.pipe()
+  os.set_blocking(told, False)
+  signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+  threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+
+
+def _listen(heard: int) -> None:
+  ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+  while (first := _next(heard)) not in ends:
+    pass
+  if not select.select([heard], [], [], PATIENCE)[0]:
+    _say(f"{first.name}: ends when what runs now is done; again ends at once")
+  while (second := _next(heard)) not in ends:
+    pass
+  _say(f"error: stopped at once by a second signal, {second.name}")
+  os._exit(128 + second)
+
+
+def _next(heard: int) -> signal.Signals:
+  return signal.Signals(os.read(heard, 1)[0])
+
+
+def _say(line: str) -> None:
+  """Past Python's streams, which another thread may be holding."""
+  os.write(2, f"{line}\n".encode())
