@@ -219,7 +219,8 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} was trained without label_dropout: its network "
       "cannot draw without a class, which editing needs"
     )
-  always = [v.name for v in conditions.vectors if not v.dropout]
+  parts = (*conditions.vectors, *conditions.planes)
+  always = [part.name for part in parts if not part.dropout]
   if always:
     raise ValueError(
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "

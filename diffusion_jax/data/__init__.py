@@ -12,6 +12,7 @@ from diffusion_jax.extras import needed_for
 
 with needed_for("diffusion_jax.data"):
   from diffusion_jax.data import (
+    beside as beside,
     cache as cache,
     values as values,
     vectors as vectors,

@@ -1,14 +1,12 @@
 """Sources from arrays: digits, .npz and .npy files."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources, views
+from diffusion_jax.data import classes, pictures, sources, views
 from diffusion_jax.data.values import BYTES, Meaning, Values
 
-_MAX_CLASSES = 2**20
 _IMAGE_KEYS = ("images", "x", "arr_0")
 _LABEL_KEYS = ("labels", "y", "arr_1")
 _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
@@ -61,19 +59,8 @@ def load(
       f"{path} has labels of {labels.dtype} {list(labels.shape)}: must be"
       f" integers [{len(images)}], one for each image"
     )
-  elif labels.min() < 0 or labels.max() >= _MAX_CLASSES:
-    raise ValueError(
-      f"{path} has labels from {labels.min()} to {labels.max()}: must count"
-      f" from 0 and stay below {_MAX_CLASSES}"
-    )
   else:
-    names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    if labels.min() > 0:
-      warnings.warn(
-        f"{path.name} has labels from {labels.min()} to {labels.max()}, so"
-        " that class 0 has no pictures: count from 0",
-        stacklevel=4,
-      )
+    names = classes.counted(path.name, labels)
   return _source(
     path.name, images, labels, names, size, channels, random_crop, others,
     values,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax import concrete
 
 # All that a network may be conditioned on, besides x_t and the time.
-PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector")
+PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
 
 
 @runtime_checkable
@@ -135,14 +135,17 @@ def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
   return t - (t if s is None else s) if net.spans else None
 
 
-def beside(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
-  """x_t and, in further channels, small pictures enlarged linearly."""
-  if low_res is None:
-    return x_t
-  size = (*x_t.shape[:-1], low_res.shape[-1])
-  return jnp.concatenate(
-    [x_t, jax.image.resize(low_res, size, "linear")], axis=-1
-  )
+def beside(
+  x_t: jax.Array, low_res: jax.Array | None, planes: jax.Array | None = None
+) -> jax.Array:
+  """x_t and, in further channels, pictures, and small ones enlarged."""
+  joined = [x_t]
+  if low_res is not None:
+    size = (*x_t.shape[:-1], low_res.shape[-1])
+    joined.append(jax.image.resize(low_res, size, "linear"))
+  if planes is not None:
+    joined.append(planes)
+  return jnp.concatenate(joined, axis=-1) if joined[1:] else x_t
 
 
 def check_halvings(size: Sequence[int], levels: int) -> None:

@@ -124,7 +124,8 @@ class DiT(nn.Module):
         be upsampled, which are enlarged linearly and joined to x_t's
         channels; "low_res_t", their steps, where ``noisy_low_res``; "augment",
         [B, augment_labels]; "s", where a step leads, where ``spans``;
-        "vector", [B, vector].
+        "vector", [B, vector]; "planes", pictures [B, H, W, k], which are
+        joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -136,14 +137,14 @@ class DiT(nn.Module):
     """
     size = x_t.shape[1:-1]
     self.check_size(size)
-    y, low_res, low_res_t, augment, s, vector = backbone.parts(cond)
+    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
     backbone.check_vector(self, vector)
     span = backbone.span(self, t, s)
     c, classes = self._embed(t, y, low_res_t, augment, span, vector)
     grid = tuple(side // self.patch for side in size)
-    h = self._tokens(backbone.beside(x_t, low_res), grid)
+    h = self._tokens(backbone.beside(x_t, low_res, planes), grid)
     h = self._through(h, c, self._class_tokens(classes), grid, train)
     channels = self.out_channels or x_t.shape[-1]
     out = self._patches(h, c, self.patch ** len(size) * channels)

@@ -308,7 +308,8 @@ class UNet(Encoder):
         where it knows any; "low_res", smaller images to be upsampled, which
         are enlarged linearly and joined to x_t's channels; "low_res_t", the
         steps to which these are noised, 0..T, where ``noisy_low_res``; "s",
-        where a step leads, where ``spans``; "vector", [B, vector].
+        where a step leads, where ``spans``; "vector", [B, vector]; "planes",
+        pictures [B, H, W, k], which are joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -318,12 +319,12 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment, s, vector = backbone.parts(cond)
+    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
     span = backbone.span(self, t, s)
     out_channels = self.out_channels or x_t.shape[-1]
     emb = self.embed(t, y, low_res_t, augment, span, vector)
-    skips = self.down(backbone.beside(x_t, low_res), emb, train)
+    skips = self.down(backbone.beside(x_t, low_res, planes), emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):
       for number in range(self.num_blocks + 1):

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import diffusion_jax as dj
@@ -49,6 +50,8 @@ def model(
     cond.append("low_res_t")
   if vectors(config):
     cond.append("vector")
+  if planes(config):
+    cond.append("planes")
   derived = {
     "out_channels": outputs * image_shape[-1],
     "num_classes": asked,
@@ -180,7 +183,13 @@ def conditions(
     low_res=None if small is None else small[:-1],
     noise=0 if small is None else _low_res_noise(config),
     vectors=vectors(config),
+    planes=planes(config),
   )
+
+
+def planes(config: Config) -> tuple[dj.conditions.Plane, ...]:
+  """The pictures that a run conditions on."""
+  return tuple(dj.conditions.Plane(*part) for part in config.get("planes", ()))
 
 
 def vectors(config: Config) -> tuple[dj.conditions.Vector, ...]:
@@ -201,18 +210,49 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
   numbers = {}
   for one in asked:
     name, _, text = one.partition("=")
+    if text and name in {part.name for part in planes(config)}:
+      continue  # of ``pictures``
     try:
       values = [float(number) for number in text.split(":")]
     except ValueError:
       values = []
     if widths.get(name) != len(values) or not all(map(math.isfinite, values)):
-      known = ", ".join(f"{k} ({n} numbers)" for k, n in widths.items())
+      known = ", ".join(
+        [f"{k} ({n} numbers)" for k, n in widths.items()]
+        + [f"{part.name} (pictures)" for part in planes(config)]
+      )
       raise ValueError(
-        f"`cond={one}` must be NAME=NUMBER, or NAME=NUMBER:NUMBER and so on, "
-        f"of what the run has learnt: {known or 'nothing, it has no data.cond'}"
+        f"`cond={one}` must be NAME=NUMBER, NAME=NUMBER:NUMBER and so on, or "
+        f"NAME=PATH, of what the run has learnt: "
+        f"{known or 'nothing, it has no data.cond'}"
       )
     numbers[name] = values
   return numbers
+
+
+def pictures(
+  config: Config, asked: Sequence[str], size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """The pictures of `cond=("mask=PATH",)`, [N, H, W, C] by name.
+
+  Raises:
+    ValueError: If they cannot be read, or have other channels.
+  """
+  channels = {part.name: part.channels for part in planes(config)}
+  found = {}
+  for one in asked:
+    name, _, path = one.partition("=")
+    if name not in channels:
+      continue  # of ``numbers``
+    source = dj.data.load(path, size=size)
+    if source.image_shape[-1] != channels[name]:
+      raise ValueError(
+        f"`cond={one}` has {source.image_shape[-1]} channels, the run has "
+        f"learnt {name} of {channels[name]}: convert the pictures"
+      )
+    images = source.gather(np.arange(len(source)))["image"]
+    found[name] = source.values.floats(images)
+  return found
 
 
 def optimizer(

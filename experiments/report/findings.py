@@ -71,7 +71,7 @@ def loss_curves(
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   some = monitor.spread(len(source), IMAGES)
   real = source.gather(some)
-  vectors = {name: v[some] for name, v in source.vectors.items()}
+  known = source.known(some)
   x0, y = (
     jnp.asarray(source.values.floats(real["image"])),
     jnp.asarray(real["label"]),
@@ -81,7 +81,7 @@ def loss_curves(
   def curve(params):
     predict = processes.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      dj.given(predict, conditions.of(x0, y, vectors)),
+      dj.given(predict, conditions.of(x0, y, known)),
       schedule,
       x0,
       t,
