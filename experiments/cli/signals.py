@@ -1,5 +1,6 @@
 """Signals at the terminal: the second one ends a command at once."""
 
+import contextlib
 import os
 import select
 import signal
@@ -43,4 +44,5 @@ def _next(heard: int) -> signal.Signals:
 
 def _say(line: str) -> None:
   """Past Python's streams, which another thread may be holding."""
-  os.write(2, f"{line}\n".encode())
+  with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+    os.write(2, f"{line}\n".encode())
