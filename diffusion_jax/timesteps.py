@@ -4,6 +4,7 @@ A sampler walks pairs (t, s): it stands at t and moves to s < t. All T steps
 are the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -65,6 +66,7 @@ def everywhere(u, T):
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
   """For t / T = sigmoid(mean + std n) (Esser et al. 2024, section 3.1)."""
+  _check_normal(mean, std)
 
   def quantile(u, T):
     part = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
@@ -76,7 +78,14 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:
   """For t = exp(mean + std n), where time is sigma (Karras et al. 2022)."""
+  _check_normal(mean, std)
   return lambda u, T: jnp.exp(mean + std * jax.scipy.special.ndtri(u))
+
+
+def _check_normal(mean: float, std: float) -> None:
+  """Refuses a distribution of times that is none, or a single time."""
+  if not (math.isfinite(mean) and 0 < std < math.inf):
+    raise ValueError(f"{mean=} must be finite and {std=} above 0, of the times")
 
 
 def walk(visited: Sequence[int] | np.ndarray) -> Pairs:

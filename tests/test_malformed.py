@@ -267,3 +267,11 @@ def test_what_is_no_number_is_refused(changes):
   config = configuration.make(**changes)
   with pytest.raises(ValueError, match=r"(time_mean|ema.rates.0)=nan must be"):
     checks.check(config, processes.schedule(config))
+
+
+def test_a_number_that_nothing_looks_at_is_refused():
+  config = configuration.make(time_std=2.0)
+  with pytest.raises(
+    ValueError, match="time_std=2.0 is of timesteps=.*uniform"
+  ):
+    processes.draw(config)

@@ -57,3 +57,7 @@ def test_a_wide_distribution_stays_off_the_ends():
   u = jnp.array([timesteps.ENDS, 0.5, 1 - timesteps.ENDS])
   t = timesteps.logit_normal(0.0, 20.0)(u, 1.0)
   assert (t > 0).all() and (t < 1).all() and t[1] == 0.5
+  for make in (timesteps.logit_normal, timesteps.log_normal):
+    for std in (0, -1, np.inf):
+      with pytest.raises(ValueError, match=f"std={std} above 0, of the times"):
+        make(0.0, std)

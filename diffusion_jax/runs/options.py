@@ -202,8 +202,7 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
   Raises:
     ValueError: If it is none, or out of its bounds.
   """
-  # In quotes a number is none.
-  asked = f"`{field.name}={repr(value) if isinstance(value, str) else value}`"
+  asked = f"`{field.name}={_said(value)}`"
   try:
     number = operator.index(value) if of is int else float(value)
   except (TypeError, ValueError):
@@ -217,3 +216,8 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
     bounds = f"at least {least}" if most == math.inf else f"in {least}..{most}"
     raise ValueError(f"{asked} must be {bounds}")
   return number
+
+
+def _said(value: Any) -> str:
+  """A value for people: in quotes, a number is none."""
+  return repr(value) if isinstance(value, str) else str(value)

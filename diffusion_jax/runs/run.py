@@ -210,8 +210,10 @@ class Run:
 
 def _check_key(key: Any) -> None:
   """Refuses what JAX draws nothing from, such as a seed."""
+  if key is None:
+    return
   try:
-    key is None or jax.random.fold_in(key, 0)
+    jax.random.fold_in(key, 0)
   except (TypeError, ValueError):
     raise ValueError(
       f"`key` is a {type(key).__name__}: pass one key, jax.random.key(SEED), "
