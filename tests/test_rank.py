@@ -162,7 +162,7 @@ def schedule():
 
 def draws(shape):
   """All that can be done with the exact network of pixels, one number each."""
-  predict, key = TWO_PEAKS.predictor(schedule()), jax.random.key(0)
+  predict, key = TWO_PEAKS.predictor(schedule()), lambda: jax.random.key(0)
   x0 = TWO_PEAKS.sample(jax.random.key(1), (4, *shape))
   mask = (np.arange(math.prod(shape)) % 3 == 0).reshape(shape)
   guided = dj.guidance.classifier_free(
@@ -171,7 +171,9 @@ def draws(shape):
   walk = dj.timesteps.spaced(20, 5)
 
   def sample(step, predict=predict):
-    return dj.sample(step, predict, schedule(), (4, *shape), key, pairs=walk)[0]
+    return dj.sample(step, predict, schedule(), (4, *shape), key(), pairs=walk)[
+      0
+    ]
 
   return {
     "ancestral": sample(dj.ancestral_step, dj.clipped(predict, schedule())),
@@ -183,15 +185,15 @@ def draws(shape):
     "dpm": sample(solvers.dpm(2)),
     "unipc": sample(solvers.unipc(2)),
     "guided": sample(dj.ddim_step, guided),
-    "simple": dj.losses.simple(predict, schedule(), x0, key),
+    "simple": dj.losses.simple(predict, schedule(), x0, key()),
     "bound": dj.likelihood.variational_bound(
-      dj.clipped(predict, schedule()), schedule(), x0, key, pairs=walk
+      dj.clipped(predict, schedule()), schedule(), x0, key(), pairs=walk
     ).total,
     "flow": dj.likelihood.probability_flow(
-      predict, schedule(), x0, key, visited=[1, 5, 10, 20]
+      predict, schedule(), x0, key(), visited=[1, 5, 10, 20]
     ),
     "inpainted": dj.editing.inpaint(
-      dj.ancestral_step, predict, schedule(), x0, mask, key, pairs=walk,
+      dj.ancestral_step, predict, schedule(), x0, mask, key(), pairs=walk,
       jump=5, repeats=2,
     ),
     "restored": sample(
