@@ -307,7 +307,7 @@ def test_arrays_of_a_rank_come_back_in_their_own_units(
     ({}, (6, 8), r"rank=1 takes \[N, L, C\]"),
     ({}, (6, 2, 4, 4, 1), r"rank=3 takes \[N, D, H, W, C\]"),
     ({"rank": 1}, (6, 8, 8, 1), r"must be \[N, L, C\] or \[N, L\]"),
-    ({"rank": 4}, (6, 8), "rank=4"),
+    ({"rank": 4}, (6, 8), "rank=4 of .*made.npy"),
     ({"rank": 1, "size": 8}, (6, 8), "leave them out"),
     ({"rank": 1}, (6, 2, 400), "moveaxis"),
   ],
@@ -317,6 +317,15 @@ def test_arrays_of_another_rank_are_refused(tmp_path, options, shape, words):
   with pytest.raises(ValueError, match=words) as error:
     dj.data.load(path, **options)
   assert "\n" not in str(error.value)
+
+
+def test_no_pictures_lie_beside_signals(tmp_path):
+  _, path = saved(tmp_path, (6, 8))
+  np.save(tmp_path / "masks.npy", np.zeros((6, 8, 8, 1), np.uint8))
+  with pytest.raises(ValueError, match="are signals: condition on numbers"):
+    dj.data.beside.attach_named(
+      dj.data.load(path, rank=1), {"mask": tmp_path / "masks.npy"}
+    )
 
 
 def test_mirrors_keep_channels_and_signals_have_none(tmp_path):
