@@ -234,7 +234,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     )
   if len(run.image_shape) != 3:
     raise ValueError(
-      f"{run.workdir} is of {dj.data.sources.noun(run.image_shape)}s, and this "
+      f"{run.workdir} is of {dj.data.noun(run.image_shape)}s, and this "
       "command edits pictures; from Python dj.editing takes any rank"
     )
   x0 = pictures(values, config, run.image_shape)

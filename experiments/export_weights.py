@@ -143,7 +143,7 @@ def export(values: flags.FlagValues) -> None:
   shape = tuple(data["image_shape"])
   if len(shape) != 3:
     raise ValueError(
-      f"--workdir={workdir} is of {dj.data.sources.noun(shape)}s; published "
+      f"--workdir={workdir} is of {dj.data.noun(shape)}s; published "
       "formats are of pictures"
     )
   net = networks.network(config, shape, data["num_classes"])

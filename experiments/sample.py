@@ -66,7 +66,7 @@ def check_out(
   channels = shape[-1]
   if len(shape) != 3:
     raise ValueError(
-      f"{dj.data.sources.noun(shape)}s of {' x '.join(map(str, shape))} are no "
+      f"{dj.data.noun(shape)}s of {' x '.join(map(str, shape))} are no "
       "pictures; pass --out=NAME.npy"
     )
   if channels not in (1, 3):

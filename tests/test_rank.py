@@ -162,7 +162,7 @@ def schedule():
 
 def draws(shape):
   """All that can be done with the exact network of pixels, one number each."""
-  predict, key = TWO_PEAKS.predictor(schedule()), jax.random.key(0)
+  predict, key = TWO_PEAKS.predictor(schedule()), lambda: jax.random.key(0)
   x0 = TWO_PEAKS.sample(jax.random.key(1), (4, *shape))
   mask = (np.arange(math.prod(shape)) % 3 == 0).reshape(shape)
   guided = dj.guidance.classifier_free(
@@ -171,7 +171,9 @@ def draws(shape):
   walk = dj.timesteps.spaced(20, 5)
 
   def sample(step, predict=predict):
-    return dj.sample(step, predict, schedule(), (4, *shape), key, pairs=walk)[0]
+    return dj.sample(step, predict, schedule(), (4, *shape), key(), pairs=walk)[
+      0
+    ]
 
   return {
     "ancestral": sample(dj.ancestral_step, dj.clipped(predict, schedule())),
@@ -183,15 +185,15 @@ def draws(shape):
     "dpm": sample(solvers.dpm(2)),
     "unipc": sample(solvers.unipc(2)),
     "guided": sample(dj.ddim_step, guided),
-    "simple": dj.losses.simple(predict, schedule(), x0, key),
+    "simple": dj.losses.simple(predict, schedule(), x0, key()),
     "bound": dj.likelihood.variational_bound(
-      dj.clipped(predict, schedule()), schedule(), x0, key, pairs=walk
+      dj.clipped(predict, schedule()), schedule(), x0, key(), pairs=walk
     ).total,
     "flow": dj.likelihood.probability_flow(
-      predict, schedule(), x0, key, visited=[1, 5, 10, 20]
+      predict, schedule(), x0, key(), visited=[1, 5, 10, 20]
     ),
     "inpainted": dj.editing.inpaint(
-      dj.ancestral_step, predict, schedule(), x0, mask, key, pairs=walk,
+      dj.ancestral_step, predict, schedule(), x0, mask, key(), pairs=walk,
       jump=5, repeats=2,
     ),
     "restored": sample(
@@ -305,7 +307,7 @@ def test_arrays_of_a_rank_come_back_in_their_own_units(
     ({}, (6, 8), r"rank=1 takes \[N, L, C\]"),
     ({}, (6, 2, 4, 4, 1), r"rank=3 takes \[N, D, H, W, C\]"),
     ({"rank": 1}, (6, 8, 8, 1), r"must be \[N, L, C\] or \[N, L\]"),
-    ({"rank": 4}, (6, 8), "rank=4"),
+    ({"rank": 4}, (6, 8), "rank=4 of .*made.npy"),
     ({"rank": 1, "size": 8}, (6, 8), "leave them out"),
     ({"rank": 1}, (6, 2, 400), "moveaxis"),
   ],
@@ -315,6 +317,15 @@ def test_arrays_of_another_rank_are_refused(tmp_path, options, shape, words):
   with pytest.raises(ValueError, match=words) as error:
     dj.data.load(path, **options)
   assert "\n" not in str(error.value)
+
+
+def test_no_pictures_lie_beside_signals(tmp_path):
+  _, path = saved(tmp_path, (6, 8))
+  np.save(tmp_path / "masks.npy", np.zeros((6, 8, 8, 1), np.uint8))
+  with pytest.raises(ValueError, match="are signals: condition on numbers"):
+    dj.data.beside.attach_named(
+      dj.data.load(path, rank=1), {"mask": tmp_path / "masks.npy"}
+    )
 
 
 def test_mirrors_keep_channels_and_signals_have_none(tmp_path):

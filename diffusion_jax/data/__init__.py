@@ -25,6 +25,7 @@ with needed_for("diffusion_jax.data"):
     Source as Source,
     Unfit as Unfit,
     Unreadable as Unreadable,
+    noun as noun,
     summary as summary,
   )
   from diffusion_jax.data.views import hold_out as hold_out, shown as shown

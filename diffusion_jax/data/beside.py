@@ -62,6 +62,11 @@ def attach_named(
       if path.suffix.lower() == ".npy":
         found = {name: next(iter(found.values()))}
     else:
+      if len(source.image_shape) != 3:
+        raise ValueError(
+          f"{path}: pictures lie beside pictures, and {source.name} are"
+          f" {sources.noun(source.image_shape)}s: condition on numbers instead"
+        )
       found = {}
       pictures[name] = load(
         path, size=source.image_shape[:2], random_crop=random_crop,

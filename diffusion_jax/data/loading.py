@@ -147,7 +147,8 @@ def _load(
     )
   kind = find(text)
   _check_meaning(text, kind, dtype, means)
-  _check_rank(text, rank, shape, channels, random_crop)
+  if rank != 2:
+    _check_rank(text, kind, rank, shape, channels, random_crop)
   if kind == "tfds":
     return tfds.load(
       text.removeprefix("tfds:"), split, shape, channels, random_crop, data_dir,
@@ -235,11 +236,11 @@ def _check_meaning(
     )
 
 
-def _check_rank(text: str, rank: int, size, channels, random_crop) -> None:
+def _check_rank(
+  text: str, kind: str, rank: int, size, channels, random_crop
+) -> None:
   """Refuses signals and volumes where there are pictures, and to resize any."""
-  if rank == 2:
-    return
-  if rank not in (1, 3) or Path(text).suffix.lower() not in (".npz", ".npy"):
+  if rank not in (1, 3) or kind != "array":
     raise ValueError(
       f"{rank=} of {text}: signals (1) and volumes (3) are .npz or .npy, all "
       "else has rank 2"

@@ -54,7 +54,7 @@ def announce(plan: Plan) -> None:
   """Says what one stage is about to draw."""
   guidance = plan.options.guidance
   *size, _ = plan.image_shape
-  what = dj.data.sources.noun(plan.image_shape, plan.num)
+  what = dj.data.noun(plan.image_shape, plan.num)
   console.say_first(
     f"{plan.num} {what} of {' x '.join(map(str, size))} from step {plan.step}, "
     f"{plan.options.sampler} with "

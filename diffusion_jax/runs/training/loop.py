@@ -163,7 +163,7 @@ def _announce(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
   source, shape = run.source, run.source.image_shape
-  what = dj.data.sources.noun(shape, len(source))
+  what = dj.data.noun(shape, len(source))
   log.say(f"everything is written to {run.workdir}")
   log.say(
     f"{source.name}: {len(source)} {what} of {' x '.join(map(str, shape))}; "
