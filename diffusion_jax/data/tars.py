@@ -120,7 +120,7 @@ def _samples(
     )
   if damaged:
     warnings.warn(
-      f"{path}: left out the rest of {sources.some(damaged)}", stacklevel=5
+      f"left out all that follows: {sources.some(damaged)}", stacklevel=5
     )
   return samples
 
