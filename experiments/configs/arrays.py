@@ -3,8 +3,8 @@
   python -m experiments.train --config=configs/arrays.py:signals \
     --config.data.name=PATH.npy --workdir=runs/signals
 
-Small networks for a CPU, which docs/any-rank.md trains in less than a minute
-each; give others more channels, levels and steps. Variants:
+Small networks, which docs/any-rank.md trains for a few minutes on a CPU; give
+others more channels, levels and steps. Variants:
   signals  [N, L, C] or [N, L]
   volumes  [N, D, H, W, C] or [N, D, H, W]
 """
