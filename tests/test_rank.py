@@ -193,8 +193,8 @@ def draws(shape):
       predict, schedule(), x0, key(), visited=[1, 5, 10, 20]
     ),
     "inpainted": dj.editing.inpaint(
-      dj.ancestral_step, predict, schedule(), x0, mask, key(), pairs=walk,
-      jump=5, repeats=2,
+      dj.ancestral_step, predict, schedule(), x0, jnp.asarray(mask, float),
+      key(), pairs=walk, jump=5, repeats=2,
     ),
     "restored": sample(
       dj.ddim_step,

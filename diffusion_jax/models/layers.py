@@ -186,7 +186,7 @@ def conv(
   upsampled: bool = False,
   init=INIT,
   name: str | None = None,
-) -> Images:
+) -> Float[Array, "B ... C_out"]:
   """A convolution of 3 taps an axis, of twice the image where ``upsampled``."""
   rank = x.ndim - 2
   return nn.Conv(
@@ -205,7 +205,9 @@ def conv(
   )(x)
 
 
-def everywhere(emb: Float[Array, "B D"], like: Images) -> Images:
+def everywhere(
+  emb: Float[Array, "B D"], like: Images
+) -> Float[Array, "B ... D"]:
   """A vector of each example, for each of its pixels."""
   return jnp.expand_dims(emb, tuple(range(1, like.ndim - 1)))
 
