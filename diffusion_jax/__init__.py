@@ -18,6 +18,7 @@ from diffusion_jax import (
   averages as averages,
   bound as bound,
   clipping as clipping,
+  composition as composition,
   conditions as conditions,
   consistency as consistency,
   continuous as continuous,

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def known(value: Any) -> np.ndarray | None:
   """The values, if they are here to be looked at; None of a traced array."""
-  if value is None or isinstance(value, jax.core.Tracer):
+  if value is None or isinstance(value, Tracer):
     return None
   if isinstance(value, jax.Array) and not value.is_fully_addressable:
     return None

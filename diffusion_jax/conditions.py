@@ -6,79 +6,33 @@ For the networks here it is a dictionary:
   low_res    small pictures to enlarge, [B, h, w, C]
   low_res_t  the steps to which these are noised, [B]
   augment    what was done to the picture, [B, 9], see ``augmentation``
-  vector     numbers of each example, see ``vector``, [B, width]
+  vector     numbers of each example, see ``parts.vector``, [B, width]
+  planes     pictures of each example, see ``parts.planes``, [B, H, W, width]
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import concrete, process, samplers, upsampling
+from diffusion_jax import concrete, parts, process, samplers, upsampling
+from diffusion_jax.parts import (
+  Plane as Plane,
+  Vector as Vector,
+  standardised as standardised,
+  width as width,
+)
 from diffusion_jax.prediction import Cond
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
 # Numbers that no step reaches, for keys of their own.
-LABELS, LOW_RES, AUGMENT, VECTORS = (2**32 - n for n in (1, 2, 5, 6))
-
-
-class Vector(NamedTuple):
-  """One part of what is known of an example: an angle, a position, a dose.
-
-  Attributes:
-    name: As the batch has it.
-    mean: Of each of its numbers over the data, which becomes 0.
-    std: Their standard deviations, which become 1.
-    dropout: Part of the examples from which training hides it.
-  """
-
-  name: str
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  dropout: float = 0.0
-
-
-def standardised(
-  numbers: Mapping[str, np.ndarray], dropout: Mapping[str, float] | float = 0.0
-) -> tuple[Vector, ...]:
-  """The parts of a source's ``vectors``, as ``Conditions`` takes them.
-
-  Args:
-    numbers: [N, n] by name, of all examples.
-    dropout: Part of the examples from which training hides each; one number,
-      or by name.
-
-  Returns:
-    The parts, with mean and standard deviation over the data.
-
-  Raises:
-    ValueError: If a rate is none, is of no part, or a part is constant.
-  """
-  rates = dropout
-  if not isinstance(rates, Mapping):
-    rates = dict.fromkeys(numbers, rates)
-  for name, rate in rates.items():
-    if name not in numbers or not 0 <= rate < 1:
-      raise ValueError(
-        f"dropout of {name!r} is {rate}: must be in [0, 1), of one of "
-        f"{', '.join(numbers) or 'no vectors'}"
-      )
-  parts = []
-  for name, array in numbers.items():
-    wide = np.asarray(array, np.float64)
-    mean, std = wide.mean(axis=0), wide.std(axis=0)
-    if not (std > 0).all():
-      raise ValueError(
-        f"{name} is the same in all examples and says nothing: leave it out"
-      )
-    rate = rates.get(name, 0.0)
-    parts.append(Vector(name, tuple(mean.tolist()), tuple(std.tolist()), rate))
-  return tuple(parts)
+LABELS, LOW_RES, AUGMENT, VECTORS, PLANES = (2**32 - n for n in (1, 2, 5, 6, 7))
+# The name of the label among parts that can be hidden.
+CLASS = "class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +48,16 @@ class Conditions:
     noise: The largest step of noise on these; where it is above 0 the step is
       a condition, too.
     vectors: Numbers of each example, in parts that are hidden one by one.
+    planes: Pictures of each example, likewise.
   """
 
   schedule: Schedule
   num_classes: int | None = None
   label_dropout: float = 0.0
-  low_res: tuple[int, int] | None = None
+  low_res: tuple[int, ...] | None = None
   noise: int = 0
   vectors: tuple[Vector, ...] = ()
+  planes: tuple[Plane, ...] = ()
 
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
     """The condition of a batch in training.
@@ -110,23 +66,27 @@ class Conditions:
     change it.
 
     Args:
-      batch: "image" and "label", and each vector by its name; "augment", where
-        pictures are augmented.
+      batch: "image" and "label", and each vector and picture by its name;
+        "augment", where pictures are augmented.
       key: The run's training key.
       step: Number of updates so far.
 
     Returns:
       The condition.
     """
-    key_labels, key_small, key_vectors = (
+    key_labels, key_small, key_vectors, key_planes = (
       jax.random.fold_in(jax.random.fold_in(key, purpose), step)
-      for purpose in (LABELS, LOW_RES, VECTORS)
+      for purpose in (LABELS, LOW_RES, VECTORS, PLANES)
     )
-    missing = [v.name for v in self.vectors if v.name not in batch]
+    missing = [
+      part.name
+      for part in (*self.vectors, *self.planes)
+      if part.name not in batch
+    ]
     if missing:
       raise ValueError(
-        f"the batch has no {', '.join(missing)}; data with these vectors are "
-        "needed, see data.vectors.attach"
+        f"the batch has no {', '.join(missing)}; data with these are needed, "
+        "see data.vectors.attach and data.beside.attach"
       )
     cond = self.of(batch["image"], batch["label"], batch)
     if "augment" in batch:
@@ -142,7 +102,9 @@ class Conditions:
         key_small, self.schedule, cond["low_res"], self.noise
       )
     if self.vectors:
-      cond["vector"] = drop_parts(key_vectors, cond["vector"], self.vectors)
+      cond["vector"] = parts.drop(key_vectors, cond["vector"], self.vectors)
+    if self.planes:
+      cond["planes"] = parts.drop(key_planes, cond["planes"], self.planes)
     return cond
 
   def of(
@@ -156,7 +118,8 @@ class Conditions:
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)
     numbers = {} if numbers is None else numbers
-    return self.given(y, low_res, numbers, count=len(x0))
+    size = x0.shape[1:3] if self.planes else None
+    return self.given(y, low_res, numbers, count=len(x0), size=size)
 
   def given(
     self,
@@ -165,15 +128,17 @@ class Conditions:
     numbers: Mapping[str, Any] | None = None,
     *,
     count: int | None = None,
+    size: tuple[int, int] | None = None,
   ) -> Cond:
     """A condition of what is known; None if nothing can be.
 
     Args:
       y: Classes.
       low_res: Clean small pictures.
-      numbers: Vectors by their names, [B, n], or [n] for all alike;
-        those that are missing are hidden.
+      numbers: Vectors by their names, [B, n], or [n] for all alike; and
+        pictures, [B, H, W, C] or [H, W, C]. Those that are missing are hidden.
       count: How many examples, where neither y nor low_res says it.
+      size: Height and width, where all pictures are hidden.
 
     Returns:
       The condition.
@@ -190,22 +155,47 @@ class Conditions:
       cond["low_res"] = low_res
       if self.noise:
         cond["low_res_t"] = jnp.zeros(len(low_res), jnp.int32)
+    if count is None and (self.vectors or self.planes):
+      count = len(next(a for a in (y, low_res) if a is not None))
     if self.vectors:
-      if count is None:
-        count = len(next(a for a in (y, low_res) if a is not None))
-      cond["vector"] = vector(self.vectors, numbers or {}, count)
+      cond["vector"] = parts.vector(self.vectors, numbers or {}, count or 0)
+    if self.planes:
+      cond["planes"] = parts.planes(
+        self.planes, numbers or {}, count or 0, size
+      )
     return cond or None
+
+  @property
+  def hideable(self) -> tuple[str, ...]:
+    """What training hides now and then: the class, vectors, pictures."""
+    known = (*self.vectors, *self.planes)
+    # Of a condition on classes alone, the class is what there is to hide.
+    label = self.label_dropout or (self.num_classes is not None and not known)
+    named = (part.name for part in known if part.dropout)
+    return ((CLASS,) if label else ()) + tuple(named)
 
   def null(self, cond: Cond) -> Cond:
     """The condition without what training hides, as training hides it."""
+    return self.without(cond, self.hideable)
+
+  def without(self, cond: Cond, names: Collection[str]) -> Cond:
+    """The condition in which these are hidden, as training hides them.
+
+    Args:
+      cond: The condition.
+      names: Of parts; "class" is the label.
+
+    Returns:
+      The condition, of the same shapes.
+    """
     hidden = dict(cond)
-    if "y" in cond and (self.label_dropout or not self.vectors):
+    if CLASS in names and "y" in cond:
       hidden = without_class(self.num_classes or 0)(hidden)
-    if self.vectors:
-      known = [
-        jnp.full(len(cond["vector"]), not v.dropout) for v in self.vectors
-      ]
-      hidden["vector"] = hide(self.vectors, cond["vector"], known)
+    for key, each in (("vector", self.vectors), ("planes", self.planes)):
+      if each:
+        count = len(cond[key])
+        known = [jnp.full(count, part.name not in names) for part in each]
+        hidden[key] = parts.hide(each, cond[key], known)
     return hidden
 
 
@@ -253,72 +243,3 @@ def drop_labels(
 def without_class(no_class: int) -> Callable[[Cond], Cond]:
   """``cond -> cond`` in which every class is ``no_class``."""
   return lambda cond: {**cond, "y": jnp.full_like(cond["y"], no_class)}
-
-
-def vector(
-  parts: Sequence[Vector], numbers: Mapping[str, Any], count: int
-) -> Float[Array, "B width"]:
-  """All parts in a row, each standardised and followed by 1; hidden, zeros.
-
-  The 1 tells a network what is hidden from what is average.
-
-  Args:
-    parts: Which there can be.
-    numbers: Those that are known, by name: [B, n], or [n] for all alike.
-    count: B.
-
-  Returns:
-    The row of each example.
-
-  Raises:
-    ValueError: If a part has another number of numbers.
-  """
-  row = []
-  for part in parts:
-    n = len(part.mean)
-    given = numbers.get(part.name)
-    if given is None:
-      row.append(jnp.zeros((count, n + 1)))
-      continue
-    given = jnp.asarray(given, jnp.float32)
-    if given.shape in ((), (count,)) and n == 1:
-      given = given[..., None]
-    if given.shape not in ((count, n), (n,)):
-      raise ValueError(
-        f"{part.name} is {list(given.shape)}: must be [{count}, {n}], or [{n}]"
-        " for all alike"
-      )
-    given = jnp.broadcast_to(given, (count, n))
-    scaled = (given - jnp.array([part.mean])) / jnp.array([part.std])
-    row.append(jnp.concatenate([scaled, jnp.ones((count, 1))], axis=1))
-  return jnp.concatenate(row, axis=1)
-
-
-def width(parts: Sequence[Vector]) -> int:
-  """Of the row of all parts, which a network takes as ``vector``."""
-  return sum(len(part.mean) + 1 for part in parts)
-
-
-def drop_parts(
-  key: Key[Array, ""], row: Float[Array, "B width"], parts: Sequence[Vector]
-) -> Float[Array, "B width"]:
-  """Hides each part of each example with the part's own probability."""
-  known = [
-    ~jax.random.bernoulli(jax.random.fold_in(key, k), part.dropout, (len(row),))
-    for k, part in enumerate(parts)
-  ]
-  return hide(parts, row, known)
-
-
-def hide(
-  parts: Sequence[Vector],
-  row: Float[Array, "B width"],
-  known: Sequence[Bool[Array, " B"]],
-) -> Float[Array, "B width"]:
-  """The row in which the parts that are not known are zeros."""
-  widths = [len(part.mean) + 1 for part in parts]
-  mask = jnp.repeat(
-    jnp.stack(known, axis=1), np.array(widths), axis=1,
-    total_repeat_length=sum(widths),
-  )  # fmt: skip
-  return jnp.where(mask, row, 0)

@@ -114,7 +114,12 @@ def linear(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Continuous:
   """The VP SDE, beta(t) linear (Song et al. 2021, appendix C).
 
   alpha^2 = exp(-beta_min t - (beta_max - beta_min) t^2 / 2).
+
+  Raises:
+    ValueError: If beta does not grow from above 0.
   """
+  if not 0 < beta_min < beta_max < math.inf:
+    raise ValueError(f"{beta_min=} must be above 0 and below {beta_max=}")
   slope = beta_max - beta_min
 
   def log_snr(t):
@@ -128,7 +133,13 @@ def linear(*, beta_min: float = 0.1, beta_max: float = 20.0) -> Continuous:
 
 
 def edm(*, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Continuous:
-  """Time is sigma itself, alpha is 1 (Karras et al. 2022, table 1)."""
+  """Time is sigma itself, alpha is 1 (Karras et al. 2022, table 1).
+
+  Raises:
+    ValueError: If sigma does not grow from above 0.
+  """
+  if not 0 < sigma_min < sigma_max < math.inf:
+    raise ValueError(f"{sigma_min=} must be above 0 and below {sigma_max=}")
   return Continuous(
     lambda t: -2 * jnp.log(t),
     lambda log_snr: jnp.exp(-log_snr / 2),

@@ -77,10 +77,10 @@ def loss_curve(
 
 
 def mean_colour(
-  x: Float[np.ndarray, "B H W C"],
+  x: Float[np.ndarray, "B *size C"],
 ) -> Float[np.ndarray, "B C"]:
   """The mean of each channel of each image."""
-  return x.mean(axis=(1, 2), dtype=np.float64)
+  return x.mean(axis=tuple(range(1, x.ndim - 1)), dtype=np.float64)
 
 
 def colour_drift(
@@ -104,14 +104,14 @@ def colour_drift(
 
 
 def saturation(
-  x: Float[np.ndarray, "B H W C"], threshold: float = 0.99
+  x: Float[np.ndarray, "B *size C"], threshold: float = 0.99
 ) -> Float[np.ndarray, " B"]:
   """The part of the values of each image whose size is above the threshold.
 
   To be read beside that of the data: drawings have white paper, photographs
   little that is black or white through and through.
   """
-  return (np.abs(x) > threshold).mean(axis=(1, 2, 3))
+  return (np.abs(x) > threshold).mean(axis=tuple(range(1, x.ndim)))
 
 
 def relative_distance(average: Any, params: Any) -> Float[Array, ""]:

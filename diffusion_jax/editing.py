@@ -52,7 +52,7 @@ def inpaint(
 
   Raises:
     ValueError: If jump does not divide the walk, repeats is below 1, or the
-      step is a solver.
+      step is a solver; or the mask has another shape.
   """
   if isinstance(step, samplers.Solver):
     raise ValueError(
@@ -62,6 +62,7 @@ def inpaint(
   pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
   if jump < 1 or len(pairs) % jump:
     raise ValueError(f"{jump=} must divide the {len(pairs)} moves of the walk")
+  _check_mask(jnp.shape(mask), known.shape)
   if repeats < 1:
     raise ValueError(f"{repeats=} must be at least 1")
   stretches = jnp.asarray(pairs).reshape(-1, jump, 2)
@@ -89,6 +90,19 @@ def inpaint(
   x_T = samplers.noise(key_start, pairs[0, 0], images, shape)
   x, _ = jax.lax.scan(stretch, x_T, stretches)
   return x
+
+
+def _check_mask(mask: tuple[int, ...], known: tuple[int, ...]) -> None:
+  """Refuses a mask that would be broadcast to something else, or not at all."""
+  try:
+    right = np.broadcast_shapes(mask, known) == known
+  except ValueError:
+    right = False
+  if not right:
+    raise ValueError(
+      f"the mask is {list(mask)}, the pictures are {list(known)}: pass [B, H, "
+      "W, C], [H, W, C] or, for all channels, [H, W, 1]"
+    )
 
 
 def _overwrite(step, schedule, known, mask, images, key) -> Callable:
@@ -175,5 +189,5 @@ def slerp(
     """sin(w angle) / sin(angle), which is w where the angle is 0."""
     return w * jnp.sinc(w * angle / jnp.pi) / jnp.sinc(angle / jnp.pi)
 
-  w = weights.reshape(-1, *(1,) * a.ndim)
+  w = jnp.asarray(weights).reshape(-1, *(1,) * a.ndim)
   return share(1 - w) * a[None] + share(w) * b[None]

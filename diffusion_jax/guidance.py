@@ -13,7 +13,6 @@ strong one. Guide first, then clip.
 from collections.abc import Callable
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -25,6 +24,7 @@ from diffusion_jax.classifier_guidance import (
   log_prob as log_prob,
   log_prob_gradient as log_prob_gradient,
 )
+from diffusion_jax.composition import at_once
 from diffusion_jax.deprecated import moved
 from diffusion_jax.prediction import Cond, Predict, Prediction, read
 from diffusion_jax.process import Batch, per_example, times
@@ -82,13 +82,8 @@ def _both(
   predict: Predict, null, x_t, t, cond
 ) -> tuple[Prediction, Prediction]:
   """With the condition and without it, by one call."""
-  pair = jax.tree.map(
-    lambda *both: jnp.concatenate(both), (x_t, t, cond), (x_t, t, null(cond))
-  )
-  both = predict(*pair)
-  return tuple(
-    jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], both) for i in range(2)
-  )
+  strong, weak = at_once(predict, x_t, t, (cond, null(cond)))
+  return strong, weak
 
 
 def projected(

@@ -1,5 +1,6 @@
 """Pictures out: quantised, tiled, enlarged, saved."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -27,7 +28,7 @@ def to_uint8(
     The bytes.
 
   Raises:
-    ValueError: If there is no such rule.
+    ValueError: If there is no such rule, or x are integers.
     FloatingPointError: If a value is NaN or infinite, which would be black or
       white like any other.
 
@@ -38,6 +39,8 @@ def to_uint8(
   """
   if quantise not in QUANTISE:
     raise ValueError(f"{quantise=} is not one of {', '.join(QUANTISE)}")
+  if np.asarray(x).dtype.kind in "uib":
+    raise ValueError(f"x is {np.asarray(x).dtype}; pass floats in [-1, 1]")
   x = np.asarray(x, np.float32)
   check_finite(x)
   scaled = QUANTISE[quantise]((x + 1) * 127.5)
@@ -75,12 +78,17 @@ def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
   return floats
 
 
-def displayable(x: UInt8[np.ndarray, "B H W C"]) -> np.ndarray:
+def displayable(x: UInt8[np.ndarray, "B *size C"]) -> np.ndarray:
   """[B, H, W, C] -> [B, H, W', 3]; grey or colour as it is.
 
   Any other number of channels is shown as that many grey pictures side by
-  side.
+  side. Of volumes it is the slice in the middle of their depth, of signals a
+  plot of lines, see ``plotted``.
   """
+  if x.ndim == 3:
+    return plotted(x)
+  if x.ndim == 5:
+    x = x[:, x.shape[1] // 2]
   b, h, w, c = x.shape
   if c == 3:
     return x
@@ -88,8 +96,46 @@ def displayable(x: UInt8[np.ndarray, "B H W C"]) -> np.ndarray:
   return np.broadcast_to(grey, (b, h, c * w, 3))
 
 
+# Of the channels of a signal, told apart without colour vision too (Okabe and
+# Ito 2008).
+_COLOURS = np.array(
+  [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0]],
+  np.uint8,
+)
+
+
+def plotted(
+  x: UInt8[np.ndarray, "B L C"], size: tuple[int, int] = (64, 128)
+) -> UInt8[np.ndarray, "B H W 3"]:
+  """Signals as lines on white, 0 below and 255 above, one for each channel.
+
+  A column is dark from the least to the greatest value within it, so that no
+  peak is lost where there are more places than columns.
+  """
+  height, width = size
+  places = x.shape[1]
+  # Each place, and as many between it and the next as fill the columns.
+  between = -(-width // max(1, places - 1))
+  at = np.arange(between * (places - 1) + 1) / between
+  before = at.astype(int)
+  after, part = np.minimum(before + 1, places - 1), (at % 1)[:, None]
+  y = x[:, before] * (1 - part) + x[:, after] * part
+  sides = np.rint(np.linspace(0, len(at) - 1, width + 1)).astype(int)
+  columns = [y[:, a : b + 1] for a, b in itertools.pairwise(sides)]
+  least = np.stack([column.min(axis=1) for column in columns], axis=1)
+  most = np.stack([column.max(axis=1) for column in columns], axis=1)
+  rows = np.arange(height - 1, -1, -1)[:, None] / (height - 1) * 255
+  half = 255 / (height - 1) / 2
+  canvas = np.full((len(x), height, width, 3), 255, np.uint8)
+  for channel in range(x.shape[2]):
+    low, high = (end[:, None, :, channel] for end in (least, most))
+    dark = (low - half <= rows) & (rows <= high + half)
+    canvas[dark] = _COLOURS[channel % len(_COLOURS)]
+  return canvas
+
+
 def grid(
-  x: Float[np.ndarray, "B H W C"],
+  x: Float[np.ndarray, "B *size C"],
   *,
   columns: int | None = None,
   min_pixels: int = 64,
@@ -98,7 +144,8 @@ def grid(
   """Tiles images into one picture.
 
   Args:
-    x: Images in [-1, 1].
+    x: Images in [-1, 1], or signals or volumes, see ``displayable``. Signals
+      that leave the range are all shown on a scale that holds them.
     columns: Per row; by default about as many as rows.
     min_pixels: Small images are enlarged by a whole factor, pixels staying
       sharp, until their shorter side has at least this many.
@@ -108,13 +155,18 @@ def grid(
     The picture.
 
   Raises:
-    ValueError: If there are no images.
+    ValueError: If there are no images, or no columns.
   """
+  if columns is not None and columns < 1:
+    raise ValueError(f"{columns=} must be at least 1, or None")
   if not len(x):
     raise ValueError("there are no images to tile; pass at least one")
+  x = np.asarray(x)
+  if x.ndim == 3 and np.isfinite(x).all():
+    x = x / max(1, np.abs(x).max())
   tiles = displayable(to_uint8(x))
   b, h, w, _ = tiles.shape
-  factor = max(1, -(-min_pixels // min(h, x.shape[2])))
+  factor = max(1, -(-min_pixels // min(h, w)))
   tiles = tiles.repeat(factor, axis=1).repeat(factor, axis=2)
   h, w = h * factor, w * factor
   columns = columns or int(np.ceil(np.sqrt(b * h / w)))

@@ -107,8 +107,9 @@ def optimizer(
     ("clip", clip, clip is None or clip > 0, "above 0, or None"),
     ("b1", b1, 0 <= b1 < 1, "in [0, 1)"),
     ("b2", b2, 0 <= b2 < 1, "in [0, 1)"),
-    ("eps", eps, eps >= 0, "not negative"),
-    ("weight_decay", weight_decay, weight_decay >= 0, "not negative"),
+    ("eps", eps, 0 <= eps < math.inf, "not negative, and finite"),
+    ("weight_decay", weight_decay, 0 <= weight_decay < math.inf,
+     "not negative, and finite"),
   ):  # fmt: skip
     if not right:
       raise ValueError(f"{key}={value} must be {meaning}")

@@ -43,18 +43,21 @@ def inpainting(mask: np.ndarray) -> Observe:
 
   def observe(x):
     # Another mask would name other values, and none beyond the last.
-    if np.shape(mask) != x.shape[1:]:
-      raise ValueError(
-        f"the mask is {list(np.shape(mask))}, the pictures are "
-        f"{list(x.shape[1:])}: must be the same"
-      )
+    _check_image("the mask is", np.shape(mask), x)
     return x.reshape(len(x), -1)[:, known]
 
   return observe
 
 
+def _check_image(what: str, shape: Sequence[int], x: Batch) -> None:
+  if tuple(shape) != x.shape[1:]:
+    raise ValueError(
+      f"{what} {list(shape)}, must be {list(x.shape[1:])} as the pictures are"
+    )
+
+
 def blurring(width: float) -> Observe:
-  """A Gaussian blur of H and W, by reflection at the borders.
+  """A Gaussian blur along each axis of the size, reflected at the borders.
 
   Args:
     width: Standard deviation in pixels.
@@ -78,11 +81,11 @@ def blurring(width: float) -> Observe:
       blurred += weight * jax.lax.slice_in_dim(padded, k, k + n, axis=axis)
     return blurred
 
-  return lambda x: blur(blur(x, 1), 2)
+  return lambda x: functools.reduce(blur, range(1, x.ndim - 1), x)
 
 
 def downsampling(size: Sequence[int]) -> Observe:
-  """Means of equal boxes, (height, width) of them: to undo is to enlarge."""
+  """Means of equal boxes, size of them: to undo is to enlarge."""
   return functools.partial(upsampling.shrink, size=size)
 
 
@@ -96,9 +99,19 @@ def measuring(key: Key[Array, ""], shape: Sequence[int], count: int) -> Observe:
 
   Returns:
     ``x -> [B, count]``.
+
+  Raises:
+    ValueError: If nothing is measured, or pictures have another shape.
   """
+  if not isinstance(count, int | np.integer) or count < 1:
+    raise ValueError(f"{count=} must be a whole number, at least 1")
   A = jax.random.normal(key, (math.prod(shape), count)) / math.sqrt(count)
-  return lambda x: x.reshape(len(x), -1) @ A
+
+  def observe(x):
+    _check_image("the matrix is of", shape, x)
+    return x.reshape(len(x), -1) @ A
+
+  return observe
 
 
 def transpose(observe: Observe, y: Observed, like: Batch) -> Batch:

@@ -61,8 +61,11 @@ class Table:
     """The tables' entries at whole steps.
 
     Raises:
-      ValueError: If a step that is known before tracing is not in 0..T.
+      ValueError: If t is not whole; or not in 0..T, where that is known before
+        tracing.
     """
+    if not jnp.issubdtype(kind := jnp.result_type(t), jnp.integer):
+      raise ValueError(f"t is {kind}; steps are whole numbers, 0..T={self.T}")
     concrete.check_range("t", t, 0, self.T)
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
@@ -259,6 +262,8 @@ def cosine(
   Returns:
     The schedule.
   """
+  if not 0 <= offset < np.inf:
+    raise ValueError(f"{offset=} must be at least 0 and finite; 0.008 is usual")
   u = np.linspace(0, 1, _checked(T) + 1)
   f = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
   betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
@@ -292,6 +297,8 @@ def sigmoid(
   Returns:
     The schedule.
   """
+  if not (0 < tau < np.inf and abs(end - start) > 0):
+    raise ValueError(f"{tau=} must be above 0, {start=} other than {end=}")
   u = np.linspace(0, 1, _checked(T) + 1)
   s = 1 / (1 + np.exp(-((end - start) * u + start) / tau))
   abar = (s[-1] - s) / (s[-1] - s[0])

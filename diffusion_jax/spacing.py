@@ -21,6 +21,7 @@ from u = 1000 where T has no data left.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -123,14 +124,17 @@ def named(
 def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
   """The walk in real time that a name, or a number of even steps, means."""
   if spec.isdecimal():
-    spec, num = "even", int(spec) if num is None else num
+    if num not in (None, int(spec)):
+      raise ValueError(f"spacing {spec!r} has {spec} steps, not {num}")
+    spec, num = "even", int(spec)
   if spec not in REAL:
     raise ValueError(
       f"spacing {spec!r} is not one of {', '.join(REAL)}, which real time has"
     )
   if num is None or num < 1:
     raise ValueError(f"spacing {spec!r} needs a number of steps, not {num}")
-  return timesteps.real(REAL[spec](schedule, num))
+  with jax.ensure_compile_time_eval():  # a walk is known before tracing
+    return timesteps.real(REAL[spec](schedule, num))
 
 
 def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):

@@ -4,6 +4,7 @@ A sampler walks pairs (t, s): it stands at t and moves to s < t. All T steps
 are the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,6 +16,8 @@ Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
 # (u, T) -> t, of u evenly distributed on (0, 1).
 Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
+# No draw is nearer to an end of (0, 1).
+ENDS = 1e-6
 
 
 def uniform(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
@@ -51,7 +54,7 @@ def drawn_by(quantile: Quantile, *, even: bool = True):
 
   def draw(key, batch, T):
     u = _evenly(key, batch) if even else jax.random.uniform(key, (batch,))
-    return quantile(jnp.clip(u, 1e-6, 1 - 1e-6), T)
+    return quantile(jnp.clip(u, ENDS, 1 - ENDS), T)
 
   return draw
 
@@ -63,14 +66,26 @@ def everywhere(u, T):
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
   """For t / T = sigmoid(mean + std n) (Esser et al. 2024, section 3.1)."""
-  return lambda u, T: (
-    T * jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
-  )
+  _check_normal(mean, std)
+
+  def quantile(u, T):
+    part = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
+    # Float32 has 1 from sigmoid(17) on, where no signal is left at T.
+    return T * jnp.clip(part, ENDS, 1 - ENDS)
+
+  return quantile
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:
   """For t = exp(mean + std n), where time is sigma (Karras et al. 2022)."""
+  _check_normal(mean, std)
   return lambda u, T: jnp.exp(mean + std * jax.scipy.special.ndtri(u))
+
+
+def _check_normal(mean: float, std: float) -> None:
+  """Refuses a distribution of times that is none, or a single time."""
+  if not (math.isfinite(mean) and 0 < std < math.inf):
+    raise ValueError(f"{mean=} must be finite and {std=} above 0, of the times")
 
 
 def walk(visited: Sequence[int] | np.ndarray) -> Pairs:

@@ -9,6 +9,7 @@ draws differ from them a little; noise on both hides the difference
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.process import Batch, q_sample
@@ -16,13 +17,13 @@ from diffusion_jax.schedules import Schedule
 
 
 def shrink(
-  x0: Float[Array, "B H W C"], size: Sequence[int]
-) -> Float[Array, "B h w C"]:
+  x0: Float[Array, "B *size C"], size: Sequence[int]
+) -> Float[Array, "B ... C"]:
   """Means of equal boxes ("area"), as Improved DDPM's upsamplers learn.
 
   Args:
     x0: Pictures.
-    size: Height and width to come to, which must divide theirs.
+    size: To come to, each axis of which must divide theirs.
 
   Returns:
     Smaller pictures.
@@ -30,11 +31,13 @@ def shrink(
   Raises:
     ValueError: If the size does not divide that of the pictures.
   """
-  b, h, w, c = x0.shape
-  check_size((h, w), size)
-  low_h, low_w = size
-  boxes = x0.reshape(b, low_h, h // low_h, low_w, w // low_w, c)
-  return boxes.mean(axis=(2, 4))
+  b, *large, c = x0.shape
+  check_size(large, size)
+  boxes = (
+    n for side, low in zip(large, size, strict=True) for n in (low, side // low)
+  )
+  within = tuple(range(2, 2 * len(large) + 1, 2))
+  return x0.reshape(b, *boxes, c).mean(axis=within)
 
 
 def check_size(large: Sequence[int], small: Sequence[int]) -> None:
@@ -45,12 +48,17 @@ def check_size(large: Sequence[int], small: Sequence[int]) -> None:
   ...
   ValueError: small pictures of 3 x 4 do not divide those of 8 x 8
   """
-  for n, low in zip(large, small, strict=True):
-    if low < 1 or n % low:
-      raise ValueError(
-        f"small pictures of {small[0]} x {small[1]} do not divide those of "
-        f"{large[0]} x {large[1]}"
-      )
+  if np.ndim(small) != 1 or len(small) != len(large):
+    raise ValueError(
+      f"size={small} must be one number for each axis of "
+      f"{' x '.join(map(str, large))}"
+    )
+  parts = zip(large, small, strict=True)
+  if any(low < 1 or n % low for n, low in parts):
+    raise ValueError(
+      f"small pictures of {' x '.join(map(str, small))} do not divide those of "
+      f"{' x '.join(map(str, large))}"
+    )
 
 
 def augment(

@@ -45,8 +45,20 @@ def bound(variance: str = "fixed_large") -> Weight:
   return weight
 
 
+def _check_range(**numbers: tuple[float, bool]) -> None:
+  """Refuses a number that makes a weight negative, 0 or NaN everywhere."""
+  for name, (value, right) in numbers.items():
+    if not right or not value < math.inf:
+      raise ValueError(f"{name}={value} must be positive and finite")
+
+
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
-  """1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8)."""
+  """1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8).
+
+  Raises:
+    ValueError: If the weight would be negative, or none.
+  """
+  _check_range(gamma=(gamma, gamma >= 0), k=(k, k >= 0))
   return lambda schedule, t: (k + process.snr(schedule, t)) ** -gamma
 
 
@@ -55,7 +67,11 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
   For x_0-prediction this weighs the error with min(SNR, gamma), for v with
   min(SNR, gamma) / (SNR + 1).
+
+  Raises:
+    ValueError: If gamma is not above 0.
   """
+  _check_range(gamma=(gamma, gamma > 0))
   return lambda schedule, t: jnp.minimum(gamma / process.snr(schedule, t), 1)
 
 
@@ -68,7 +84,11 @@ def edm(sigma_data: float = 0.5) -> Weight:
   """(SNR sigma_data^2 + 1) / (SNR sigma_data^2), the plain loss of EDM's F.
 
   Karras et al. 2022, table 1: lambda = 1 / c_out^2, here of the noise's error.
+
+  Raises:
+    ValueError: If sigma_data is not above 0.
   """
+  _check_range(sigma_data=(sigma_data, sigma_data > 0))
   return lambda schedule, t: 1 + 1 / (process.snr(schedule, t) * sigma_data**2)
 
 

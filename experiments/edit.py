@@ -49,11 +49,13 @@ class Model(NamedTuple):
     schedule: Its noise.
     predict: Its network, without a class.
     pairs: The (t, s) to walk.
+    bounded: Whether its data lie in [-1, 1], to which x0_hat is clipped then.
   """
 
   schedule: dj.Schedule
   predict: dj.prediction.Predict
   pairs: dj.timesteps.Pairs
+  bounded: bool = True
 
 
 class Request(NamedTuple):
@@ -127,10 +129,12 @@ def restore(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   given_y = dj.restoration.pigdm(
     model.predict, model.schedule, observe, y, std=NOISE
   )
+  if model.bounded:
+    given_y = dj.clipped(given_y, model.schedule)
   draw = jax.jit(
     lambda key: dj.sample(
       dj.ancestral_step,
-      dj.clipped(given_y, model.schedule),
+      given_y,
       model.schedule,
       x0.shape,
       key,
@@ -215,7 +219,8 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} was trained without label_dropout: its network "
       "cannot draw without a class, which editing needs"
     )
-  always = [v.name for v in conditions.vectors if not v.dropout]
+  parts = (*conditions.vectors, *conditions.planes)
+  always = [part.name for part in parts if not part.dropout]
   if always:
     raise ValueError(
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
@@ -227,10 +232,16 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     raise ValueError(
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
     )
+  if len(run.image_shape) != 3:
+    raise ValueError(
+      f"{run.workdir} is of {dj.data.noun(run.image_shape)}s, and this "
+      "command edits pictures; from Python dj.editing takes any rank"
+    )
   x0 = pictures(values, config, run.image_shape)
   if values.edit == "restore":
     observation(values.operator, x0, values.region)
-  predict = run.predict(values.ema, clip=True)
+  bounded = dj.data.values.from_json(run.data.get("values")).bounded
+  predict = run.predict(values.ema, clip=bounded)
   no_class = conditions.num_classes or 0
 
   def without_class(x_t, t, cond=None):
@@ -238,7 +249,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     none = conditions.given(jnp.full(len(x_t), no_class), None)
     return predict(x_t, t, none)
 
-  return Model(run.schedule, without_class, pairs), x0
+  return Model(run.schedule, without_class, pairs, bounded), x0
 
 
 def pictures(values, config, shape) -> np.ndarray:

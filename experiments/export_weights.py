@@ -141,6 +141,11 @@ def export(values: flags.FlagValues) -> None:
   cli.check_out(out)
   config, data = directory.load(workdir)
   shape = tuple(data["image_shape"])
+  if len(shape) != 3:
+    raise ValueError(
+      f"--workdir={workdir} is of {dj.data.noun(shape)}s; published "
+      "formats are of pictures"
+    )
   net = networks.network(config, shape, data["num_classes"])
   ema = restoring.average(config, values.ema)
   params, step = restoring.parameters(workdir, config, net, shape, ema)

@@ -180,11 +180,16 @@ def image_shape(
   Raises:
     ValueError: If the size is not known or the channels contradict.
   """
-  size = tuple(config.data.size)
+  size: tuple[int, ...] = tuple(config.data.size)
   if not size:
     raise ValueError(
       f"{source.path} does not say how large its images are: pass "
       '--config.data.size="(32,)"'
+    )
+  if len(size) > 2 or config.data.rank != 2:
+    raise ValueError(
+      f"data.size={size}, data.rank={config.data.rank}: published weights are "
+      "of pictures, of rank 2"
     )
   layout = formats.format_of(weights)
   if layout.first not in weights:

@@ -63,7 +63,9 @@ def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
   source = opened(asked)
   cli.say(f"data: {dj.data.summary(source)}")
   # Where data lie is not what they are.
-  what = {k: v for k, v in asked.items() if k not in ("name", "data_dir")}
+  what = {
+    k: v for k, v in asked.items() if k not in ("name", "data_dir", "rank")
+  }
   dj.data.cache.begin(source, out, asked=what)
   if processes == 1:
     with tqdm.tqdm(

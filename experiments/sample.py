@@ -47,7 +47,7 @@ def save(
 
 def check_out(
   out: pathlib.Path,
-  channels: int,
+  shape: tuple[int, ...],
   values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> None:
   """Refuses, before any work, an --out that could not be written.
@@ -63,6 +63,12 @@ def check_out(
   cli.check_out(out)
   if out.suffix:
     return
+  channels = shape[-1]
+  if len(shape) != 3:
+    raise ValueError(
+      f"{dj.data.noun(shape)}s of {' x '.join(map(str, shape))} are no "
+      "pictures; pass --out=NAME.npy"
+    )
   if channels not in (1, 3):
     raise ValueError(
       f"images of {channels} channels are no PNGs; pass --out=NAME.npz"
@@ -97,7 +103,7 @@ def main(argv: list[str]) -> None:
     default = workdir / "samples" / f"sample_{asked.seed}.png"
     out = pathlib.Path(given.out or default)
     values = planned.last.values
-    check_out(out, planned.last.image_shape[-1], values)
+    check_out(out, planned.last.image_shape, values)
   samples = drawing.draw(planned)
   try:
     save(out, samples, asked.quantise, values)

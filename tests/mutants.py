@@ -549,8 +549,8 @@ MUTANTS = {
   ),
   "pictures mirrored upside down": _library(
     "data/pipeline",
-    "images[mirrored] = images[mirrored, :, ::-1]",
-    "images[mirrored] = images[mirrored, ::-1]",
+    "images[mirrored] = images[mirrored][..., ::-1, :]",
+    "images[mirrored] = images[mirrored][:, ::-1]",
     "tests/test_data.py",
   ),
   "white at 256": _library(
@@ -592,9 +592,21 @@ MUTANTS = {
   # --------------------------------------------------------- transformers
   "rows for columns": _library(
     "models/transformer",
-    "for place in (column, row)]",
-    "for place in (row, column)]",
+    "in reversed(angles(grid, dim // 2))",
+    "in angles(grid, dim // 2)",
     "tests/test_dit.py -k published",
+  ),
+  "all that is left of the channels to the last axis": _library(
+    "models/transformer",
+    "[share + left, *(share for _ in grid[1:])]",
+    "[*(share for _ in grid[1:]), share + left]",
+    "tests/test_rank.py -k channels",
+  ),
+  "the first slice of a volume": _library(
+    "images",
+    "x[:, x.shape[1] // 2]",
+    "x[:, 0]",
+    "tests/test_rank.py -k slice",
   ),
   "a turn that is no rotation": _library(
     "models/transformer",

@@ -1,6 +1,8 @@
 """Caches: what decoding gives, whole or refused."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -165,3 +167,22 @@ def test_what_is_prepared_is_not_changed(options, pictures, tmp_path):
   prepare(opened(pictures), out)
   with pytest.raises(ValueError, match="prepare it again"):
     data.load(out, **options)
+
+
+def test_no_room_is_said_before_anything_is_decoded(
+  pictures, tmp_path, monkeypatch
+):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  out = tmp_path / "cache"
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+      OSError, match=r"No space left on device: '.*images.npy"
+    ):
+      cache.begin(opened(pictures), out)
+  assert not list(out.iterdir())
+  prepare(opened(pictures), out)  # goes on once there is room
+  with pytest.raises(ValueError, match="has a control character"):
+    cache.begin(opened(pictures), tmp_path / "a\nb")

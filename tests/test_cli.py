@@ -264,7 +264,7 @@ def test_an_output_that_cannot_be_written(name, message, tmp_path, monkeypatch):
 def test_the_suffix_of_an_output_may_be_in_capitals(tmp_path):
   images = np.zeros((2, 4, 4, 1), np.float32)
   for name in ("a.PNG", "a.NPZ"):
-    sample.check_out(tmp_path / name, channels=1)
+    sample.check_out(tmp_path / name, shape=(8, 8, 1))
     sample.save(tmp_path / name, images)
   assert (tmp_path / "a.PNG").is_file()
   assert np.load(tmp_path / "a.NPZ")["images"].shape == (2, 4, 4, 1)

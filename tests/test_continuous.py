@@ -198,3 +198,17 @@ def test_real_times_are_refused_where_they_mean_nothing():
   np.testing.assert_array_equal(
     timesteps.real([0.2, 0.9]), [[0.9, 0.2], [0.2, 0.0]]
   )
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: continuous.edm(sigma_min=1, sigma_max=0.1),
+    lambda: continuous.edm(sigma_min=0),
+    lambda: continuous.linear(beta_min=-1),
+    lambda: continuous.linear(beta_max=float("nan")),
+  ],
+)
+def test_noise_that_does_not_grow_is_refused(make):
+  with pytest.raises(ValueError, match="_min=.* must be above 0 and below"):
+    make()

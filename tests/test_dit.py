@@ -179,7 +179,7 @@ def test_patches_come_back_to_the_bit():
 
 def test_scores_of_turned_heads_depend_on_offsets_alone():
   rows, columns, head = 5, 7, 16
-  by = transformer.turn(rows, columns, head)
+  by = transformer.turn((rows, columns), head)
   q, k = jax.random.normal(jax.random.key(0), (2, head))
   everywhere = (1, rows * columns, 1, head)
   q, k = (
@@ -200,15 +200,15 @@ def test_scores_of_turned_heads_depend_on_offsets_alone():
 
 def test_tokens_ahead_of_the_image_do_not_turn():
   x = jax.random.normal(jax.random.key(0), (1, 9, 2, 8))
-  turned = transformer.rotate(x, transformer.turn(2, 3, 8, ahead=3))
+  turned = transformer.rotate(x, transformer.turn((2, 3), 8, ahead=3))
   np.testing.assert_array_equal(turned[:, :4], x[:, :4])  # and place (0, 0)
   np.testing.assert_array_equal(
-    turned[:, 3:], transformer.rotate(x[:, 3:], transformer.turn(2, 3, 8))
+    turned[:, 3:], transformer.rotate(x[:, 3:], transformer.turn((2, 3), 8))
   )
 
 
 def test_positions_are_columns_then_rows():
-  where = transformer.sin_cos(2, 3, 8).reshape(2, 3, 8)
+  where = transformer.sin_cos((2, 3), 8).reshape(2, 3, 8)
   np.testing.assert_array_equal(where[0, :, :4], where[1, :, :4])
   np.testing.assert_array_equal(where[:, 0, 4:], where[:, 2, 4:])
   angles = np.array([2, 2 / 100])  # column 2; frequencies 1 and 10000^(-1/2)
@@ -247,7 +247,7 @@ def block(depth=None):
 def test_a_loop_of_blocks_is_one_block_after_another(depth):
   x = jax.random.normal(jax.random.key(0), (2, 6, 16))
   c = jax.random.normal(jax.random.key(1), (2, 16))
-  by = transformer.turn(2, 3, 8)
+  by = transformer.turn((2, 3), 8)
   net = block(depth)
   tree = jax.eval_shape(
     lambda key: net.init(key, x, c, by, None), jax.random.key(2)

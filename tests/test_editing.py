@@ -119,3 +119,11 @@ def test_impossible_edits_are_refused():
     editing.vary(STEP, predict, SCHEDULE, x, key, start=201)
   with pytest.raises(ValueError, match="a solver's memory cannot"):
     editing.inpaint(solvers.dpm(), predict, SCHEDULE, x, x, key)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4, 4, 1), (1, 2, 4, 4, 1)])
+def test_a_mask_of_another_shape_is_refused(shape):
+  with pytest.raises(ValueError, match=r"the mask is \[.*, the pictures are"):
+    editing._check_mask(shape, (2, 4, 4, 1))
+  for right in ((), (4, 4, 1), (2, 1, 1, 1)):
+    editing._check_mask(right, (2, 4, 4, 1))

@@ -14,6 +14,10 @@ def test_bytes_survive_the_round_trip():
 def test_what_are_no_bytes_are_refused():
   with pytest.raises(ValueError, match="x is float64; pass bytes"):
     images.from_uint8(np.array([0.5]))
+  with pytest.raises(ValueError, match="x is uint8; pass floats"):
+    images.grid(np.zeros((2, 8, 8, 1), np.uint8))
+  with pytest.raises(ValueError, match="columns=-1 must be at least 1"):
+    images.grid(np.zeros((2, 8, 8, 1)), columns=-1)
 
 
 def test_rules_of_quantisation_differ_by_half_a_level():

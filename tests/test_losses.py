@@ -204,3 +204,17 @@ def test_gradient_is_the_same_under_jit():
 def test_unknown_bound_is_refused():
   with pytest.raises(ValueError, match="'learned' is not one of fixed_small"):
     weights.bound("learned")
+
+
+@pytest.mark.parametrize(
+  ("make", "named"),
+  [
+    (lambda: weights.min_snr(-5.0), "gamma=-5.0"),
+    (lambda: weights.min_snr(float("nan")), "gamma=nan"),
+    (lambda: weights.p2(k=-1.0), "k=-1.0"),
+    (lambda: weights.edm(0.0), "sigma_data=0.0"),
+  ],
+)
+def test_weights_that_would_turn_learning_round_are_refused(make, named):
+  with pytest.raises(ValueError, match=f"{named} must be positive"):
+    make()

@@ -12,7 +12,7 @@ import pytest
 from commands import TINY, command, refused
 from PIL import Image
 
-from diffusion_jax.runs import checks, configuration
+from diffusion_jax.runs import checks, configuration, processes
 from diffusion_jax.runs.training import loop
 from experiments import edit, evaluate, export_weights, sample, train
 
@@ -238,6 +238,40 @@ def test_a_warm_up_that_never_ends_is_said(steps, warmup, fall, end):
   config = configuration.make(
     num_steps=steps, optim={"warmup_steps": warmup, "decay_steps": fall}
   )
-  said = checks.doubts(config)
+  said = checks.doubts(config, processes.schedule(config))
   assert len(said) == (end is not None)
   assert not said or f"warmup_steps={warmup} is beyond {end}, so" in said[0]
+
+
+@pytest.mark.parametrize(
+  ("schedule", "left"),
+  [
+    ({"name": "quadratic", "T": 21}, "93%"),
+    ({"name": "linear", "T": 100, "scale": False}, "60%"),
+    ({"name": "quadratic", "T": 1000}, None),
+    ({"name": "flow"}, None),
+    ({"name": "ve"}, None),
+  ],
+)
+def test_a_schedule_that_ends_too_early_is_said(schedule, left):
+  config = configuration.make(schedule=schedule)
+  said = checks.doubts(config, processes.schedule(config))
+  assert len(said) == (left is not None)
+  assert not said or f"leaves {left} of the signal at T, but" in said[0]
+
+
+@pytest.mark.parametrize(
+  "changes", [{"time_mean": float("nan")}, {"ema": {"rates": (float("nan"),)}}]
+)
+def test_what_is_no_number_is_refused(changes):
+  config = configuration.make(**changes)
+  with pytest.raises(ValueError, match=r"(time_mean|ema.rates.0)=nan must be"):
+    checks.check(config, processes.schedule(config))
+
+
+def test_a_number_that_nothing_looks_at_is_refused():
+  config = configuration.make(time_std=2.0)
+  with pytest.raises(
+    ValueError, match="time_std=2.0 is of timesteps=.*uniform"
+  ):
+    processes.draw(config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from commands import BLIND, command, refused
 
+import diffusion_jax as dj
 from diffusion_jax import data
 from experiments import evaluate, sample, train
 
@@ -14,14 +15,16 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def files(tmp_path):
-  """Arrays of two channels, 12 bits in 16, and an angle of each."""
+  """Arrays of two channels, 12 bits in 16; an angle and a mask of each."""
   images = RNG.integers(0, 4096, (20, 8, 8, 2), np.uint16)
   np.save(tmp_path / "a.npy", images)
   rows = "\n".join(f"{k / 20},{k % 3}" for k in range(20))
   (tmp_path / "a.csv").write_text(f"angle,dose\n{rows}\n")
+  masks = RNG.integers(0, 2, (20, 8, 8), np.uint8) * np.uint8(255)
+  np.save(tmp_path / "b.npy", masks)
   return (
     f"--config.data.name={tmp_path / 'a.npy'}",
-    f"--config.data.cond={tmp_path / 'a.csv'}",
+    f"--config.data.cond={tmp_path / 'a.csv'},mask={tmp_path / 'b.npy'}",
     "--config.data.range=(0,4095)",
     f"--workdir={tmp_path / 'run'}",
   )
@@ -30,7 +33,7 @@ def files(tmp_path):
 def test_samples_have_the_units_of_the_data(
   files, tmp_path, capsys, few_numbers
 ):
-  dropout = "--config.cond_dropout=(0.5,0.0)"
+  dropout = "--config.cond_dropout=('angle=0.5','mask=0.5')"
   command(train, *BLIND, *files, dropout)
   run, out = tmp_path / "run", tmp_path / "a.npz"
   kept = json.loads((run / "data.json").read_text())
@@ -48,6 +51,26 @@ def test_samples_have_the_units_of_the_data(
   assert (drawn["angle=0.3"] != drawn["angle=0.9"]).any()
   # What is never hidden is at its mean, which here is 0.95.
   assert (drawn["angle=0.9"] != drawn["angle=0.9,dose=1"]).any()
+  # In Python, with a mask, and with a scale for each.
+  mask = tmp_path / "b.npy"
+  opened = dj.runs.open(run)
+  few = {"sampler": "ddim", "cond": {"angle": 0.9, "mask": mask}}
+  both = opened.sample(4, **few)
+  scaled = opened.sample(4, **few, guidance={"angle": 2, "mask": 1.5})
+  assert (both != scaled).any()
+  command(
+    sample,
+    *draw,
+    f"--cond=angle=0.9,mask={mask}",
+    "--guidance=angle=2,mask=1.5",
+  )
+  whole = np.load(out)["images"]
+  np.testing.assert_array_equal(whole, values.restore(scaled))
+  assert (whole != drawn["angle=0.9"]).any()
+  line = refused(capsys, sample, *draw, "--guidance=dose=2")
+  assert "training hides angle, mask, and not dose" in line
+  line = refused(capsys, sample, *draw, f"--cond=mask={tmp_path / 'a.npy'}")
+  assert "has 2 channels, the run has learnt mask of 1" in line
 
   command(evaluate, f"--workdir={run}", "--metrics=bpd", "--num=2")
   row = json.loads((run / "evaluation.jsonl").read_text())
@@ -67,8 +90,19 @@ BAD = {
     "--config.sampling.clip=False",
   ),
   "range": (["--config.data.range=(0,100)"], "outside the range 0 to 100"),
-  "dropout": (["--config.cond_dropout=(0.1,0.2,0.3)"], "each of angle, dose"),
+  "dropout": (
+    ["--config.cond_dropout=(0.1,0.2,0.3)"],
+    "each of angle, dose, mask",
+  ),
   "rate": (["--config.cond_dropout=(1.5,)"], "must be in [0, 1)"),
+  "name": (
+    ["--config.cond_dropout=('face=0.1',)"],
+    "each of angle, dose, mask",
+  ),
+  "moved": (
+    ["--config.augment=0.1", "--config.model.augment_labels=9"],
+    "moves pictures, but not what data.cond has",
+  ),
   "cond": (["--config.data.cond=/nowhere.csv"], "no vectors in /nowhere.csv"),
 }
 

@@ -252,8 +252,15 @@ def test_impossible_restorations_are_refused():
   with pytest.raises(ValueError, match="mask is 0 everywhere"):
     restoration.inpainting(0 * MASK)
   with pytest.raises(
-    ValueError, match=r"mask is \[4, 6, 1\], the pictures are"
+    ValueError, match=r"mask is \[4, 6, 1\], must be \[4, 6, 2\]"
   ):
     restoration.inpainting(MASK[..., :1])(x)
+  with pytest.raises(ValueError, match=r"matrix is of \[4, 6, 2\], must be"):
+    OBSERVATIONS["measuring"](x[..., :1])
+  with pytest.raises(ValueError, match="count=0 must be a whole number"):
+    restoration.measuring(jax.random.key(0), SHAPE, 0)
+  for size in (2, (2, 3, 2)):
+    with pytest.raises(ValueError, match=r"size=.* must be \(height, width\)"):
+      restoration.downsampling(size)(x)
   with pytest.raises(ValueError, match="width=0 of the blur"):
     restoration.blurring(0)

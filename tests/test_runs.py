@@ -18,7 +18,14 @@ from absl import flags
 from commands import BLIND, command, params_of, rows
 
 import diffusion_jax as dj
-from diffusion_jax.runs import console, drawing, networks, planning, restoring
+from diffusion_jax.runs import (
+  console,
+  directory,
+  drawing,
+  networks,
+  planning,
+  restoring,
+)
 from diffusion_jax.runs.evaluation import stored
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
 from diffusion_jax.runs.training import diffusion, loop
@@ -345,3 +352,47 @@ def test_none_of_an_option_is_its_usual_value():
   with pytest.raises(ValueError, match="`samples` is an array: pass a name"):
     EvaluationOptions(samples=np.zeros((2, 8, 8, 1)))  # type: ignore
   dj.runs.SamplingOptions(low_res=np.zeros((2, 8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"foo": 1}, '^Key "foo" does not exist and cannot be added .* locked.$'),
+    ({"num_steps": "7"}, "field 'num_steps'"),
+    ({"optim": None}, "optim=None must be a dict of b1, b2"),
+    ({"data": "digits"}, "data='digits' must be a dict of channels, cond"),
+    ({"model": "dit"}, "model='dit' must be a dict, such as"),
+  ],
+)
+def test_a_configuration_that_is_none_is_one_line(changes, message):
+  with pytest.raises(ValueError, match=message) as error:
+    dj.runs.make(**changes)
+  assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("config", [None, {}, "configs/digits.py"])
+def test_training_takes_a_configuration(config, tmp_path):
+  with pytest.raises(ValueError, match="`config` is a .*: pass one of dj.runs"):
+    dj.runs.train(config, tmp_path / "run")
+
+
+def test_the_folder_of_runs_names_them(tmp_path):
+  (tmp_path / "runs" / "mine").mkdir(parents=True)
+  (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+  with pytest.raises(ValueError, match="in it there is .*/runs/mine$"):
+    dj.runs.open(tmp_path / "runs")
+
+
+def test_numbers_beside_the_data_are_read_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "angles.csv").write_text("a\n1\n")
+  config = dj.runs.make(data={"cond": "angles.csv"})
+  source = dj.data.load("digits")
+  for name, content in (
+    ("config", directory.config_json(config)),
+    ("data", directory.describe(source, config)),
+  ):
+    directory.replace(tmp_path / f"{name}.json", json.dumps(content))
+  monkeypatch.chdir("/")
+  read = directory.changeable(tmp_path)
+  assert read.data.cond == str(tmp_path / "angles.csv")

@@ -199,6 +199,25 @@ def test_a_step_that_is_none_is_refused(t):
     schedules.cosine(100).at(t)
 
 
+@pytest.mark.parametrize("t", [2.5, 2.0, np.ones(3), jnp.ones(3)])
+def test_a_step_that_is_not_whole_is_refused(t):
+  with pytest.raises(ValueError, match="t is float.*; steps are whole numbers"):
+    schedules.cosine(100).at(t)
+
+
+@pytest.mark.parametrize(
+  ("make", "named"),
+  [
+    (lambda: schedules.cosine(10, offset=-1), "offset=-1 must be"),
+    (lambda: schedules.sigmoid(10, tau=0), "tau=0 must be above 0"),
+    (lambda: schedules.sigmoid(10, start=1, end=1), "start=1 other than end=1"),
+  ],
+)
+def test_a_curve_that_is_none_is_refused(make, named):
+  with pytest.raises(ValueError, match=named):
+    make()
+
+
 def test_a_scaled_linear_schedule_too_short_is_refused():
   with pytest.raises(ValueError, match=r"betas\[0\] = 20"):
     schedules.linear(1)  # its one step is the last, not the cleanest

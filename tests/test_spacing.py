@@ -1,10 +1,11 @@
 """Spacings: the published ones exactly, the others by what defines them."""
 
+import jax
 import numpy as np
 import pytest
 from reference import notes
 
-from diffusion_jax import schedules, spacing, timesteps
+from diffusion_jax import continuous, schedules, spacing, timesteps
 
 PUBLISHED = notes("schedules")["spaced_timesteps"]
 LONG = schedules.linear(100_000)
@@ -113,3 +114,11 @@ def test_what_is_left_of_the_clock_does_not_stand_still():
   single = spacing.clock_left(u.astype(np.float32))
   np.testing.assert_allclose(single, exact, rtol=5e-7)
   assert (np.diff(single[1:]) < 0).all()
+
+
+def test_a_walk_in_real_time_is_known_inside_a_program():
+  schedule, walks = continuous.edm(), []
+  jax.eval_shape(lambda: walks.append(spacing.named(schedule, "scales", 3)))
+  np.testing.assert_array_equal(walks[0], spacing.named(schedule, "scales", 3))
+  with pytest.raises(ValueError, match="spacing '7' has 7 steps, not 3"):
+    spacing.named(schedule, "7", 3)

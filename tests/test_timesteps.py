@@ -1,5 +1,6 @@
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import notes
@@ -50,3 +51,13 @@ def test_impossible_numbers_of_steps_are_refused(num):
 def test_impossible_walks_are_refused(visited):
   with pytest.raises(ValueError, match="distinct and at least 1"):
     timesteps.walk(visited)
+
+
+def test_a_wide_distribution_stays_off_the_ends():
+  u = jnp.array([timesteps.ENDS, 0.5, 1 - timesteps.ENDS])
+  t = timesteps.logit_normal(0.0, 20.0)(u, 1.0)
+  assert (t > 0).all() and (t < 1).all() and t[1] == 0.5
+  for make in (timesteps.logit_normal, timesteps.log_normal):
+    for std in (0, -1, np.inf):
+      with pytest.raises(ValueError, match=f"std={std} above 0, of the times"):
+        make(0.0, std)

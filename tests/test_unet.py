@@ -334,14 +334,16 @@ def test_low_resolution_images_join_the_input():
 # ------------------------------------------------------------ convolutions
 
 
-def written(x, kernel, strides=(1, 1), padding="SAME"):
+def written(x, kernel, strides=None, padding="SAME"):
+  size = "DHW"[5 - x.ndim :]
   return jax.lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
+    x, kernel, strides or (1,) * len(size), padding,
+    dimension_numbers=(f"N{size}C", f"{size}IO", f"N{size}C"),
+  )  # fmt: skip
 
 
 def assert_same_to_all_derivatives(ours, theirs, x, kernel):
-  g = functools.partial(jnp.tensordot, jnp.arange(5.0), axes=(0, 3))
+  g = functools.partial(jnp.tensordot, jnp.arange(5.0), axes=(0, x.ndim - 1))
 
   @functools.partial(jax.jit, static_argnums=0)
   def everything(conv, x, kernel):
@@ -375,11 +377,13 @@ def assert_same_to_all_derivatives(ours, theirs, x, kernel):
     # Each phase of these has another size, other taps, or none.
     ((2, 3), ((0, 2), (1, 0)), (7, 5)),
     ((2, 4), "VALID", (9, 7)),
+    ((2,), ((0, 2),), (7,)),
+    ((2, 1, 2), "SAME", (4, 2, 3)),
   ],
 )
 def test_convolutions_and_all_derivatives_are_xlas(strides, padding, size):
   x = jax.random.normal(jax.random.key(0), (3, *size, 4))
-  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+  kernel = jax.random.normal(jax.random.key(1), (*(3,) * len(size), 4, 5))
   assert_same_to_all_derivatives(
     lambda x, k: convolution.conv_general_dilated(x, k, strides, padding),
     lambda x, k: written(x, k, strides, padding),
@@ -388,10 +392,10 @@ def test_convolutions_and_all_derivatives_are_xlas(strides, padding, size):
   )
 
 
-@pytest.mark.parametrize("size", [(4, 3), (1, 2)])
+@pytest.mark.parametrize("size", [(4, 3), (1, 2), (3,), (2, 1, 2)])
 def test_upsampling_and_convolving_is_convolving_and_interleaving(size):
   x = jax.random.normal(jax.random.key(0), (3, *size, 4))
-  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 5))
+  kernel = jax.random.normal(jax.random.key(1), (*(3,) * len(size), 4, 5))
   assert_same_to_all_derivatives(
     convolution.conv_of_upsampled,
     lambda x, kernel: written(resampling.upsample(x), kernel),
@@ -421,28 +425,31 @@ def test_where_upsampling_cannot_be_folded_in_it_is_done():
     np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
 
 
-def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for():
-  # XLA lets these pass in a loop only as they are: examples, height, width,
-  # channels; a kernel with height, width, in, out; strides of 1.
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for(rank):
+  # XLA lets these pass in a loop only as they are: examples, size, channels; a
+  # kernel with size, in, out; strides of 1.
   def loss(kernel, x):
-    for strides in ((1, 1), (2, 2)):
-      x = convolution.conv_general_dilated(x, kernel, strides, "SAME")
+    for stride in (1, 2):
+      x = convolution.conv_general_dilated(x, kernel, (stride,) * rank, "SAME")
     return (convolution.conv_of_upsampled(x, kernel) ** 2).sum()
 
   def train(kernel, x):
     body = lambda k, _: (k - 1e-3 * jax.grad(loss)(k, x), None)
     return jax.lax.scan(body, kernel, None, length=3)[0]
 
-  shapes = jnp.zeros((3, 3, 4, 4)), jnp.zeros((2, 8, 8, 4))
+  shapes = jnp.zeros((*(3,) * rank, 4, 4)), jnp.zeros((2, *(8,) * rank, 4))
   program = jax.jit(train).lower(*shapes).as_text()
   found = re.findall(
     r"stablehlo.convolution.*?dim_numbers = (.*?), window = \{(.*?)\}", program
   )
-  phases = 4 + 4  # of the image that is halved, of the one that is doubled
+  # Of the image that is halved, of the one that is doubled.
+  phases = 2**rank + 2**rank
   # Forward and the kernels' gradients; nobody asks for the first image's.
   assert len(found) == 2 * (1 + phases) + phases
+  size = ", ".join(map(str, range(rank)))
   for dims, window in found:
-    assert dims == "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"
+    assert dims == f"[b, {size}, f]x[{size}, i, o]->[b, {size}, f]"
     assert not re.search(r"dilate = \[[^\]]*[2-9]|reverse = \[true", window)
 
 

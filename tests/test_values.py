@@ -266,3 +266,12 @@ def test_samples_that_are_no_numbers_are_not_written():
 def test_what_has_bytes_takes_no_other_meaning():
   with pytest.raises(ValueError, match="digits are bytes"):
     data.load("digits", range=(0, 16))
+
+
+def test_the_range_that_is_advised_holds_all(tmp_path):
+  stored = RNG.normal(size=(50, 4, 4, 1)).astype(np.float32)
+  path = save(tmp_path / "a.npy", stored)
+  with pytest.raises(ValueError, match="name a range that holds all") as error:
+    data.load(path, range=(0, 1))
+  low, high = str(error.value).split("range=(")[1].strip(")").split(", ")
+  assert len(data.load(path, range=(float(low), float(high)))) == 50

@@ -12,6 +12,7 @@ from diffusion_jax.extras import needed_for
 
 with needed_for("diffusion_jax.data"):
   from diffusion_jax.data import (
+    beside as beside,
     cache as cache,
     values as values,
     vectors as vectors,
@@ -24,6 +25,7 @@ with needed_for("diffusion_jax.data"):
     Source as Source,
     Unfit as Unfit,
     Unreadable as Unreadable,
+    noun as noun,
     summary as summary,
   )
   from diffusion_jax.data.views import hold_out as hold_out, shown as shown

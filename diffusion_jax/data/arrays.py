@@ -1,16 +1,15 @@
 """Sources from arrays: digits, .npz and .npy files."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import pictures, sources, views
+from diffusion_jax.data import classes, pictures, sources, views
 from diffusion_jax.data.values import BYTES, Meaning, Values
 
-_MAX_CLASSES = 2**20
 _IMAGE_KEYS = ("images", "x", "arr_0")
 _LABEL_KEYS = ("labels", "y", "arr_1")
+_SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
 def digits(
@@ -31,16 +30,20 @@ def load(
   channels: int | None,
   random_crop: bool,
   meaning: Meaning,
+  rank: int = 2,
 ) -> sources.Source:
   """A source from a .npz or .npy file, with the meaning of its numbers."""
   images, labels, others = _read_arrays(path)
-  if images.ndim == 3:
-    _check_rank(path, images.shape)
+  if images.ndim == rank + 1:
+    if rank == 2:
+      _check_colour(path, images.shape)
     images = images[..., None]
-  if images.ndim != 4 or 0 in images.shape:
+  if images.ndim != rank + 2 or 0 in images.shape:
+    fitting = [n for n in _SIZES if n != rank and images.ndim in (n + 1, n + 2)]
     raise ValueError(
       f"{path} has images of {images.dtype} {list(images.shape)}: must be"
-      " [N, H, W, C] or [N, H, W]"
+      f" [N, {_SIZES[rank]}, C] or [N, {_SIZES[rank]}]"
+      + "".join(f"; rank={n} takes [N, {_SIZES[n]}, C]" for n in fitting)
     )
   _check_axes(path, images.shape)
   values = meaning(images.dtype, where=f"the images of {path}")
@@ -56,19 +59,8 @@ def load(
       f"{path} has labels of {labels.dtype} {list(labels.shape)}: must be"
       f" integers [{len(images)}], one for each image"
     )
-  elif labels.min() < 0 or labels.max() >= _MAX_CLASSES:
-    raise ValueError(
-      f"{path} has labels from {labels.min()} to {labels.max()}: must count"
-      f" from 0 and stay below {_MAX_CLASSES}"
-    )
   else:
-    names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    if labels.min() > 0:
-      warnings.warn(
-        f"{path.name} has labels from {labels.min()} to {labels.max()}, so"
-        " that class 0 has no pictures: count from 0",
-        stacklevel=4,
-      )
+    names = classes.counted(path.name, labels)
   return _source(
     path.name, images, labels, names, size, channels, random_crop, others,
     values,
@@ -100,7 +92,7 @@ def _source(
   return views.random_crops(source, read)
 
 
-def _check_rank(path: Path, shape: tuple[int, ...]) -> None:
+def _check_colour(path: Path, shape: tuple[int, ...]) -> None:
   """Refuses one picture in colour, which looks like many narrow grey ones."""
   if shape[2] in (3, 4) and min(shape[:2]) > 4:
     raise ValueError(
@@ -116,6 +108,13 @@ def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
   it will be the channels; so will the first, if it is the shortest and the
   others are equal, as the sides of a square picture.
   """
+  if len(shape) != 4:
+    if shape[1] <= 4 < shape[-1]:
+      raise ValueError(
+        f"{path} has images {list(shape)}, whose channels look to come first:"
+        " they must come last, save np.moveaxis(images, 1, -1)"
+      )
+    return
   n, a, b, c = shape
   if a <= 4 < c or a < b == c:
     kind, order = "[N, C, H, W]", (0, 2, 3, 1)
@@ -160,6 +159,8 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:
 def _refit(
   images: np.ndarray, size: tuple[int, int] | None, channels: int | None
 ) -> np.ndarray:
-  if size in (None, images.shape[1:3]) and channels in (None, images.shape[3]):
+  if size in (None, images.shape[1:-1]) and channels in (
+    None, images.shape[-1],
+  ):  # fmt: skip
     return images
   return np.stack([pictures.refit(image, size, channels) for image in images])

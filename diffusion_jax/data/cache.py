@@ -41,7 +41,10 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
 
   Raises:
     ValueError: If the folder holds something else.
+    OSError: If there is no room for it.
   """
+  if sources.CONTROL.search(str(out)):
+    raise ValueError(f"{str(out)!r} has a control character: choose another")
   plan = _plan(source, asked)
   if is_cache(out):
     if _read(out)["plan"] != plan:
@@ -63,7 +66,9 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
     ("images", source.values.dtype, (n, *shape)),
     ("labels", "int32", (n,)),
   ):
-    np.lib.format.open_memmap(out / f"{name}.npy", "w+", dtype, whole).flush()
+    path = out / f"{name}.npy"
+    np.lib.format.open_memmap(path, "w+", dtype, whole).flush()
+    _reserve(path)
   _replace(out / NAME, json.dumps({"format": FORMAT, "plan": plan}, indent=1))
 
 
@@ -231,6 +236,25 @@ def _checksum(images: np.ndarray, labels: np.ndarray) -> str:
   digest = hashlib.sha256(np.ascontiguousarray(images).data)
   digest.update(np.ascontiguousarray(labels).data)
   return digest.hexdigest()
+
+
+def _reserve(path: Path) -> None:
+  """Takes the room of a file that has holes.
+
+  A page that finds no room later, when it is written through a map, ends the
+  process without a word.
+
+  Raises:
+    OSError: If there is not enough; the file is then removed.
+  """
+  if not hasattr(os, "posix_fallocate"):
+    return
+  try:
+    with path.open("r+b") as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  except OSError as error:
+    path.unlink()
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures in a folder, or in a .zip of one."""
+"""Pictures in files: of a folder, of a .zip, or wherever else they lie."""
 
 import concurrent.futures
 import os
@@ -23,14 +23,51 @@ def load(
   max_bytes: int,
   values: Values = BYTES,
 ) -> sources.Source:
-  """See ``sources.load``.
+  """See ``loading.load``."""
+  listed, left_out = find(path, skip_broken=skip_broken)
+  listed, names = label(path, listed)
+  return of_files(
+    path, listed, names, left_out, size, channels, skip_broken, random_crop,
+    max_bytes, values, named=True,
+  )  # fmt: skip
+
+
+def of_files(
+  path: Path,
+  listed: list[File],
+  names: tuple[str, ...],
+  left_out: str,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  skip_broken: bool,
+  random_crop: bool,
+  max_bytes: int,
+  values: Values,
+  *,
+  named: bool = False,
+) -> sources.Source:
+  """A source of picture files, wherever they lie.
 
   Everything is decoded now if it fits ``max_bytes``. If not, and if both size
   and channels are given, nothing is read now, so that a large folder opens at
   once; but skip_broken still has to decode every picture once.
+
+  Args:
+    path: Where they lie, for people.
+    listed: The files, with their labels.
+    names: Of the classes.
+    left_out: What else there is, for people.
+    size: See ``loading.load``, as all that follow.
+    channels: Of the pictures.
+    skip_broken: Whether to leave pictures out.
+    random_crop: Whether to cut pictures anew.
+    max_bytes: That may stay in memory.
+    values: What the numbers mean.
+    named: Whether files are known by their paths, see ``Source.stems``.
+
+  Returns:
+    The source.
   """
-  listed, left_out = find(path, skip_broken=skip_broken)
-  listed, names = label(path, listed)
   files = listed
   if size is not None and channels is not None:
     shape = (*size, channels)
@@ -58,12 +95,16 @@ def load(
   if len(files) < len(listed):
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
+  # By which masks and the like are found.
+  stems = tuple(str(f.path.with_suffix("")) for f in files) if named else ()
   if images is not None:
     source = sources.in_memory(
-      path.name, images, labels, names, left_out, values
+      path.name, images, labels, names, left_out, values, stems
     )
   else:
-    source = _lazy(path, files, names, left_out, size, shape, max_bytes, values)
+    source = _lazy(
+      path, files, names, left_out, size, shape, max_bytes, values, stems
+    )
   if not random_crop:
     return source
   return views.random_crops(
@@ -76,7 +117,7 @@ def load(
 
 
 def _lazy(
-  path, files, names, left_out, size, shape, max_bytes, values
+  path, files, names, left_out, size, shape, max_bytes, values, stems
 ) -> sources.LazySource:
   """The pictures, decoded when they are first asked for."""
   meaning = () if values == BYTES else (values,)
@@ -94,6 +135,7 @@ def _lazy(
     read=lambda i: (_read(files[i], size, shape, values), files[i].label),
     length=len(files),
     max_bytes=max_bytes,
+    stems=stems,
   )
 
 
@@ -211,5 +253,5 @@ def _warn(path: Path, listed: list[File], files: list[File]) -> None:
   warnings.warn(
     f"left out {len(broken)} of {len(listed)} pictures in {path} that cannot"
     f" be read: {sources.some(broken)}",
-    stacklevel=5,
+    stacklevel=6,
   )

@@ -13,11 +13,21 @@ from diffusion_jax.data import (
   arrays,
   cache,
   folders,
+  hub,
   pictures,
   sources,
+  tables,
+  tars,
   tfds,
   values,
 )
+
+BY_SUFFIX = {
+  **dict.fromkeys((".npz", ".npy"), "array"),
+  **dict.fromkeys(tables.SUFFIXES, "table"),
+  ".tar": "tar",
+  ".zip": "folder",
+}
 
 # What 12 bits come to in a file of 16: 4095 / 257.
 DARK = 16
@@ -34,6 +44,7 @@ def load(
   channels: int | None = None,
   skip_broken: bool = False,
   random_crop: bool = False,
+  rank: int = 2,
   dtype: str | None = None,
   range: Sequence[float] | None = None,
   mean: float | None = None,
@@ -50,11 +61,16 @@ def load(
       format that Pillow decodes, with a sub-folder for each class if there are
       any; the path of a .npz ("images", "labels") or .npy of images
       [N, H, W, C] or [N, H, W], integers of 8 or 16 bits or floats; a
-      cache that experiments.prepare has written; the name of a TFDS data set,
-      such as "cifar10", "mnist:3.*.*" or, if a folder in the working directory
-      has the same name, "tfds:cifar10".
-    split: Part of a TFDS data set, such as "test" or "train[:90%]". All else
-      is one part, "train".
+      .parquet or .arrow with a column of pictures, a folder of them, or one
+      that ``datasets`` has saved to disk; a .tar of webdataset, or a pattern
+      such as "shards-{000000..000009}.tar"; a cache that experiments.prepare
+      has written; "hf:OWNER/NAME" or "hf:OWNER/NAME/CONFIG" of the Hugging
+      Face hub; the name of a TFDS data set, such as "cifar10", "mnist:3.*.*"
+      or, if a folder in the working directory has the same name,
+      "tfds:cifar10".
+    split: Part of a data set of TFDS or the hub, such as "test" or
+      "train[:90%]", or of a folder of tables, "test". All else is one part,
+      "train".
     size: Side, or (H, W), to which pictures are resized and cut; None leaves
       them as stored, and then all must have one size. See ``pictures.crop``.
     channels: 1 or 3 to make all pictures grey or colour; None leaves them as
@@ -65,6 +81,9 @@ def load(
     random_crop: In training, cut each picture anew each time it is visited,
       see ``pictures.random_crop``; needs a size. What is measured on, as
       ``source[i]`` and ``gather`` give it, stays the centre.
+    rank: Axes of the size of what an array holds: 2 of images [N, H, W, C], 1
+      of signals [N, L, C], 3 of volumes [N, D, H, W, C]; the last, channels,
+      may be left out where there is one. Not resized, cropped or converted.
     dtype: What pictures in files are decoded to: "uint8", by default;
       "uint16", which 16-bit grey PNG and TIFF are in full; or "float32", of
       TIFF. Arrays have theirs.
@@ -85,7 +104,7 @@ def load(
   """
   source = _load(
     name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes,
-    dtype, functools.partial(values.of, range=range, mean=mean, std=std),
+    rank, dtype, functools.partial(values.of, range=range, mean=mean, std=std),
     bool(range) or mean is not None or std is not None,
   )  # fmt: skip
   _check_brightness(source)
@@ -109,6 +128,7 @@ def _load(
   random_crop: bool,
   data_dir: str | os.PathLike[str] | None,
   max_bytes: int,
+  rank: int,
   dtype: str | None,
   meaning: values.Meaning,
   means: bool,
@@ -125,37 +145,68 @@ def _load(
       "random_crop cuts pictures to a size, and none is given; set size, such"
       " as size=64"
     )
-  tfds_name = text.removeprefix("tfds:")
-  is_file = path.suffix.lower() in (".zip", ".npz", ".npy")
-  _check_meaning(text, path, dtype, means)
-  if tfds_name != text or not (
-    text == "digits" or is_file or path.is_dir() or path.is_file()
-  ):
+  kind = find(text)
+  _check_meaning(text, kind, dtype, means)
+  if rank != 2:
+    _check_rank(text, kind, rank, shape, channels, random_crop)
+  if kind == "tfds":
     return tfds.load(
-      tfds_name, split, shape, channels, random_crop, data_dir, max_bytes
-    )
-
-  if split != "train":
+      text.removeprefix("tfds:"), split, shape, channels, random_crop, data_dir,
+      max_bytes,
+    )  # fmt: skip
+  if split != "train" and kind not in ("hub", "table"):
     raise ValueError(
       f"split is {split!r}, but {text} is one part: use split='train'"
     )
-  if text == "digits":
+  if kind == "digits":
     return _digits(path, shape, channels, random_crop)
-  if cache.is_cache(path):
+  if kind == "cache":
     source = cache.load(path)
-    given = meaning(source.values.dtype) if means else source.values
-    _check_cache(source, shape, channels, random_crop, dtype, given)
-    return source
-  if path.is_dir() or path.suffix.lower() == ".zip":
-    return folders.load(
-      path, shape, channels, skip_broken, random_crop, max_bytes,
-      meaning(dtype or "uint8", where=f"the pictures of {path}"),
-    )  # fmt: skip
-  if not is_file:
-    raise ValueError(
-      f"{text} is a file of a kind that cannot be read: {sources.ACCEPTED}"
+    _check_cache(
+      source, shape, channels, random_crop, dtype, meaning if means else None
     )
-  return arrays.load(path, shape, channels, random_crop, meaning)
+    return source
+  if kind == "array":
+    return arrays.load(path, shape, channels, random_crop, meaning, rank)
+  how = (
+    shape, channels, skip_broken, random_crop, max_bytes,
+    meaning(dtype or "uint8", where=f"the pictures of {path}"),
+  )  # fmt: skip
+  if kind in ("hub", "table"):
+    read = hub.load if kind == "hub" else tables.load
+    return read(path, split, *how)
+  return (tars if kind == "tar" else folders).load(path, *how)
+
+
+def find(name: str) -> str:
+  """Which kind of data a name stands for.
+
+  Args:
+    name: As ``load`` takes it, with the home directory spelt out.
+
+  Returns:
+    "digits", "cache", "array", "table", "tar", "folder", "hub" or "tfds",
+    which is also what stands for nothing else.
+
+  Raises:
+    ValueError: If it is a file of another kind.
+  """
+  for prefix, kind in (("tfds:", "tfds"), (hub.PREFIX, "hub")):
+    if name.startswith(prefix):
+      return kind
+  path = Path(name)
+  if name == "digits":
+    return "digits"
+  if path.is_dir():
+    if cache.is_cache(path):
+      return "cache"
+    return "table" if tables.are_in(path) else "folder"
+  kind = BY_SUFFIX.get(path.suffix.lower())
+  if kind is None and path.is_file():
+    raise ValueError(
+      f"{name} is a file of a kind that cannot be read: {sources.ACCEPTED}"
+    )
+  return kind or "tfds"
 
 
 def _digits(path: Path, size, channels, random_crop) -> sources.Source:
@@ -170,29 +221,42 @@ def _digits(path: Path, size, channels, random_crop) -> sources.Source:
 
 
 def _check_meaning(
-  text: str, path: Path, dtype: str | None, means: bool
+  text: str, kind: str, dtype: str | None, means: bool
 ) -> None:
   """Refuses a meaning of numbers where it would be ignored."""
-  is_array = path.suffix.lower() in (".npz", ".npy")
-  is_pictures = text != "digits" and (
-    path.is_dir() or path.suffix.lower() == ".zip"
-  )
-  if (dtype or means) and not (is_array or is_pictures):
+  if (dtype or means) and kind in ("digits", "tfds"):
     raise ValueError(
-      f"{text} are bytes: dtype, range, mean and std are of folders, .zip, .npz"
-      " and .npy"
+      f"{text} are bytes: dtype, range, mean and std are of pictures in files,"
+      " .npz and .npy"
     )
-  if dtype and (dtype not in pictures.DTYPES or not is_pictures):
+  if dtype and (dtype not in pictures.DTYPES or kind == "array"):
     raise ValueError(
-      f"{dtype=} must be one of {', '.join(pictures.DTYPES)}, of pictures in a "
-      "folder or .zip; arrays have theirs"
+      f"{dtype=} must be one of {', '.join(pictures.DTYPES)}, of pictures in "
+      "files; arrays have theirs"
+    )
+
+
+def _check_rank(
+  text: str, kind: str, rank: int, size, channels, random_crop
+) -> None:
+  """Refuses signals and volumes where there are pictures, and to resize any."""
+  if rank not in (1, 3) or kind != "array":
+    raise ValueError(
+      f"{rank=} of {text}: signals (1) and volumes (3) are .npz or .npy, all "
+      "else has rank 2"
+    )
+  if size is not None or channels is not None or random_crop:
+    raise ValueError(
+      f"{text} has rank {rank}: size, channels and random_crop are of "
+      "pictures, leave them out"
     )
 
 
 def _check_cache(
-  source, size, channels, random_crop, dtype, given: values.Values
+  source, size, channels, random_crop, dtype, meaning: values.Meaning | None
 ) -> None:
   """Refuses to change what was prepared once."""
+  given = source.values if meaning is None else meaning(source.values.dtype)
   *have, c = source.image_shape
   wrong = {
     "size": size not in (None, tuple(have)),

@@ -33,8 +33,8 @@ def batches(
     source: Where the examples come from.
     batch_size: Examples per step, over all processes.
     seed: Of the permutations, the flips and the crops; at least 0.
-    flip: Whether to mirror each example left to right with probability 1/2,
-      drawn anew each epoch.
+    flip: Whether to mirror each example left to right, along the last axis of
+      its size, with probability 1/2, drawn anew each epoch.
     process_index: Which part of each batch this process reads, 0 to
       process_count - 1. The parts of all, one after another, are the batch of
       a single process.
@@ -44,7 +44,8 @@ def batches(
     A data set whose element ``step`` is {"image": float32 [b, H, W, C],
     "label": int32 [b]} with b = batch_size / process_count. The source's
     ``values`` say how its numbers become floats: a byte k
-    is k / 127.5 - 1. And each of its ``vectors``, float32 [b, n].
+    is k / 127.5 - 1. And each of its ``vectors``, float32 [b, n], and of
+    its ``pictures``, float32 [b, H, W, c].
 
   Raises:
     ValueError: If a number is out of range, if process_count does not divide
@@ -63,6 +64,11 @@ def batches(
     raise ValueError(
       f"process_index is {process_index}: must be 0 to {process_count - 1}"
     )
+  if flip and len(source.image_shape) == 2:
+    raise ValueError(
+      f"flip mirrors pictures left to right, and {source.name} are signals: "
+      "pass flip=False"
+    )
   if seed < 0:
     raise ValueError(f"seed is {seed}: must be at least 0")
   part = batch_size // process_count
@@ -72,12 +78,19 @@ def batches(
     start = step * batch_size + process_index * part
     indices, mirrored, words = epoch.take(start, part)
     examples = source.visit(indices, words)
-    images = examples["image"]
-    if flip:
-      images[mirrored] = images[mirrored, :, ::-1]
+
+    def floats(of: Source, images: np.ndarray) -> np.ndarray:
+      if flip:
+        images[mirrored] = images[mirrored][..., ::-1, :]
+      return of.values.floats(images)
+
     numbers = {name: v[indices] for name, v in source.vectors.items()}
-    floats = source.values.floats(images)
-    return {"image": floats, "label": examples["label"], **numbers}
+    pictures = {  # cut and mirrored as the example is
+      name: floats(other, other.visit(indices, words)["image"])
+      for name, other in source.pictures.items()
+    }
+    image = floats(source, examples["image"])
+    return {"image": image, "label": examples["label"], **numbers, **pictures}
 
   return grain.MapDataset.range(sys.maxsize).map(batch)
 

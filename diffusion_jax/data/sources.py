@@ -19,7 +19,8 @@ MAX_BYTES = 2**31
 
 ACCEPTED = (
   "give 'digits', a folder or .zip of pictures, a .npz or .npy of"
-  " images, or a TFDS name such as 'cifar10'"
+  " images, a .parquet, .arrow or .tar of pictures, 'hf:OWNER/NAME', or a TFDS"
+  " name such as 'cifar10'"
 )
 
 
@@ -54,7 +55,7 @@ class Source:
 
   Attributes:
     name: What it is, for people.
-    image_shape: (H, W, C).
+    image_shape: (H, W, C), or (L, C) of signals, (D, H, W, C) of volumes.
     class_names: One name per label; empty if unlabelled.
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
@@ -63,10 +64,14 @@ class Source:
     values: What the numbers of the pictures mean; by default bytes.
     vectors: Numbers of each example to condition on, float32 [N, n] by name,
       see ``vectors``.
+    pictures: Further pictures of each example to condition on, by name, see
+      ``beside``.
+    stems: The path of each picture's file, without its suffix; empty where
+      there are no files.
   """
 
   name: str
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
   class_names: tuple[str, ...] = ()
   fingerprint: str = ""
   labels: np.ndarray | None = dataclasses.field(default=None, repr=False)
@@ -75,6 +80,10 @@ class Source:
   vectors: Mapping[str, np.ndarray] = dataclasses.field(
     default_factory=dict, repr=False
   )
+  pictures: Mapping[str, "Source"] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+  stems: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
   @property
   def num_classes(self) -> int:
@@ -95,6 +104,20 @@ class Source:
       {"image": [B, H, W, C], "label": int32 [B]}.
     """
     raise NotImplementedError
+
+  def known(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """What there is to condition on beside the label.
+
+    Args:
+      indices: As of ``gather``.
+
+    Returns:
+      Vectors, float32 [B, n], and pictures, float32 [B, H, W, C], by name.
+    """
+    return {name: rows[indices] for name, rows in self.vectors.items()} | {
+      name: other.values.floats(other.gather(indices)["image"])
+      for name, other in self.pictures.items()
+    }
 
   @property
   def random_words(self) -> int:
@@ -232,6 +255,7 @@ def in_memory(
   class_names: tuple[str, ...],
   left_out: str = "",
   values: Values = BYTES,
+  stems: tuple[str, ...] = (),
 ) -> ArraySource:
   """An ``ArraySource`` with its fingerprint."""
   labels = labels.astype(np.int32)
@@ -245,6 +269,7 @@ def in_memory(
     labels=labels,
     left_out=left_out,
     values=values,
+    stems=stems,
   )
 
 
@@ -256,7 +281,7 @@ def summary(source: Source) -> str:
   'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
   """
   shape = " x ".join(map(str, source.image_shape))
-  word = "image" if len(source) == 1 else "images"
+  word = noun(source.image_shape, len(source))
   text = f"{source.name}: {len(source):,} {word} of {shape}"
   text += "" if source.values == BYTES else f", {source.values}"
   names: list[str] = list(source.class_names)
@@ -266,7 +291,19 @@ def summary(source: Source) -> str:
       names = [f"{a} ({n:,})" for a, n in zip(names, counts, strict=True)]
     word = "class" if len(names) == 1 else "classes"
     text += f"; {len(names):,} {word}: {some(names, 10)}"
+  given = [*source.vectors, *source.pictures]
+  text += f"; with {', '.join(given)}" if given else ""
   return text + (f"; left out: {source.left_out}" if source.left_out else "")
+
+
+def noun(shape: Sequence[int], count: int = 1) -> str:
+  """What examples of a shape are.
+
+  >>> noun((32, 32, 3)), noun((64, 1), count=2)
+  ('image', 'signals')
+  """
+  kinds = {2: "signal", 3: "image", 4: "volume"}
+  return kinds[len(shape)] + ("" if count == 1 else "s")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

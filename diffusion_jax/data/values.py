@@ -117,7 +117,7 @@ class Values:
       raise ValueError(
         f"{where} has values from {least:g} to {most:g}, outside the range "
         f"{self.low:g} to {self.high:g}: name a range that holds all, as "
-        f"range=({least:g}, {most:g})"
+        f"range=({least!r}, {most!r})"
       )
 
   def to_json(self) -> dict[str, Any]:

@@ -16,7 +16,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
   Args:
     path: A .csv whose first line names its columns, each of which becomes a
-      part of one number; or a .npy [N] or [N, n], one part of the file's name.
+      part of one number; or a .npy [N] or [N, n], one part of the file's
+      name. Of [N, L, D], a text embedding of L tokens, it is their mean:
+      which word stood where is lost.
 
   Returns:
     float32 [N, n], by name.
@@ -57,8 +59,13 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
   array = np.load(path, allow_pickle=False)
-  if array.ndim not in (1, 2) or array.dtype.kind not in "iuf":
-    raise ValueError(f"it is {array.dtype} {list(array.shape)}, must be [N, n]")
+  if array.ndim not in (1, 2, 3) or array.dtype.kind not in "iuf":
+    raise ValueError(
+      f"it is {array.dtype} {list(array.shape)}, must be [N, n], or [N, L, D]"
+      " of tokens"
+    )
+  if array.ndim == 3:
+    array = array.mean(axis=1, dtype=np.float64)
   return {path.stem: array.reshape(len(array), -1).astype(np.float32)}
 
 

@@ -14,6 +14,8 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.data.values import BYTES
 from diffusion_jax.images import to_uint8
 
+_HALVES = ("without", "only")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RandomCrops(Source):
@@ -136,6 +138,8 @@ def random_crops(
     left_out=whole.left_out,
     values=whole.values,
     vectors=whole.vectors,
+    pictures=whole.pictures,
+    stems=whole.stems,
     whole=whole,
     read=read,
   )
@@ -163,19 +167,35 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
     )
   last = np.arange(len(source)) % every == every - 1
 
-  def part(chosen: np.ndarray, words: str) -> Part:
-    return Part(
-      name=f"{source.name} ({words} 1 of {every})",
-      image_shape=source.image_shape,
-      class_names=source.class_names,
-      fingerprint=sources.fingerprint(source.fingerprint, chosen),
-      labels=None if source.labels is None else source.labels[chosen],
-      values=source.values,
-      vectors={k: v[chosen] for k, v in source.vectors.items()},
-      whole=source,
-      chosen=chosen,
-    )
+  names = (f"{source.name} ({words} 1 of {every})" for words in _HALVES)
+  without, only = (
+    part(source, np.flatnonzero(chosen), name)
+    for chosen, name in zip((~last, last), names, strict=True)
+  )
+  return without, only
 
-  return part(np.flatnonzero(~last), "without"), part(
-    np.flatnonzero(last), "only"
+
+def part(source: Source, chosen: np.ndarray, name: str) -> Part:
+  """Some examples of a source, with all that is known of them.
+
+  Args:
+    source: The whole.
+    chosen: Which, by their indices in it.
+    name: Of the part.
+
+  Returns:
+    The part, with a fingerprint of both.
+  """
+  return Part(
+    name=name,
+    image_shape=source.image_shape,
+    class_names=source.class_names,
+    fingerprint=sources.fingerprint(source.fingerprint, chosen),
+    labels=None if source.labels is None else source.labels[chosen],
+    values=source.values,
+    vectors={k: v[chosen] for k, v in source.vectors.items()},
+    pictures={k: part(v, chosen, name) for k, v in source.pictures.items()},
+    stems=tuple(source.stems[k] for k in chosen) if source.stems else (),
+    whole=source,
+    chosen=chosen,
   )

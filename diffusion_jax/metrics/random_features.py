@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from diffusion_jax.models.resampling import layout
+
 
 def random_features(
-  x: Float[Array, "B H W C"], key: Key[Array, ""], *, features: int = 32
+  x: Float[Array, "B *size C"], key: Key[Array, ""], *, features: int = 32
 ) -> Float[Array, "B features"]:
   """Mean responses of a small network of fixed random filters.
 
-  3 x 3 convolutions and ReLUs without biases, each after the first at half
-  the size, until the shorter side is at most 4; then the mean over the
+  Convolutions of 3 taps an axis and ReLUs without biases, each after the first
+  at half the size, until the shortest side is at most 4; then the mean over the
   picture. For a Frechet distance while training: few enough features that 64
   samples fill their covariance, which pixels are not, and nothing to
   download. The distances compare previews of one kind of data with each other
@@ -25,20 +27,20 @@ def random_features(
   Returns:
     The features, linear in the contrast: those of 2 x are twice those of x.
   """
-  side, layer = min(x.shape[1:3]), 0
+  rank, side, layer = x.ndim - 2, min(x.shape[1:-1]), 0
   while layer == 0 or side > 4:
-    shape = (3, 3, x.shape[-1], features)
+    shape = (*(3,) * rank, x.shape[-1], features)
     # Keeps the variance from layer to layer (He et al. 2015, eq. 10).
-    std = (2 / (9 * x.shape[-1])) ** 0.5
+    std = (2 / (3**rank * x.shape[-1])) ** 0.5
     kernel = std * jax.random.normal(jax.random.fold_in(key, layer), shape)
     stride = 2 if layer else 1
     x = jax.lax.conv_general_dilated(
       x,
       kernel,
-      (stride, stride),
+      (stride,) * rank,
       "SAME",
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      dimension_numbers=layout(rank),
     )
     x = jax.nn.relu(x)
     side, layer = -(-side // stride), layer + 1
-  return jnp.asarray(x.mean(axis=(1, 2)))
+  return jnp.asarray(x.mean(axis=tuple(range(1, x.ndim - 1))))

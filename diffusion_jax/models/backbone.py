@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from diffusion_jax import concrete
 
 # All that a network may be conditioned on, besides x_t and the time.
-PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector")
+PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
 
 
 @runtime_checkable
 class Backbone(Protocol):
-  """A network: (x_t, time, cond) -> a prediction of x_t's height and width.
+  """A network: (x_t, time, cond) -> a prediction of x_t's size.
 
   Any Flax module with two names more is one. ``init`` and ``apply`` take, after
-  what Flax wants first, x_t [B, H, W, C], a time for each example, a condition
+  what Flax wants first, x_t [B, *size, C], a time for each example, a condition
   or None, and the keyword ``train``, which lets dropout draw with the rng
   "dropout". What comes out is float32.
   """
@@ -31,7 +31,7 @@ class Backbone(Protocol):
     """Refuses images that it cannot take.
 
     Args:
-      size: Height and width.
+      size: (H, W), or (L,) of signals, (D, H, W) of volumes.
 
     Raises:
       ValueError: In one line: the size, what is allowed, the nearest that is.
@@ -135,14 +135,17 @@ def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
   return t - (t if s is None else s) if net.spans else None
 
 
-def beside(x_t: jax.Array, low_res: jax.Array | None) -> jax.Array:
-  """x_t and, in further channels, small pictures enlarged bilinearly."""
-  if low_res is None:
-    return x_t
-  size = (*x_t.shape[:3], low_res.shape[-1])
-  return jnp.concatenate(
-    [x_t, jax.image.resize(low_res, size, "bilinear")], axis=-1
-  )
+def beside(
+  x_t: jax.Array, low_res: jax.Array | None, planes: jax.Array | None = None
+) -> jax.Array:
+  """x_t and, in further channels, pictures, and small ones enlarged."""
+  joined = [x_t]
+  if low_res is not None:
+    size = (*x_t.shape[:-1], low_res.shape[-1])
+    joined.append(jax.image.resize(low_res, size, "linear"))
+  if planes is not None:
+    joined.append(planes)
+  return jnp.concatenate(joined, axis=-1) if joined[1:] else x_t
 
 
 def check_halvings(size: Sequence[int], levels: int) -> None:
@@ -159,7 +162,7 @@ def check_halvings(size: Sequence[int], levels: int) -> None:
 
 
 def check_multiple(size: Sequence[int], unit: int, why: str) -> None:
-  """Refuses a height or width that is no multiple of a number.
+  """Refuses a size of which an axis is no multiple of a number.
 
   >>> check_multiple((8, 10), 4, "patches are of 4 x 4")
   Traceback (most recent call last):
@@ -167,6 +170,11 @@ def check_multiple(size: Sequence[int], unit: int, why: str) -> None:
   ValueError: patches are of 4 x 4; 8 x 10 must be multiples of 4: the \
 nearest is 8 x 8 or 8 x 12
   """
+  if not size:
+    raise ValueError(
+      "x_t has no axis between examples and channels: must be [B, L, C], "
+      "[B, H, W, C] or [B, D, H, W, C]"
+    )
   if all(n % unit == 0 and n > 0 for n in size):
     return
   below = " x ".join(str(max(n // unit, 1) * unit) for n in size)

@@ -72,20 +72,21 @@ class Classifier(Encoder):
     outputs = self.down(x_t, emb, train)
     outputs.append(self.middle(outputs[-1], emb, train))
     if self.pool.startswith("spatial"):
-      means = [h.astype(jnp.float32).mean(axis=(1, 2)) for h in outputs]
+      means = [_mean(h.astype(jnp.float32)) for h in outputs]
       h = nn.Dense(HIDDEN, name="hidden")(jnp.concatenate(means, axis=-1))
-      h = nn.relu(h) if self.pool == "spatial" else nn.silu(self._norm_of(h))
+      h = nn.relu(h) if self.pool == "spatial" else nn.silu(self.norm()(h))
       return nn.Dense(self.num_labels, name="out")(h)
     h = nn.silu(self.norm()(outputs[-1])).astype(jnp.float32)
     if self.pool == "adaptive":
-      h = h.mean(axis=(1, 2))
-      return nn.Dense(self.num_labels, kernel_init=ZERO, name="out")(h)
+      return nn.Dense(self.num_labels, kernel_init=ZERO, name="out")(_mean(h))
     return AttentionPool(
       self.num_labels, self.heads, self.head_channels, name="pool"
     )(h)
 
-  def _norm_of(self, h):
-    return self.norm()(h[:, None, None])[:, 0, 0]
+
+def _mean(h: Images) -> Float[Array, "B C"]:
+  """Over all pixels."""
+  return h.mean(axis=tuple(range(1, h.ndim - 1)))
 
 
 class AttentionPool(nn.Module):
@@ -106,12 +107,12 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Float[Array, "B features"]:
     """Pools."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h * w, c)
+    b, *_, c = x.shape
+    x = x.reshape(b, -1, c)
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-    x += self.param(
-      "positions", nn.initializers.normal(c**-0.5), (h * w + 1, c)
-    )[None]
+    x += self.param("positions", nn.initializers.normal(c**-0.5), x.shape[1:])[
+      None
+    ]
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(x)
     heads = num_heads(c, self.heads, self.head_channels)
     q, k, v = split_qkv(qkv, heads, "qkv")

@@ -16,18 +16,16 @@ Where JAX runs on anything else, all of this is ``lax.conv_general_dilated``.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from diffusion_jax.models.resampling import upsample
+from diffusion_jax.models.resampling import layout, upsample
 
 Pads = Sequence[tuple[int, int]]
-
-# Examples, height, width, channels; a kernel has height, width, in and out.
-_USUAL = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_general_dilated(
@@ -45,10 +43,10 @@ def conv_general_dilated(
   """``jax.lax.conv_general_dilated``, for ``nn.Conv`` to call.
 
   Args:
-    lhs: [B, H, W, C].
-    rhs: [h, w, C, C_out].
-    window_strides: Of height and width.
-    padding: A name, or (low, high) of height and width.
+    lhs: [B, *size, C], of any rank.
+    rhs: [*taps, C, C_out].
+    window_strides: Of each axis of the size.
+    padding: A name, or (low, high) of each axis.
     dimension_numbers: Those above, which need not be said.
     lhs_dilation: Left as it is with ones, as is all that follows.
     rhs_dilation: Ones.
@@ -56,7 +54,7 @@ def conv_general_dilated(
     precision: Of the products.
 
   Returns:
-    [B, H_out, W_out, C_out].
+    [B, *size_out, C_out].
   """
   if not _rewritten(lhs_dilation, rhs_dilation, feature_group_count):
     return lax.conv_general_dilated(
@@ -66,17 +64,17 @@ def conv_general_dilated(
       padding,
       lhs_dilation=lhs_dilation,
       rhs_dilation=rhs_dilation,
-      dimension_numbers=dimension_numbers or _USUAL,
+      dimension_numbers=dimension_numbers or layout(lhs.ndim - 2),
       feature_group_count=feature_group_count,
       precision=precision,
     )
   strides = tuple(window_strides)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
-      lhs.shape[1:3], rhs.shape[:2], strides, padding
+      lhs.shape[1:-1], rhs.shape[:-2], strides, padding
     )
   pads = tuple((int(low), int(high)) for low, high in padding)
-  if strides != (1, 1):
+  if set(strides) != {1}:
     return _strided(strides, pads, precision, lhs, rhs)
   return _convolve(pads, precision, lhs, rhs)
 
@@ -84,7 +82,7 @@ def conv_general_dilated(
 def conv_of_upsampled(
   lhs,
   rhs,
-  window_strides: Sequence[int] = (1, 1),
+  window_strides: Sequence[int] | None = None,
   padding: str | Pads = "SAME",
   *,
   precision=None,
@@ -94,22 +92,24 @@ def conv_of_upsampled(
 
   Of three taps along an axis two meet the same pixel of the small image:
   y[2 i] = k[0] x[i - 1] + (k[1] + k[2]) x[i] and
-  y[2 i + 1] = (k[0] + k[1]) x[i] + k[2] x[i + 1]. A convolution of 2 x 2 for
-  each of the four phases of y makes 4/9 of the multiplications.
+  y[2 i + 1] = (k[0] + k[1]) x[i] + k[2] x[i + 1]. A convolution of two taps
+  an axis for each of the phases of y makes 2/3 of the multiplications, for
+  each axis.
 
   Args:
-    lhs: [B, H, W, C].
-    rhs: [3, 3, C, C_out].
+    lhs: [B, *size, C].
+    rhs: [3, ..., 3, C, C_out].
     window_strides: Ones.
     padding: "SAME".
     precision: Of the products.
     **settings: As above.
 
   Returns:
-    [B, 2 H, 2 W, C_out].
+    [B, *(2 size), C_out].
   """
-  asked = rhs.shape[:2], tuple(window_strides), padding
-  if asked != ((3, 3), (1, 1), "SAME") or not _rewritten(**settings):
+  window_strides = window_strides or (1,) * (lhs.ndim - 2)
+  asked = {*rhs.shape[:-2]}, {*window_strides}, padding
+  if asked != ({3}, {1}, "SAME") or not _rewritten(**settings):
     return conv_general_dilated(
       upsample(lhs),
       rhs,
@@ -118,7 +118,7 @@ def conv_of_upsampled(
       precision=precision,
       **settings,
     )
-  return four_of_two_by_two(precision, lhs, rhs)
+  return phases_of_two_taps(precision, lhs, rhs)
 
 
 def _rewritten(
@@ -137,18 +137,18 @@ def _rewritten(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _strided(strides, pads, precision, x, kernel):
   """The sum over the phases of the image, with the taps that each meets."""
-  down, across = strides
-  rows, columns = (
-    list(_phases(*axis))
-    for axis in zip(x.shape[1:3], kernel.shape[:2], strides, pads, strict=True)
-  )
+  axes = zip(x.shape[1:-1], kernel.shape[:-2], strides, pads, strict=True)
   parts = []
-  for row, row_tap, row_pads in rows:
-    for column, column_tap, column_pads in columns:
-      phase = x[:, row::down, column::across]
-      taps = kernel[row_tap::down, column_tap::across]
-      parts.append(_convolve((row_pads, column_pads), precision, phase, taps))
+  for phases in itertools.product(*(list(_phases(*axis)) for axis in axes)):
+    firsts, taps, padding = zip(*phases, strict=True)
+    phase = x[(slice(None), *map(_every, firsts, strides))]
+    met = kernel[(*map(_every, taps, strides),)]
+    parts.append(_convolve(padding, precision, phase, met))
   return functools.reduce(jnp.add, parts)
+
+
+def _every(first: int, stride: int) -> slice:
+  return slice(first, None, stride)
 
 
 def _phases(
@@ -167,17 +167,21 @@ def _phases(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def four_of_two_by_two(precision, x, kernel):
+def phases_of_two_taps(precision, x, kernel):
   """The phases of the output, each with the sums of taps that it needs."""
-  b, h, w, _ = x.shape
-  rows = []
-  for row_pads, row_taps in _taps_met(kernel, 0):
-    columns = [
-      _convolve((row_pads, column_pads), precision, x, taps)
-      for column_pads, taps in _taps_met(row_taps, 1)
+  b, *size, _ = x.shape
+
+  def joined(kernel, pads):
+    """Of the axes that have their padding, each phase; of the others, all."""
+    axis = len(pads)
+    if axis == len(size):
+      return _convolve(pads, precision, x, kernel)
+    phases = [
+      joined(taps, (*pads, sides)) for sides, taps in _taps_met(kernel, axis)
     ]
-    rows.append(jnp.stack(columns, axis=3))
-  return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+    return jnp.stack(phases, axis=axis + 2)
+
+  return joined(kernel, ()).reshape(b, *(2 * side for side in size), -1)
 
 
 def _taps_met(kernel, axis):
@@ -194,16 +198,20 @@ def _taps_met(kernel, axis):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(pads, precision, x, kernel):
+  rank = x.ndim - 2
   return lax.conv_general_dilated(
-    x, kernel, (1, 1), pads, dimension_numbers=_USUAL, precision=precision
-  )
+    x, kernel, (1,) * rank, pads, dimension_numbers=layout(rank),
+    precision=precision,
+  )  # fmt: skip
 
 
 def _derivative(pads, precision, primals, tangents):
   """d(x * k) = dx * k + x * dk."""
+  rank = len(pads)
+  size = "".join(map(str, range(rank)))
   convolve = functools.partial(
     lax.conv_general_dilated,
-    window_strides=(1, 1),
+    window_strides=(1,) * rank,
     padding=pads,
     precision=precision,
   )
@@ -214,18 +222,18 @@ def _derivative(pads, precision, primals, tangents):
     # have.
     parts.append(
       convolve(
-        dx, kernel.swapaxes(2, 3), dimension_numbers=("NHWC", "HWOI", "NHWC")
+        dx, kernel.swapaxes(-2, -1), dimension_numbers=layout(rank, "OI")
       )
     )
   if not isinstance(dk, jax.custom_derivatives.SymbolicZero):
     # Transposed, channels take the place of examples in x, and the output
     # that of the kernel.
     y = convolve(
-      x.transpose(3, 1, 2, 0),
-      dk.transpose(2, 0, 1, 3),
-      dimension_numbers=("CHWN", "IHWO", "HWNC"),
+      x.swapaxes(0, -1),
+      jnp.moveaxis(dk, -2, 0),
+      dimension_numbers=(f"C{size}N", f"I{size}O", f"{size}NC"),
     )
-    parts.append(y.transpose(2, 0, 1, 3))
+    parts.append(jnp.moveaxis(y, -2, 0))
   y = functools.reduce(jnp.add, parts)
   return _convolve(pads, precision, x, kernel), y
 

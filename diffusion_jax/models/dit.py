@@ -24,11 +24,14 @@ SMALL = nn.initializers.normal(0.02)
 class DiT(nn.Module):
   """Patches of an image as tokens; the defaults are DiT-S/2.
 
+  Of signals a patch has ``patch`` places, of volumes it is a cube; the axes
+  share the channels of positions, see ``transformer.angles``.
+
   The blocks are equal and run as one loop: neither the program nor the time to
   compile it grows with ``depth``. A new network predicts zero.
 
   Attributes:
-    patch: Height and width of a patch.
+    patch: Side of a patch, along every axis.
     width: Channels of a token.
     depth: Blocks.
     heads: Of the attention.
@@ -37,7 +40,7 @@ class DiT(nn.Module):
     mlp: "gelu" or "swiglu".
     norm: "layer" without parameters, or "rms".
     qk_norm: Normalise each head's queries and keys.
-    rope: Turn queries and keys by row and column, besides adding positions.
+    rope: Turn queries and keys by their place, besides adding positions.
     bottleneck: Channels through which patches are projected; None is none.
     class_tokens: Tokens of the class that precede those of the image, where
       there are classes.
@@ -93,9 +96,15 @@ class DiT(nn.Module):
       ValueError: Naming the nearest size that will do.
     """
     self._check_settings()
-    backbone.check_multiple(
-      size, self.patch, f"patches are of {self.patch} x {self.patch}"
-    )
+    sides = " x ".join(str(self.patch) for _ in size)
+    backbone.check_multiple(size, self.patch, f"patches are of {sides}")
+    pairs = (self.width // self.heads if self.rope else self.width) // 2
+    if pairs < len(size):
+      raise ValueError(
+        f"width={self.width} has {pairs} pairs of channels for positions"
+        f"{' in each head' if self.rope else ''}: must be one for each of the "
+        f"{len(size)} axes"
+      )
 
   @nn.compact
   def __call__(
@@ -105,17 +114,18 @@ class DiT(nn.Module):
     cond: Mapping[str, Any] | None = None,
     *,
     train: bool = False,
-  ) -> Float[Array, "B H W C_out"]:
+  ) -> Float[Array, "B *size C_out"]:
     """Runs the network.
 
     Args:
       x_t: Noisy images.
       t: Their times.
       cond: "y", their classes, where it has any; "low_res", small images to
-        be upsampled, which are enlarged bilinearly and joined to x_t's
+        be upsampled, which are enlarged linearly and joined to x_t's
         channels; "low_res_t", their steps, where ``noisy_low_res``; "augment",
         [B, augment_labels]; "s", where a step leads, where ``spans``;
-        "vector", [B, vector].
+        "vector", [B, vector]; "planes", pictures [B, H, W, k], which are
+        joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -125,19 +135,20 @@ class DiT(nn.Module):
       ValueError: If patches do not fill the images, classes are missing or not
         expected, or a setting is wrong.
     """
-    height, width = x_t.shape[1:3]
-    self.check_size((height, width))
-    y, low_res, low_res_t, augment, s, vector = backbone.parts(cond)
+    size = x_t.shape[1:-1]
+    self.check_size(size)
+    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
     backbone.check_vector(self, vector)
     span = backbone.span(self, t, s)
     c, classes = self._embed(t, y, low_res_t, augment, span, vector)
-    grid = (height // self.patch, width // self.patch)
-    h = self._tokens(backbone.beside(x_t, low_res), grid)
+    grid = tuple(side // self.patch for side in size)
+    h = self._tokens(backbone.beside(x_t, low_res, planes), grid)
     h = self._through(h, c, self._class_tokens(classes), grid, train)
-    out = self._patches(h, c, self.out_channels or x_t.shape[-1])
-    out = transformer.unpatchify(out, self.patch, (height, width))
+    channels = self.out_channels or x_t.shape[-1]
+    out = self._patches(h, c, self.patch ** len(size) * channels)
+    out = transformer.unpatchify(out, self.patch, size)
     return out.astype(jnp.float32)
 
   def _dense(self, features: int, name: str, init=INIT) -> nn.Dense:
@@ -172,7 +183,7 @@ class DiT(nn.Module):
       c += mapped(vector, "vector")
     return nn.silu(c), classes
 
-  def _tokens(self, x, grid: tuple[int, int]):
+  def _tokens(self, x, grid: Sequence[int]):
     """Patches, projected, and where they are."""
     h = transformer.patchify(x.astype(self.dtype), self.patch)
     if self.bottleneck is not None:
@@ -180,9 +191,7 @@ class DiT(nn.Module):
         self.bottleneck, use_bias=False, dtype=self.dtype, kernel_init=INIT,
         name="bottleneck",
       )(h)  # fmt: skip
-    rows, columns = grid
-    where = transformer.sin_cos(rows, columns, self.width)
-    where = jnp.asarray(where, self.dtype)
+    where = jnp.asarray(transformer.sin_cos(grid, self.width), self.dtype)
     return self._dense(self.width, "patches")(h) + where[None]
 
   def _class_tokens(self, classes):
@@ -193,9 +202,9 @@ class DiT(nn.Module):
     where = self.param("class_positions", SMALL, shape)
     return classes[:, None] + where.astype(self.dtype)[None]
 
-  def _through(self, h, c, classes, grid: tuple[int, int], train):
+  def _through(self, h, c, classes, grid: Sequence[int], train):
     """All blocks; the tokens of the class join on the way."""
-    head, (rows, columns) = self.width // self.heads, grid
+    head = self.width // self.heads
     rates = None
     if train and self.dropout:
       rates = jnp.asarray(dropout_rates(self.depth, self.dropout))
@@ -206,7 +215,7 @@ class DiT(nn.Module):
         return h
       by = None
       if self.rope:
-        by = transformer.turn(rows, columns, head, ahead)
+        by = transformer.turn(grid, head, ahead)
       some = None if rates is None else rates[first:last]
       return self._blocks(name, last - first)(h, c, by, some)[0]
 
@@ -226,13 +235,13 @@ class DiT(nn.Module):
       name=name,
     )  # fmt: skip
 
-  def _patches(self, h, c, channels: int):
+  def _patches(self, h, c, features: int):
     """The last normalisation, modulated, and the layer that predicts."""
     two = self._dense(2 * self.width, "modulation", ZERO)(c)[:, None]
     shift, scale = jnp.split(two, 2, axis=-1)
     h = transformer.norm(self.norm, self.dtype, "norm_out")(h)
     h = transformer.modulated(h, shift, scale)
-    return self._dense(self.patch**2 * channels, "out", ZERO)(h)
+    return self._dense(features, "out", ZERO)(h)
 
   def _check_settings(self) -> None:
     """Refuses settings that would fail far from here.

@@ -23,7 +23,12 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models import backbone
 from diffusion_jax.models.convolution import conv_general_dilated
-from diffusion_jax.models.layers import Images, num_heads, split_qkv
+from diffusion_jax.models.layers import (
+  Images,
+  everywhere,
+  num_heads,
+  split_qkv,
+)
 from diffusion_jax.models.resampling import RESAMPLE
 from diffusion_jax.models.settings import check_dtype
 
@@ -105,14 +110,14 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Real, gain: Any = 1.0) -> Real:
     """Runs the layer; ``gain`` multiplies what comes out."""
-    shape = (x.shape[-1], self.features)
-    shape = shape if self.size == 1 else (self.size, self.size, *shape)
+    rank = 0 if self.size == 1 else x.ndim - 2
+    shape = (*(self.size,) * rank, x.shape[-1], self.features)
     weight = unit(self.param(WEIGHT, nn.initializers.normal(1.0), shape))
     fan_in = math.prod(shape[:-1])
     weight = (weight * (gain / math.sqrt(fan_in))).astype(x.dtype)
     if self.size == 1:
       return x @ weight
-    return conv_general_dilated(x, weight, (1, 1), "SAME")
+    return conv_general_dilated(x, weight, (1,) * rank, "SAME")
 
 
 class Block(nn.Module):
@@ -150,7 +155,7 @@ class Block(nn.Module):
     h = Conv(self.features, 3, name="conv1")(mp_silu(x))
     gain = self.param("gain", nn.initializers.zeros_init(), ())
     c = 1 + Conv(self.features, name="emb")(emb, gain)
-    h = mp_silu(h * c[:, None, None].astype(h.dtype))
+    h = mp_silu(h * everywhere(c, h).astype(h.dtype))
     h = nn.Dropout(self.dropout)(h, deterministic=not train)
     h = Conv(self.features, 3, name="conv2")(h)
     if self.decodes and wider:
@@ -162,9 +167,9 @@ class Block(nn.Module):
 
   def attend(self, x: Images) -> Images:
     """Attention by the cosine: q, k and v have unit magnitude."""
-    b, h, w, c = x.shape
+    b, *_, c = x.shape
     heads = num_heads(c, 1, self.head_channels)
-    qkv = Conv(3 * c, name="qkv")(x).reshape(b, h * w, 3 * c)
+    qkv = Conv(3 * c, name="qkv")(x).reshape(b, -1, 3 * c)
     q, k, v = (normalised(y, axis=-1) for y in split_qkv(qkv, heads, "qkv"))
     out = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
     return Conv(c, name="proj")(out)
@@ -241,7 +246,7 @@ class EDM2(nn.Module):
     cond: Mapping[str, Any] | None = None,
     *,
     train: bool = False,
-  ) -> Float[Array, "B H W C_out"]:
+  ) -> Float[Array, "B *size C_out"]:
     """Runs the network.
 
     Args:
@@ -259,7 +264,7 @@ class EDM2(nn.Module):
     """
     (y,) = backbone.parts(cond, self.takes)
     check_dtype(self.dtype)
-    self.check_size(x_t.shape[1:3])
+    self.check_size(x_t.shape[1:-1])
     emb = self.embed(t, y)
     ones = jnp.ones_like(x_t[..., :1])  # instead of biases
     h = jnp.concatenate([x_t, ones], axis=-1).astype(self.dtype)

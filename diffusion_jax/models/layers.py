@@ -1,6 +1,7 @@
 """The parts of a U-Net."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.models import convolution
 from diffusion_jax.models.resampling import filtered
 
-Images = Float[Array, "B H W C"]
+# Signals [B, L, C], images [B, H, W, C], volumes [B, D, H, W, C].
+Images = Float[Array, "B *size C"]
 
 # Ho et al.'s initialisation; the last layer of every residual branch starts
 # at zero, so that the network starts as (almost) the identity.
@@ -84,7 +86,7 @@ def group_norm(
   *,
   groups: int,
   epsilon: float,
-) -> Float[Array, "B H W C"]:
+) -> Float[Array, "B *size C"]:
   """Group normalisation as one multiplication and one addition, y = a x + b.
 
   a = scale / std and b = bias - mean a, with mean and std over the pixels and
@@ -106,19 +108,20 @@ def group_norm(
   Returns:
     The normalised activations, float32.
   """
-  batch, height, width, channels = x.shape
+  batch, *size, channels = x.shape
   each = (groups, channels // groups)
-  count = height * width * each[1]
-  wide = (batch, 1, 1, channels)
+  count = math.prod(size) * each[1]
+  wide = (batch, *(1 for _ in size), channels)
 
   def mean_of_group(x):
-    return x.sum(axis=(1, 2)).reshape(batch, *each).sum(axis=-1) / count
+    pixels = tuple(range(1, x.ndim - 1))
+    return x.sum(axis=pixels).reshape(batch, *each).sum(axis=-1) / count
 
   x = x.astype(jnp.float32)
   # In the middle, away from padding. Whichever it is, the result is the same,
   # and so is the gradient without it.
-  row, column = height // 2, width // 2
-  one = x[:, row : row + 1, column : column + 1, :: each[1]]
+  middle = (slice(n // 2, n // 2 + 1) for n in size)
+  one = x[(slice(None), *middle, slice(None, None, each[1]))]
   d = x - jnp.repeat(jax.lax.stop_gradient(one), each[1], axis=-1)
   mean = mean_of_group(d)
   var = jnp.maximum(mean_of_group(jnp.square(d)) - jnp.square(mean), 0)
@@ -139,7 +142,7 @@ class GroupNorm(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x: Images) -> Float[Array, "B H W C"]:
+  def __call__(self, x: Images) -> Float[Array, "B *size C"]:
     """Normalises; the result is float32."""
     channels = x.shape[-1:]
     scale = self.param("scale", nn.initializers.ones_init(), channels)
@@ -174,21 +177,23 @@ MakeNorm = Callable[[], nn.Module]
 
 
 def conv(
+  x: Images,
   features: int,
   dtype: DTypeLike,
   *,
   stride: int = 1,
-  padding: str | Sequence[tuple[int, int]] = "SAME",
+  padding: str | tuple[int, int] = "SAME",
   upsampled: bool = False,
   init=INIT,
   name: str | None = None,
-) -> nn.Conv:
-  """A 3 x 3 convolution, of twice the image where ``upsampled``."""
+) -> Images:
+  """A convolution of 3 taps an axis, of twice the image where ``upsampled``."""
+  rank = x.ndim - 2
   return nn.Conv(
     features,
-    (3, 3),
-    (stride, stride),
-    padding,
+    (3,) * rank,
+    (stride,) * rank,
+    padding if isinstance(padding, str) else (padding,) * rank,
     dtype=dtype,
     kernel_init=init,
     conv_general_dilated=(
@@ -197,7 +202,12 @@ def conv(
       else convolution.conv_general_dilated
     ),
     name=name,
-  )
+  )(x)
+
+
+def everywhere(emb: Float[Array, "B D"], like: Images) -> Images:
+  """A vector of each example, for each of its pixels."""
+  return jnp.expand_dims(emb, tuple(range(1, like.ndim - 1)))
 
 
 def _scaled(x: Images, scale: float) -> Images:
@@ -236,7 +246,7 @@ class ResBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: Images, emb: Float[Array, "B D"], train: bool
-  ) -> Float[Array, "B H_out W_out features"]:
+  ) -> Float[Array, "B ... features"]:
     """Runs the block; ``emb`` is the activated time embedding."""
 
     def dense(features, name):
@@ -246,17 +256,17 @@ class ResBlock(nn.Module):
     up = self.resample == "up" and tuple(self.taps) == (1, 1)
     if not up:  # By repeating pixels, a convolution does it itself.
       h = filtered(h, self.taps, self.resample)
-    h = conv(self.features, self.dtype, upsampled=up, name="conv1")(h)
+    h = conv(h, self.features, self.dtype, upsampled=up, name="conv1")
     x = filtered(x, self.taps, self.resample)
     if self.scale_shift:
-      time = dense(2 * self.features, "time")(emb)[:, None, None]
+      time = everywhere(dense(2 * self.features, "time")(emb), h)
       scale, shift = jnp.split(time, 2, axis=-1)
       h = self.norm()(h) * (1 + scale) + shift
     else:
-      h += dense(self.features, "time")(emb)[:, None, None]
+      h += everywhere(dense(self.features, "time")(emb), h)
       h = self.norm()(h)
     h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=not train)
-    h = conv(self.features, self.dtype, init=ZERO, name="conv2")(h)
+    h = conv(h, self.features, self.dtype, init=ZERO, name="conv2")
     project = self.project and self.resample is not None
     if x.shape[-1] != self.features or project:
       x = dense(self.features, "skip")(x)
@@ -287,14 +297,14 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Images:
     """Attends; the shape stays."""
-    b, h, w, c = x.shape
-    tokens = self.norm()(x).reshape(b, h * w, c)
+    b, *_, c = x.shape
+    tokens = self.norm()(x).reshape(b, -1, c)
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(
       tokens
     )
     heads = num_heads(c, self.heads, self.head_channels)
     out = jax.nn.dot_product_attention(*split_qkv(qkv, heads, self.qkv_order))
-    out = out.reshape(b, h, w, c)
+    out = out.reshape(x.shape)
     out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
     return _scaled(x + out, self.skip_scale)
 

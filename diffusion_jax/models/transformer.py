@@ -1,5 +1,6 @@
 """The parts of a vision transformer that diffuses."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,61 +26,81 @@ EPSILON = 1e-6
 
 def patchify(x: Images, patch: int) -> Tokens:
   """Cuts images into patches, row by row; a patch is (row, column, channel)."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-  return x.swapaxes(2, 3).reshape(b, -1, patch * patch * c)
+  b, *size, c = x.shape
+  rank = len(size)
+  x = x.reshape(b, *(n for side in size for n in (side // patch, patch)), c)
+  where, within = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
+  x = x.transpose(0, *where, *within, 2 * rank + 1)
+  return x.reshape(b, -1, patch**rank * c)
 
 
-def unpatchify(tokens: Tokens, patch: int, size: tuple[int, int]) -> Images:
-  """Puts patches together to images of this height and width."""
-  b, (h, w) = len(tokens), size
-  x = tokens.reshape(b, h // patch, w // patch, patch, patch, -1)
-  return x.swapaxes(2, 3).reshape(b, h, w, -1)
+def unpatchify(tokens: Tokens, patch: int, size: Sequence[int]) -> Images:
+  """Puts patches together to images of this size."""
+  b, rank = len(tokens), len(size)
+  grid = (side // patch for side in size)
+  x = tokens.reshape(b, *grid, *(patch for _ in size), -1)
+  axes = (n for axis in range(1, rank + 1) for n in (axis, axis + rank))
+  return x.transpose(0, *axes, 2 * rank + 1).reshape(b, *size, -1)
 
 
 # --------------------------------------------------------------- positions
 
 
-def places(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-  """The row and the column of every token, [N] each."""
-  row, column = np.indices((rows, columns))
-  return row.ravel(), column.ravel()
+def angles(grid: Sequence[int], pairs: int) -> list[np.ndarray]:
+  """Of every token, for each axis of the grid, place times frequencies.
 
+  The axes share the pairs of channels equally; of volumes, depth has as well
+  what is left. Frequency i of an axis with n of them is 10000^(-i / n).
 
-def sin_cos(rows: int, columns: int, dim: int) -> np.ndarray:
-  """Fixed positions, [N, dim]: sines and cosines of columns, then of rows.
+  Args:
+    grid: Tokens along each axis.
+    pairs: Of channels, at least one for each axis.
 
-  Frequency i of dim / 4 is 10000^(-i / (dim / 4)) (DiT's code; Vaswani et al.
-  2017, section 3.5, for each axis).
+  Returns:
+    [N, n] of each axis, in order.
+
+  >>> [a.shape for a in angles((2, 4, 4), 16)]
+  [(32, 6), (32, 5), (32, 5)]
   """
-  freqs = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
-  row, column = places(rows, columns)
-  angles = [np.outer(place, freqs) for place in (column, row)]
-  parts = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+  share, left = divmod(pairs, len(grid))
+  counts = [share + left, *(share for _ in grid[1:])]
+  return [
+    np.outer(place.ravel(), 10000.0 ** (-np.arange(n) / n))
+    for place, n in zip(np.indices(grid), counts, strict=True)
+  ]
+
+
+def sin_cos(grid: Sequence[int], dim: int) -> np.ndarray:
+  """Fixed positions, [N, dim]: sines and cosines of the last axis first.
+
+  Of images, of columns and then of rows (DiT's code; Vaswani et al. 2017,
+  section 3.5, for each axis).
+  """
+  parts = [
+    wave(angle)
+    for angle in reversed(angles(grid, dim // 2))
+    for wave in (np.sin, np.cos)
+  ]
   return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-def turn(rows: int, columns: int, head: int, ahead: int = 0) -> Turn:
-  """The rotation of each token's queries and keys (RoPE, in two dimensions).
+def turn(grid: Sequence[int], head: int, ahead: int = 0) -> Turn:
+  """The rotation of each token's queries and keys (RoPE, along each axis).
 
-  Half of the pairs turn with the row, half with the column, by 10000^(-i /
-  (head / 4)) for each step (Su et al. 2021; JiT's code).
+  Of images half of the pairs turn with the row, half with the column (Su et
+  al. 2021; JiT's code); see ``angles``.
 
   Args:
-    rows: Of tokens.
-    columns: Of tokens.
-    head: Channels of a head, a multiple of 4.
+    grid: Tokens along each axis.
+    head: Channels of a head, even.
     ahead: Tokens before those of the image, which do not turn.
 
   Returns:
     Cosines and sines, [ahead + N, head / 2], float32.
   """
-  freqs = 10000.0 ** (-np.arange(head // 4) / (head // 4))
-  angles = np.concatenate(
-    [np.outer(place, freqs) for place in places(rows, columns)], axis=1
-  )
-  angles = np.pad(angles, ((ahead, 0), (0, 0)))
-  return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+  by = np.concatenate(angles(grid, head // 2), axis=1)
+  by = np.pad(by, ((ahead, 0), (0, 0)))
+  return np.cos(by).astype(np.float32), np.sin(by).astype(np.float32)
 
 
 def rotate(

@@ -228,8 +228,8 @@ class Encoder(nn.Module):
 
   def down(self, x, emb, train):
     """The first convolution and all levels: every activation on the way."""
-    self.check_size(x.shape[1:3])
-    h = conv(self.stem or self.width(0), self.dtype)(x.astype(self.dtype))
+    self.check_size(x.shape[1:-1])
+    h = conv(x.astype(self.dtype), self.stem or self.width(0), self.dtype)
     outputs, image = [h], x
     for level in range(len(self.multipliers)):
       if level != 0:
@@ -246,9 +246,9 @@ class Encoder(nn.Module):
     """An activation and the image at half of its size."""
     side = 1 + (len(self.taps) - 1) // 2  # So that the filter needs no zeros.
     image = conv(
-      h.shape[-1], self.dtype, padding=2 * ((side, side),),
+      image.astype(self.dtype), h.shape[-1], self.dtype, padding=(side, side),
       name=f"image_{level}",
-    )(image.astype(self.dtype))  # fmt: skip
+    )  # fmt: skip
     image = filtered(image, self.taps, "down", padded=False)
     return (h + image) * 0.5**0.5
 
@@ -262,12 +262,16 @@ class Encoder(nn.Module):
   def _halve(self, h, emb, train, level):
     if self.resample == "block":
       return self.res_block(h, emb, train, level, "down")
-    padding = "SAME" if self.padding == "same" else ((1, 1), (1, 1))
-    return conv(h.shape[-1], self.dtype, stride=2, padding=padding)(h)
+    padding = "SAME" if self.padding == "same" else (1, 1)
+    return conv(h, h.shape[-1], self.dtype, stride=2, padding=padding)
 
 
 class UNet(Encoder):
-  """Predicts, from (x_t, t), an image of x_t's height and width.
+  """Predicts, from (x_t, t), an image of x_t's size.
+
+  Of images [B, H, W, C], signals [B, L, C] or volumes [B, D, H, W, C]:
+  convolutions have 3 taps along each axis of the size, levels halve each, and
+  attention and normalisation go over all pixels.
 
   The way up has one block more per level than the way down; each activation
   of the way down is handed across to its mirror image. With a learned
@@ -294,7 +298,7 @@ class UNet(Encoder):
     cond: Mapping[str, Any] | None = None,
     *,
     train: bool = False,
-  ) -> Float[Array, "B H W C_out"]:
+  ) -> Float[Array, "B *size C_out"]:
     """Runs the network.
 
     Args:
@@ -302,9 +306,10 @@ class UNet(Encoder):
       t: Their steps, 1..T.
       cond: What else it is told, see ``conditions``: "y", their classes,
         where it knows any; "low_res", smaller images to be upsampled, which
-        are enlarged bilinearly and joined to x_t's channels; "low_res_t", the
+        are enlarged linearly and joined to x_t's channels; "low_res_t", the
         steps to which these are noised, 0..T, where ``noisy_low_res``; "s",
-        where a step leads, where ``spans``; "vector", [B, vector].
+        where a step leads, where ``spans``; "vector", [B, vector]; "planes",
+        pictures [B, H, W, k], which are joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -314,12 +319,12 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is not a known one.
     """
-    y, low_res, low_res_t, augment, s, vector = backbone.parts(cond)
+    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
     span = backbone.span(self, t, s)
     out_channels = self.out_channels or x_t.shape[-1]
     emb = self.embed(t, y, low_res_t, augment, span, vector)
-    skips = self.down(backbone.beside(x_t, low_res), emb, train)
+    skips = self.down(backbone.beside(x_t, low_res, planes), emb, train)
     h = self.middle(skips[-1], emb, train)
     for level in reversed(range(len(self.multipliers))):
       for number in range(self.num_blocks + 1):
@@ -331,9 +336,9 @@ class UNet(Encoder):
       if level != 0:
         h = self._double(h, emb, train, level)
     h = nn.silu(self.norm()(h))
-    return conv(out_channels, self.dtype, init=ZERO)(h).astype(jnp.float32)
+    return conv(h, out_channels, self.dtype, init=ZERO).astype(jnp.float32)
 
   def _double(self, h, emb, train, level):
     if self.resample == "block":
       return self.res_block(h, emb, train, level, "up")
-    return conv(h.shape[-1], self.dtype, upsampled=True)(h)
+    return conv(h, h.shape[-1], self.dtype, upsampled=True)

@@ -4,7 +4,7 @@ Every setting is translated or refused by name; those of a scheduler are in
 ``diffusers_scheduler``. Nothing here imports diffusers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -192,7 +192,7 @@ def _unlike(key: str, value: Any, only: Any) -> ValueError:
   return ValueError(f"{key}={value!r}, but this network has {only!r} only")
 
 
-def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
+def config(net: UNet, image_shape: Sequence[int]) -> Settings:
   """The config.json of a network: undoes ``settings``.
 
   Args:
@@ -206,6 +206,10 @@ def config(net: UNet, image_shape: tuple[int, int, int]) -> Settings:
     ValueError: If ``UNet2DModel`` has no such network; names the setting.
   """
   check_unet(net)
+  if len(image_shape) != 3:
+    raise ValueError(
+      f"UNet2DModel is of images (H, W, C), and these are {tuple(image_shape)}"
+    )
   height, width, in_channels = image_shape
   levels = range(len(net.multipliers))
   attends = [level in net.attention_levels for level in levels]

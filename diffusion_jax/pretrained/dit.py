@@ -120,7 +120,7 @@ def from_dit(state_dict: Tensors, net: DiT) -> dict:
   positions = tensors.pop(POSITIONS, None)
   if positions is not None:
     side = math.isqrt(np.asarray(positions).shape[-2])
-    fixed = transformer.sin_cos(side, side, net.width)[None]
+    fixed = transformer.sin_cos((side, side), net.width)[None]
     if positions.shape != fixed.shape or not np.allclose(
       positions, fixed, atol=1e-4
     ):
@@ -149,12 +149,12 @@ def to_dit(
       published code has no such network.
   """
   _check(net)
-  rows, columns = (n // net.patch for n in size)
-  if rows != columns:
+  if len(size) != 2 or size[0] != size[1]:
     raise ValueError(
-      f"images are {size[0]} x {size[1]}; in DiT's code they are square"
+      f"images are {' x '.join(map(str, size))}; in DiT's code they are square"
     )
-  fixed = transformer.sin_cos(rows, columns, net.width)[None]
+  rows, columns = (n // net.patch for n in size)
+  fixed = transformer.sin_cos((rows, columns), net.width)[None]
   return {POSITIONS: fixed} | layout.write(params, list(_entries(net)))
 
 

@@ -28,6 +28,8 @@ import signal
 from diffusion_jax.extras import needed_for
 
 with needed_for("diffusion_jax.runs"):
+  import ml_collections
+
   from diffusion_jax.runs.configuration import (
     Config as Config,
     is_classifier as is_classifier,
@@ -95,6 +97,10 @@ def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
     KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
     SystemExit: If another signal does.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError(
+      f"`config` is a {type(config).__name__}: pass one of dj.runs.make()"
+    )
   prepared = prepare(config, workdir)
   with loop.opened(prepared, new_data=new_data) as changes:
     stopped = loop.train(prepared, changes)

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+
 import diffusion_jax as dj
 from diffusion_jax.runs import choices, configuration, processes, samplers
 from diffusion_jax.runs.configuration import Config, is_classifier
@@ -62,8 +64,17 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
     )
 
 
+def _check_numbers(config: Config) -> None:
+  """Refuses NaN, which no comparison finds out of its range."""
+  for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
+    if isinstance(value, float) and math.isnan(value):
+      key = jax.tree_util.keystr(path, simple=True, separator=".")
+      raise ValueError(f"{key}={value} must be a number")
+
+
 def check(config: Config, noise: dj.schedules.Schedule) -> None:
   """Refuses names and numbers that would only fail after compiling."""
+  _check_numbers(config)
   choices.named("target", config.target, dj.targets.TARGETS)
   choices.named("variance", config.variance, dj.prediction.VARIANCES)
   _check_process(config)
@@ -98,14 +109,27 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")
 
 
-def doubts(config: Config) -> list[str]:
+# Of the signal at T, where samples begin without any. DDPM's table ends at
+# 0.006, that of quadratic betas at 0.03.
+MOST_SIGNAL = 0.2
+
+
+def doubts(config: Config, noise: dj.schedules.Schedule) -> list[str]:
   """What a configuration may say, but hardly means: one line each."""
+  said = []
   warmup, last = config.optim.warmup_steps, config.num_steps
   fall = config.optim.decay_steps
-  if warmup <= (last if fall is None else min(last, fall)):
-    return []
-  end = f"num_steps={last}" if warmup > last else f"optim.decay_steps={fall}"
-  return [
-    f"warning: optim.warmup_steps={warmup} is beyond {end}, so the learning "
-    f"rate never gets to optim.lr={config.optim.lr:g}: shorten the warm-up"
-  ]
+  if warmup > (last if fall is None else min(last, fall)):
+    end = f"num_steps={last}" if warmup > last else f"optim.decay_steps={fall}"
+    said.append(
+      f"warning: optim.warmup_steps={warmup} is beyond {end}, so the learning "
+      f"rate never gets to optim.lr={config.optim.lr:g}: shorten the warm-up"
+    )
+  left = float(noise.at(noise.T).alpha)
+  if dj.schedules.in_whole_steps(noise) and left > MOST_SIGNAL:
+    said.append(
+      f"warning: schedule {config.schedule.name!r} of T={noise.T} leaves "
+      f"{left:.0%} of the signal at T, but samples begin with noise alone: "
+      "take more steps, or another schedule"
+    )
+  return said

@@ -18,6 +18,9 @@ Config = Any
 # jax.random.key takes the lowest 32 bits of a seed.
 MOST_SEED = 2**32 - 1
 
+# What a section may be given as.
+_SECTION = Mapping | ml_collections.ConfigDict
+
 # What does not depend on the kind of network.
 KEPT = ("num_classes", "time_scale", "time_origin", "dtype", "remat")
 
@@ -30,8 +33,16 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
 
   Returns:
     The configuration, to be changed further or returned.
+
+  Raises:
+    ValueError: If there is no such key, or its value is of another kind.
   """
-  model = {"name": "unet", **changes.get("model", {})}
+  given = changes.get("model", {})
+  if not isinstance(given, _SECTION):
+    raise ValueError(
+      f"model={given!r} must be a dict, such as {{'name': 'dit'}}"
+    )
+  model = {"name": "unet", **given}
   model["name"] = models.named.placed(model["name"])
   config: Config = ml_collections.ConfigDict(
     {
@@ -52,13 +63,29 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
   config.lock()
   # A schedule or a weight brings arguments of its own.
   with config.schedule.unlocked(), config.loss.unlocked():
-    config.update(changes | {"model": model})
+    _change(config, {**changes, "model": model})
   return config
 
 
 def is_classifier(config: Config) -> bool:
   """Whether a run is of a classifier, and not of a diffusion model."""
   return config.get("kind") == "classifier"
+
+
+def _change(config: Config, changes: Mapping[str, Any]) -> None:
+  """Changes values; what ConfigDict says of one that it cannot, in a line."""
+  for key, value in changes.items():
+    section = config.get(key)
+    is_section = isinstance(section, config_dict.ConfigDict)
+    if is_section and not isinstance(value, _SECTION):
+      raise ValueError(
+        f"{key}={value!r} must be a dict of {', '.join(section)}"
+      )
+  try:
+    config.update(changes)
+  except (KeyError, TypeError) as error:
+    text, _, _ = str(error.args[0]).partition(" Other fields present")
+    raise ValueError(" ".join(text.split())) from error
 
 
 def network(name: str) -> dict[str, Any]:
@@ -122,7 +149,7 @@ def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
     config.held_out = 0
     config.loss = {"name": "cross_entropy"}
   with config.schedule.unlocked():
-    config.update(changes)
+    _change(config, changes)
   return config
 
 

@@ -1,6 +1,7 @@
 """Loads the data of a configuration."""
 
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,6 +34,11 @@ def training_source(config: Config) -> dj.data.Source:
     raise ValueError(
       f"the data have no range ({data.values}), so that samples must not be "
       "clipped to one: pass `config.sampling.clip=False`"
+    )
+  if config.get("augment") and len(data.image_shape) != 3:
+    raise ValueError(
+      f"augment={config.augment} moves pictures, and the data are of "
+      f"{' x '.join(map(str, data.image_shape))}: pass `config.augment=0`"
     )
   return data
 
@@ -72,7 +78,8 @@ def source(
       data = choices.call("data", dj.data.load, options)
     except ValueError as error:
       path = pathlib.Path(name)
-      if not path.is_absolute() or path.exists():
+      # A pattern of shards is no path, and says itself what is missing.
+      if not path.is_absolute() or path.exists() or "{" in name:
         raise
       raise ValueError(
         f"no data at {path}: if they have moved, name where they are as "
@@ -80,7 +87,34 @@ def source(
       ) from error
   if numbers is None:
     return data
-  return dj.data.vectors.attach(data, dj.data.vectors.read(numbers))
+  return dj.data.beside.attach_named(
+    data,
+    named_paths(numbers),
+    random_crop=options["random_crop"],
+  )
+
+
+def named_paths(text: str) -> dict[str, pathlib.Path]:
+  """The files of ``data.cond``, by the names of what they hold.
+
+  >>> {k: str(v) for k, v in named_paths("angles.csv,mask=faces").items()}
+  {'angles': 'angles.csv', 'mask': 'faces'}
+
+  Raises:
+    ValueError: If two have one name.
+  """
+  found: dict[str, pathlib.Path] = {}
+  for one in text.split(","):
+    name, equals, place = one.partition("=")
+    path = pathlib.Path(place if equals else one).expanduser()
+    name = name if equals else path.stem
+    if name in found or not str(path).strip():
+      raise ValueError(
+        f"data.cond={text!r} must be paths, or NAME=PATH, with commas between,"
+        " each of another name"
+      )
+    found[name] = path
+  return found
 
 
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
@@ -90,7 +124,46 @@ def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   small = (
     networks.low_res_shape(config, source.image_shape) or source.image_shape
   )
-  return np.asarray(dj.upsampling.shrink(x0, small[:2]))
+  return np.asarray(dj.upsampling.shrink(x0, small[:-1]))
+
+
+def pictures(
+  source: dj.data.Source, names: Iterable[str], num: int
+) -> dict[str, np.ndarray]:
+  """What lies beside the first examples, [N, H, W, C] by name."""
+  first = np.arange(min(num, len(source)))
+  return {
+    name: source.pictures[name].values.floats(
+      source.pictures[name].gather(first)["image"]
+    )
+    for name in names
+  }
+
+
+def given_pictures(
+  config: Config,
+  asked: Sequence[str],
+  image_shape: tuple[int, int, int],
+  num: int | None,
+) -> dict[str, np.ndarray]:
+  """The pictures to draw given, [N, H, W, C] by name.
+
+  Args:
+    config: Of the run.
+    asked: Options' `cond`, which may name some.
+    image_shape: Of the run.
+    num: How many to draw; None for as many as there are.
+
+  Returns:
+    Those that are named, and of what training never hides the data's own.
+  """
+  found = networks.pictures(config, asked, image_shape[:2])
+  parts = networks.planes(config)
+  needed = [p.name for p in parts if not p.dropout and p.name not in found]
+  if not needed:
+    return found
+  data = source(config, elsewhere="`cond`")
+  return found | pictures(data, needed, num or len(data))
 
 
 def count_classes(config: Config, source: dj.data.Source) -> None:
@@ -105,21 +178,56 @@ def count_classes(config: Config, source: dj.data.Source) -> None:
       config.model[name] = source.num_classes
 
 
-def note_vectors(config: Config, source: dj.data.Source) -> None:
-  """Writes what a run needs to know of its data's vectors into ``vectors``.
+def note_parts(config: Config, source: dj.data.Source) -> None:
+  """Writes what a run needs to know of its data's conditions into it.
 
   Raises:
     ValueError: If the dropout does not fit them.
   """
-  rates, names = tuple(config.cond_dropout), list(source.vectors)
-  if len(rates) not in (0, 1, len(names)):
-    raise ValueError(
-      f"cond_dropout={rates} must be one number, or one for each of "
-      f"{', '.join(names) or 'no parts: name them by data.cond'}"
-    )
-  rates = (
-    rates * len(names) if len(rates) == 1 else rates or (0.0,) * len(names)
+  names = [*source.vectors, *source.pictures]
+  rates = _rates(tuple(config.cond_dropout), names)
+  parts = dj.conditions.standardised(
+    source.vectors, {name: rates[name] for name in source.vectors}
   )
-  dropout = dict(zip(names, rates, strict=True))
-  parts = dj.conditions.standardised(source.vectors, dropout)
   config.vectors = tuple(map(tuple, parts))
+  config.planes = tuple(
+    (name, other.image_shape[-1], rates[name])
+    for name, other in source.pictures.items()
+  )
+  if config.planes and config.get("augment"):
+    raise ValueError(
+      f"augment={config.augment} moves pictures, but not what data.cond has"
+      " beside them: set augment=0"
+    )
+
+
+def _rates(asked: tuple[Any, ...], names: list[str]) -> dict[str, float]:
+  """The dropout of each part, as ``cond_dropout`` says.
+
+  Raises:
+    ValueError: If there is another number of rates, or one is none.
+  """
+  wrong = ValueError(
+    f"cond_dropout={asked} must be one number, or one for each of "
+    f"{', '.join(names) or 'no parts: name them by data.cond'}"
+  )
+  rates: dict[str, Any] = dict.fromkeys(names, 0.0)
+  if asked and all(isinstance(one, str) for one in asked):
+    given = dict(
+      one.split("=", 1) if "=" in one else (one, "") for one in asked
+    )
+  elif len(asked) in (0, 1, len(names)):
+    every = asked * len(names) if len(asked) == 1 else asked
+    given = dict(zip(names, every, strict=False))
+  else:
+    raise wrong
+  try:
+    rates |= {name: float(rate) for name, rate in given.items()}
+  except (TypeError, ValueError):
+    raise wrong from None
+  if rates.keys() != set(names):
+    raise wrong
+  for name, rate in rates.items():
+    if not 0 <= rate < 1:
+      raise ValueError(f"cond_dropout of {name} is {rate}: must be in [0, 1)")
+  return rates

@@ -29,10 +29,11 @@ def images() -> dict[str, Any]:
   """What a run learns from."""
   return {
     "data": {
-      "name": "digits",  # or a folder, .zip, .npz, .npy, or a TFDS name
+      "name": "digits",  # or whatever diffusion_jax.data.load takes
       "split": "train",  # of a TFDS data set
       "size": (),  # (), (n,) or (height, width); () is as stored
       "channels": config_dict.placeholder(int),  # 1 or 3 to convert
+      "rank": 2,  # axes of an array's size: 1 of signals, 3 of volumes
       # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
       "random_crop": False,
       "skip_broken": False,  # leave out pictures that cannot be read
@@ -42,7 +43,8 @@ def images() -> dict[str, Any]:
       "mean": config_dict.placeholder(float),  # of values without a range
       "std": config_dict.placeholder(float),
       "data_dir": config_dict.placeholder(str),  # of TFDS
-      # A .csv or .npy of numbers for each example, to condition on.
+      # What else is known of each example, to condition on: files of
+      # numbers, embeddings or pictures, "angles.csv,mask=masks".
       "cond": config_dict.placeholder(str),
     },
     "flip": False,  # mirror half of the images
@@ -57,10 +59,13 @@ def conditions() -> dict[str, Any]:
   return {
     # Part of the labels that training hides, for classifier-free guidance.
     "label_dropout": 0.0,
-    # As much of each part of data.cond, in its order; or one for all.
+    # As much of each part of data.cond, numbers first; or one for all; or by
+    # name, ("angle=0.1", "mask=0.2").
     "cond_dropout": (),
-    # These parts (name, mean, std, dropout), filled in from the data.
+    # These parts, (name, mean, std, dropout) of numbers, (name, channels,
+    # dropout) of pictures, filled in from the data.
     "vectors": (),
+    "planes": (),
     # To enlarge pictures of this size, () is not to. The network learns of
     # pictures made small and noised to random steps 0..noise.
     "low_res": {"size": (), "noise": 0},

@@ -41,13 +41,16 @@ SECTIONS = (
   "sampling",
 )  # fmt: skip
 
+# Paths in ``config.data`` besides the data's own.
+BESIDE = ("cond", "data_dir")
+
 # What a data.json must have.
 DATA = {
   "name": lambda x: isinstance(x, str),
   "examples": lambda x: isinstance(x, int),
   "image_shape": lambda x: (
     isinstance(x, list)
-    and len(x) == 3
+    and len(x) in (2, 3, 4)
     and all(isinstance(n, int) and n > 0 for n in x)
   ),
   "num_classes": lambda x: isinstance(x, int),
@@ -80,6 +83,9 @@ def describe(source, config: Config) -> dict[str, Any]:
   """
   values = source.values
   meaning = {} if values == BYTES else {"values": values.to_json()}
+  beside = {k: _path(config.data[k]) for k in BESIDE if config.data.get(k)}
+  if any(beside.values()):
+    meaning |= {"beside": beside}
   return {
     "name": source.name,
     "path": _path(config.data.name),
@@ -277,10 +283,12 @@ def changeable(workdir: pathlib.Path) -> Config:
     raise ValueError(f"{workdir / 'config.json'} has no {missing[0]}")
   try:
     # Where the data were, unless they have come along to another machine.
-    places = [p for p in (data.get("path"), config["data"]["name"]) if p]
-    there = [p for p in places if os.path.exists(os.path.expanduser(p))]
-    if data.get("path"):
-      config["data"]["name"] = (there or places)[0]
+    were = {"name": data.get("path"), **data.get("beside", {})}
+    for key, was in were.items():
+      places = [p for p in (was, config["data"].get(key)) if p]
+      there = [p for p in places if os.path.exists(os.path.expanduser(p))]
+      if was:
+        config["data"][key] = (there or places)[0]
     return make(**config)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise ValueError(
@@ -307,7 +315,9 @@ def read_json(workdir: pathlib.Path, name: str) -> dict:
 
 
 def _nearest(workdir: pathlib.Path) -> str:
-  """The end of an error line: the runs of similar name in its folder."""
+  """The end of an error line: the runs in it, or of similar name beside it."""
+  if inside := sorted(str(p.parent) for p in workdir.glob("*/config.json")):
+    return f"; in it there is {', '.join(inside[:3])}"
   runs = [str(p.parent) for p in workdir.parent.glob("*/config.json")]
   near = difflib.get_close_matches(str(workdir), runs, n=3, cutoff=0.3)
   return f"; there is {', '.join(near)}" if near else ""

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from diffusion_jax.runs import console
+import diffusion_jax as dj
+from diffusion_jax.runs import console, guiding
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.planning import Plan
 
@@ -45,20 +46,26 @@ def generator(plan: Plan) -> Generator:
     plan.pairs,
     classifier=plan.classifier,
     low_res=plan.low_res,
+    pictures=plan.pictures,
   )
 
 
 def announce(plan: Plan) -> None:
   """Says what one stage is about to draw."""
   guidance = plan.options.guidance
-  size = " x ".join(map(str, plan.image_shape[:2]))
+  *size, _ = plan.image_shape
+  what = dj.data.noun(plan.image_shape, plan.num)
   console.say_first(
-    f"{plan.num} images of {size} from step {plan.step}, "
+    f"{plan.num} {what} of {' x '.join(map(str, size))} from step {plan.step}, "
     f"{plan.options.sampler} with "
     f"{len(plan.pairs)} steps each, "
     + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")
-    + ("" if guidance is None else f", guidance {guidance:g}")
+    + ("" if guidance is None else f", guidance {_words(guidance)}")
   )
+
+
+def _words(guidance: float | str) -> str:
+  return guidance if isinstance(guidance, str) else f"{guidance:g}"
 
 
 def _draw_stage(plan: Plan, generators: Generators) -> np.ndarray:
@@ -67,7 +74,8 @@ def _draw_stage(plan: Plan, generators: Generators) -> np.ndarray:
   if plan.program not in generators:
     generators[plan.program] = generator(plan)
   draws = generators[plan.program]
-  draws.guidance, draws.low_res = plan.options.guidance, plan.low_res
+  draws.guidance = guiding.numbers(plan.options.guidance)
+  draws.low_res, draws.pictures = plan.low_res, plan.pictures
   if plan.classifier is not None:
     draws.guiding = plan.classifier.params
   with tqdm.tqdm(

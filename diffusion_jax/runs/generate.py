@@ -1,7 +1,7 @@
 """Samples from a compiled network, in pieces that can be watched."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -37,11 +37,14 @@ class Generator:
     classifier: To guide with.
     low_res: The small pictures to enlarge, [N, h, w, C], where the network
       enlarges; image k is made of ``low_res[k % N]``.
+    pictures: What else to draw given, [N, H, W, C] by name, likewise; others
+      are hidden.
 
   Attributes:
     batch: Images at a time.
     guidance: May be set anew: no scale is compiled into a program.
     low_res: May be set anew.
+    pictures: May be set anew, of the same names.
     guiding: The classifier's parameters, which may be set anew.
   """
 
@@ -49,12 +52,13 @@ class Generator:
     self,
     config,
     net: dj.models.Backbone,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     options: SamplingOptions,
     pairs: dj.timesteps.Pairs,
     *,
     classifier: GuidingClassifier | None = None,
     low_res: np.ndarray | None = None,
+    pictures: Mapping[str, np.ndarray] | None = None,
   ):
     self._config, self._net, self._options = config, net, options
     self._shape, self._pairs = tuple(image_shape), pairs
@@ -68,8 +72,9 @@ class Generator:
     means = {v.name: v.mean for v in self._conditions.vectors if not v.dropout}
     self._given = means | networks.numbers(config, options.cond)
     self.guiding = None if classifier is None else classifier.params
-    self.guidance = options.guidance
+    self.guidance = guiding.numbers(options.guidance)
     self.low_res = low_res
+    self.pictures = {} if pictures is None else pictures
     self.batch = options.batch
     pieces = max(n for n in range(1, 51) if len(pairs) % n == 0)
     self._pieces = np.split(pairs, pieces)
@@ -97,9 +102,13 @@ class Generator:
       self._config, self._schedule, self._net, params
     )
     classifier = self._classifier
+    predict, left = guiding.guided_by_name(
+      predict, self._schedule, self._conditions, self._options.guidance,
+      None if classifier else scale,
+    )  # fmt: skip
     step, predict = samplers.guided(
       self._config, step, predict, self._schedule, self._conditions.null,
-      None if classifier else scale, cond,
+      left, cond,
     )  # fmt: skip
     if classifier is None:
       return step, predict
@@ -144,9 +153,15 @@ class Generator:
     solver = dj.samplers.as_solver(step)
     return solver.init(x, jnp.asarray(self._pairs[0, 0]))
 
-  def _conditioned(self, key, images, y, low_res) -> Any:
+  def _conditioned(self, key, images, y, low_res, pictures) -> Any:
     """The condition of these images."""
-    cond = self._conditions.given(y, low_res, self._given, count=self._rows)
+    cond = self._conditions.given(
+      y,
+      low_res,
+      self._given | pictures,
+      count=self._rows,
+      size=self._shape[:2],
+    )
     if not self._conditions.noise:
       return cond
     return dj.conditions.noised(
@@ -169,7 +184,8 @@ class Generator:
     low_res = None
     if self.low_res is not None:
       low_res = self.low_res[images % len(self.low_res)]
-    cond = self._condition(key, images, y, low_res)
+    pictures = {k: v[images % len(v)] for k, v in self.pictures.items()}
+    cond = self._condition(key, images, y, low_res, pictures)
     history = self._remember(x)
     yield x
     for piece in self._pieces:

@@ -1,11 +1,18 @@
 """Classes to ask for, and a classifier that guides towards them."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import diffusion_jax as dj
-from diffusion_jax.runs import directory, networks, processes, restoring
+from diffusion_jax.runs import (
+  directory,
+  networks,
+  processes,
+  restoring,
+  samplers,
+)
 from diffusion_jax.runs.configuration import Config, is_classifier
 from diffusion_jax.runs.options import SamplingOptions
 
@@ -58,6 +65,94 @@ def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
   if any(name.isdecimal() for name in names):
     return named
   return {str(number): number for number in range(count)} | named
+
+
+def scales(guidance: float | str | None) -> dict[str, float]:
+  """The scales of "class=2,mask=1.5", in their order; none of a number.
+
+  Raises:
+    ValueError: If it is no such text.
+  """
+  if not isinstance(guidance, str):
+    return {}
+  found: dict[str, float] = {}
+  for one in guidance.split(","):
+    name, _, text = one.partition("=")
+    try:
+      found[name.strip()] = float(text)
+    except ValueError:
+      found = {}
+      break
+  if len(found) < guidance.count(",") + 1 or not all(
+    map(math.isfinite, found.values())
+  ):
+    raise ValueError(
+      f"`guidance={guidance}` must be a number, or NAME=NUMBER of each part, "
+      "such as class=2,mask=1.5"
+    )
+  return found
+
+
+def numbers(guidance: float | str | None) -> float | tuple[float, ...] | None:
+  """What of guidance is data, and is compiled into no program."""
+  if isinstance(guidance, str):
+    return tuple(scales(guidance).values())
+  return guidance
+
+
+def guided_by_name(
+  predict: dj.prediction.Predict,
+  schedule: dj.schedules.Schedule,
+  conditions: dj.conditions.Conditions,
+  asked: float | str | None,
+  scale: Any,
+) -> tuple[dj.prediction.Predict, Any]:
+  """The network, guided where each part has a scale of its own.
+
+  Args:
+    predict: The network, which takes a condition.
+    schedule: The noise schedule.
+    conditions: Of the run.
+    asked: Guidance as options have it.
+    scale: Its ``numbers``.
+
+  Returns:
+    The network, and the scale that is still to guide it.
+  """
+  names = tuple(scales(asked))
+  if not names or scale is None:
+    return predict, scale
+  each = dict(zip(names, scale, strict=True))
+  return dj.composition.composed(
+    predict, schedule, conditions.without, each
+  ), None
+
+
+def check_scales(
+  config: Config, guidance: str, conditions: dj.conditions.Conditions
+) -> None:
+  """Refuses to guide what training never hides.
+
+  Raises:
+    ValueError: Names what can be guided.
+  """
+  if samplers.projects(config):
+    raise ValueError(
+      f"`guidance={guidance}`: sampling.apg projects guidance of one scale: "
+      "name a number, or set sampling.apg.eta=None"
+    )
+  known = [
+    name
+    for name in conditions.hideable
+    if name != dj.conditions.CLASS or conditions.label_dropout
+  ]
+  wrong = [name for name in scales(guidance) if name not in known]
+  if wrong:
+    raise ValueError(
+      f"`guidance={guidance}`: this run's training hides "
+      f"{', '.join(known) or 'nothing'}, and not {wrong[0]}; only what it "
+      "hides can be guided"
+    )
 
 
 def guiding_classifier(

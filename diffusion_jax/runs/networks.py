@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import diffusion_jax as dj
@@ -24,7 +25,7 @@ def check_draws(config: Config) -> None:
 
 def model(
   config: Config,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
   num_classes: int,
 ) -> Any:
   """The network of ``config.model`` for images of this shape.
@@ -49,6 +50,8 @@ def model(
     cond.append("low_res_t")
   if vectors(config):
     cond.append("vector")
+  if planes(config):
+    cond.append("planes")
   derived = {
     "out_channels": outputs * image_shape[-1],
     "num_classes": asked,
@@ -68,13 +71,13 @@ def _network(config, image_shape, derived, cond=()) -> Any:
       f"model.name={name} is not a network of this configuration: that of a "
       "classifier is configs/classifier.py"
     )
-  return dj.models.named.make(name, options, image_shape[:2], cond)
+  return dj.models.named.make(name, options, image_shape[:-1], cond)
 
 
 def low_res_shape(
-  config: Config, image_shape: tuple[int, int, int]
-) -> tuple[int, int, int] | None:
-  """(h, w, C) of the pictures that a run enlarges; None if it does not.
+  config: Config, image_shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+  """Shape of the pictures that a run enlarges; None if it does not.
 
   Raises:
     ValueError: If they are no equal parts of the large ones, or are as large.
@@ -82,21 +85,23 @@ def low_res_shape(
   size = config.low_res.size if "low_res" in config else ()
   if not size:
     return None
-  if len(size) > 2 or not all(isinstance(n, int) for n in size):
+  large = tuple(image_shape[:-1])
+  small = tuple(size) * len(large) if len(size) == 1 else tuple(size)
+  if len(small) != len(large) or not all(isinstance(n, int) for n in size):
     raise ValueError(
-      f"low_res.size={tuple(size)} must be (), (n,) or (height, width)"
+      f"low_res.size={tuple(size)} must be (), (n,) or have the {len(large)} "
+      "axes of the data's size"
     )
-  small = size[0], size[-1]
-  if small == tuple(image_shape[:2]):
+  if small == large:
     raise ValueError(
       f"low_res.size={tuple(size)} is the size of the data: an upsampler must "
       "enlarge; name a smaller one, or () for no upsampler"
     )
-  dj.upsampling.check_size(image_shape[:2], small)
+  dj.upsampling.check_size(large, small)
   return *small, image_shape[-1]
 
 
-def noisy_low_res(config: Config, image_shape: tuple[int, int, int]) -> bool:
+def noisy_low_res(config: Config, image_shape: tuple[int, ...]) -> bool:
   """Whether a run enlarges pictures that come with noise."""
   enlarges = low_res_shape(config, image_shape) is not None
   return enlarges and _low_res_noise(config) > 0
@@ -113,7 +118,7 @@ def _low_res_noise(config: Config) -> int:
 
 
 def classifier(
-  config: Config, image_shape: tuple[int, int, int], num_classes: int
+  config: Config, image_shape: tuple[int, ...], num_classes: int
 ) -> dj.models.Classifier:
   """The classifier of ``config.model`` for images of this shape.
 
@@ -136,7 +141,7 @@ def classifier(
 
 
 def network(
-  config: Config, image_shape: tuple[int, int, int], num_classes: int
+  config: Config, image_shape: tuple[int, ...], num_classes: int
 ) -> Any:
   """The network of a run, whatever it is for."""
   make = classifier if is_classifier(config) else model
@@ -163,7 +168,7 @@ def hides_labels(config: Config) -> bool:
 def conditions(
   config: Config,
   noise: dj.schedules.Schedule,
-  image_shape: tuple[int, int, int],
+  image_shape: tuple[int, ...],
 ) -> dj.conditions.Conditions:
   """What the network is conditioned on, for each image.
 
@@ -175,10 +180,16 @@ def conditions(
     noise,
     num_classes=config.model.num_classes,
     label_dropout=config.label_dropout if hides_labels(config) else 0.0,
-    low_res=None if small is None else small[:2],
+    low_res=None if small is None else small[:-1],
     noise=0 if small is None else _low_res_noise(config),
     vectors=vectors(config),
+    planes=planes(config),
   )
+
+
+def planes(config: Config) -> tuple[dj.conditions.Plane, ...]:
+  """The pictures that a run conditions on."""
+  return tuple(dj.conditions.Plane(*part) for part in config.get("planes", ()))
 
 
 def vectors(config: Config) -> tuple[dj.conditions.Vector, ...]:
@@ -199,18 +210,49 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
   numbers = {}
   for one in asked:
     name, _, text = one.partition("=")
+    if text and name in {part.name for part in planes(config)}:
+      continue  # of ``pictures``
     try:
       values = [float(number) for number in text.split(":")]
     except ValueError:
       values = []
     if widths.get(name) != len(values) or not all(map(math.isfinite, values)):
-      known = ", ".join(f"{k} ({n} numbers)" for k, n in widths.items())
+      known = ", ".join(
+        [f"{k} ({n} numbers)" for k, n in widths.items()]
+        + [f"{part.name} (pictures)" for part in planes(config)]
+      )
       raise ValueError(
-        f"`cond={one}` must be NAME=NUMBER, or NAME=NUMBER:NUMBER and so on, "
-        f"of what the run has learnt: {known or 'nothing, it has no data.cond'}"
+        f"`cond={one}` must be NAME=NUMBER, NAME=NUMBER:NUMBER and so on, or "
+        f"NAME=PATH, of what the run has learnt: "
+        f"{known or 'nothing, it has no data.cond'}"
       )
     numbers[name] = values
   return numbers
+
+
+def pictures(
+  config: Config, asked: Sequence[str], size: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """The pictures of `cond=("mask=PATH",)`, [N, H, W, C] by name.
+
+  Raises:
+    ValueError: If they cannot be read, or have other channels.
+  """
+  channels = {part.name: part.channels for part in planes(config)}
+  found = {}
+  for one in asked:
+    name, _, path = one.partition("=")
+    if name not in channels:
+      continue  # of ``numbers``
+    source = dj.data.load(path, size=size)
+    if source.image_shape[-1] != channels[name]:
+      raise ValueError(
+        f"`cond={one}` has {source.image_shape[-1]} channels, the run has "
+        f"learnt {name} of {channels[name]}: convert the pictures"
+      )
+    images = source.gather(np.arange(len(source)))["image"]
+    found[name] = source.values.floats(images)
+  return found
 
 
 def optimizer(

@@ -7,6 +7,7 @@ import operator
 import os
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -65,11 +66,13 @@ class SamplingOptions:
     least=0.0,
     most=1.0,
   )
-  guidance: float | None = option(
+  guidance: float | str | None = option(
     None,
     "scale of classifier-free guidance, where the run was trained with "
-    "label_dropout: 1 is off, more follows the class more closely. With "
-    "`classifier` that of its gradient: 0 is off, 1 the default",
+    "label_dropout: 1 is off, more follows the class more closely; or one for "
+    "each part, such as class=2,mask=1.5. With `classifier` that of its "
+    "gradient: 0 is off, 1 the default",
+    by_name=True,
   )
   classifier: PathLike | None = option(
     None, "run directory of a classifier to guide with"
@@ -81,8 +84,8 @@ class SamplingOptions:
   )
   cond: tuple[str, ...] = option(
     (),
-    "numbers to condition on, such as angle=0.3,place=1:2, for a run trained "
-    "with data.cond; the others are hidden, or at their mean",
+    "what to condition on, such as angle=0.3,place=1:2,mask=PATH, for a run "
+    "trained with data.cond; the others are hidden, or at their mean",
   )
   upsampler: tuple[PathLike, ...] = option(
     (),
@@ -143,6 +146,26 @@ def kind(options: type[SamplingOptions], name: str) -> type:
   return typing.get_origin(hint) or hint
 
 
+def _text(given: Any) -> str:
+  """A value of `cond` or `guidance`, as flags spell it.
+
+  >>> _text(0.5), _text([1, 2.5]), _text("masks")
+  ('0.5', '1:2.5', 'masks')
+  """
+  if isinstance(given, str | os.PathLike):
+    return os.fspath(given)
+  return ":".join(str(number) for number in np.ravel(given).tolist())
+
+
+def _spelled(field: dataclasses.Field, of: type, value: Any) -> Any:
+  """What is given by name in Python, as flags spell it."""
+  by_name = of is tuple or "by_name" in field.metadata
+  if not (isinstance(value, Mapping) and by_name):
+    return value
+  listed = tuple(f"{name}={_text(given)}" for name, given in value.items())
+  return listed if of is tuple else ",".join(listed)
+
+
 def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   """A value of a field, as its type has it.
 
@@ -153,8 +176,11 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
     return field.default
   if "among" in field.metadata:
     return choices.named(f"`{field.name}`", value, field.metadata["among"])
+  value = _spelled(field, of, value)
+  if "by_name" in field.metadata and isinstance(value, str) and "=" in value:
+    return value
   if of is tuple:
-    if isinstance(value, str | int | os.PathLike):
+    if isinstance(value, str | int | float | os.PathLike):
       value = (value,)
     return tuple(
       os.fspath(x) if isinstance(x, os.PathLike) else x for x in value
@@ -176,8 +202,7 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
   Raises:
     ValueError: If it is none, or out of its bounds.
   """
-  # In quotes a number is none.
-  asked = f"`{field.name}={repr(value) if isinstance(value, str) else value}`"
+  asked = f"`{field.name}={_said(value)}`"
   try:
     number = operator.index(value) if of is int else float(value)
   except (TypeError, ValueError):
@@ -191,3 +216,8 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
     bounds = f"at least {least}" if most == math.inf else f"in {least}..{most}"
     raise ValueError(f"{asked} must be {bounds}")
   return number
+
+
+def _said(value: Any) -> str:
+  """A value for people: in quotes, a number is none."""
+  return repr(value) if isinstance(value, str) else str(value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Plan:
     pairs: The (t, s) to walk.
     classifier: To guide with.
     low_res: The small pictures to enlarge, [N, h, w, C].
+    pictures: What else to draw given, [N, H, W, C] by name.
     values: What the numbers of the data mean.
     root: The key of all noise, if that is not of the seed.
     stage: Of a cascade, from 0.
@@ -52,7 +53,7 @@ class Plan:
 
   workdir: pathlib.Path
   config: configuration.Config
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
   net: dj.models.Backbone
   params: Any
   step: int
@@ -60,6 +61,7 @@ class Plan:
   pairs: dj.timesteps.Pairs
   classifier: GuidingClassifier | None = None
   low_res: np.ndarray | None = None
+  pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   values: dj.data.values.Values = dj.data.values.BYTES
   root: jax.Array | None = None
   stage: int = 0
@@ -86,7 +88,11 @@ class Plan:
     """What of this stage is compiled: plans that share it share a Generator."""
     options = dataclasses.replace(
       self.options,
-      guidance=None if self.options.guidance is None else 1.0,
+      guidance=(
+        1.0
+        if isinstance(self.options.guidance, float)
+        else self.options.guidance
+      ),
       num=None,
       steps=None,  # see pairs
       ema=None,
@@ -197,7 +203,7 @@ def _stage(
       classes=classes,
       cond=cond,
       guidance=(
-        guidance if enlarges else _guidance(options, config, classifier)
+        guidance if enlarges else _guidance(options, config, classifier, shape)
       ),
       low_res_noise=noise,
       ema=ema,
@@ -205,6 +211,7 @@ def _stage(
     ),
     pairs=pairs,
     classifier=classifier,
+    pictures=datasets.given_pictures(config, cond, shape, options.num),
   )
 
 
@@ -234,11 +241,11 @@ def _upsampler(
 
 
 def _low_res(
-  options: SamplingOptions, plan: Plan, shape: tuple[int, int, int]
+  options: SamplingOptions, plan: Plan, shape: tuple[int, ...]
 ) -> np.ndarray:
   """The small pictures that `low_res` names, or those of the run's data."""
   if isinstance(options.low_res, np.ndarray):
-    if options.low_res.ndim != 4 or options.low_res.shape[1:] != shape:
+    if options.low_res.shape[1:] != shape:
       raise ValueError(
         f"`low_res` has shape {options.low_res.shape}: {plan.workdir} enlarges "
         f"pictures of [N, {', '.join(map(str, shape))}]"
@@ -247,7 +254,16 @@ def _low_res(
   if options.low_res is None:
     source = datasets.source(plan.config, elsewhere="`low_res`")
     return datasets.low_res(plan.config, source, options.num or len(source))
-  source = dj.data.load(str(options.low_res), size=shape[:2], channels=shape[2])
+  size, channels, rank = shape[:-1], shape[-1], len(shape) - 1
+  fit: Any = {"rank": rank}
+  if rank == 2:  # pictures may be brought to size
+    fit = {"size": size, "channels": channels}
+  source = dj.data.load(str(options.low_res), **fit)
+  if source.image_shape != shape:
+    raise ValueError(
+      f"`low_res` has images of {source.image_shape}: {plan.workdir} enlarges "
+      f"those of {shape}"
+    )
   count = min(len(source), options.num or len(source))
   return source.values.floats(source.gather(np.arange(count))["image"])
 
@@ -303,13 +319,26 @@ def _guidance(
   options: SamplingOptions,
   config: configuration.Config,
   classifier: GuidingClassifier | None,
-) -> float | None:
+  shape: tuple[int, int, int],
+) -> float | str | None:
   """The scale of guidance, by default the configuration's."""
+  if classifier is not None and isinstance(options.guidance, str):
+    raise ValueError(
+      f"`guidance={options.guidance}`: a classifier takes one scale, a number"
+    )
   if classifier is not None:
     return 1.0 if options.guidance is None else options.guidance
   if options.guidance is None:
     return config.sampling.get("guidance")
-  hides = any(part.dropout for part in networks.vectors(config))
+  if isinstance(options.guidance, str):
+    guiding.check_scales(
+      config,
+      options.guidance,
+      networks.conditions(config, processes.schedule(config), shape),
+    )
+    return options.guidance
+  parts = (*networks.vectors(config), *networks.planes(config))
+  hides = any(part.dropout for part in parts)
   if not hides and not networks.hides_labels(config):
     raise ValueError(
       "`guidance`: this run was trained without label_dropout, so its network "

@@ -136,6 +136,13 @@ def draw(config: Config):
   name = choices.named(
     "timesteps", config.timesteps, (*TIMESTEPS, *REAL_TIMESTEPS)
   )
+  given = choices.given({"mean": config.time_mean, "std": config.time_std})
+  if given and name not in REAL_TIMESTEPS:
+    key, value = next(iter(given.items()))
+    raise ValueError(
+      f"time_{key}={value} is of timesteps={' or '.join(REAL_TIMESTEPS)}, not "
+      f"of {name!r}, which would not look at it"
+    )
   if name in REAL_TIMESTEPS:
     if not real_time(config):
       raise ValueError(
@@ -143,7 +150,6 @@ def draw(config: Config):
         f"{config.schedule.name!r} has whole steps; use one of "
         f"{', '.join(TIMESTEPS)}"
       )
-    given = choices.given({"mean": config.time_mean, "std": config.time_std})
     return dj.timesteps.drawn_by(REAL_TIMESTEPS[name](**given))
   if real_time(config):
     even = name == "antithetic"

@@ -55,10 +55,9 @@ class Run:
     return os.fspath(self.workdir)
 
   @property
-  def image_shape(self) -> tuple[int, int, int]:
+  def image_shape(self) -> tuple[int, ...]:
     """(H, W, C)."""
-    height, width, channels = self.data["image_shape"]
-    return height, width, channels
+    return tuple(self.data["image_shape"])
 
   @functools.cached_property
   def schedule(self) -> dj.schedules.Schedule:
@@ -211,8 +210,10 @@ class Run:
 
 def _check_key(key: Any) -> None:
   """Refuses what JAX draws nothing from, such as a seed."""
+  if key is None:
+    return
   try:
-    key is None or jax.random.fold_in(key, 0)
+    jax.random.fold_in(key, 0)
   except (TypeError, ValueError):
     raise ValueError(
       f"`key` is a {type(key).__name__}: pass one key, jax.random.key(SEED), "

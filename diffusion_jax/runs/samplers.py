@@ -99,6 +99,11 @@ def guided(
   return step, dj.given(clip(predict), cond)
 
 
+def projects(config: Config) -> bool:
+  """Whether guidance is projected."""
+  return config.sampling.get("apg", {}).get("eta") is not None
+
+
 def walk(
   noise: dj.schedules.Schedule,
   name: str,

@@ -45,6 +45,8 @@ def define(values: flags.FlagValues, kind: type[Options]) -> flags.FlagValues:
       if bound in field.metadata
     }
     make = _DEFINE.get(options.kind(kind, field.name), flags.DEFINE_string)
+    if "by_name" in field.metadata:
+      make = flags.DEFINE_string
     if isinstance(default, tuple):
       default = ",".join(default) or None
     make(field.name, default, text, flag_values=values, **bounds)

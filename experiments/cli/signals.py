@@ -1,10 +1,12 @@
 """Signals at the terminal: the second one ends a command at once."""
 
+import contextlib
 import os
 import select
 import signal
 import threading
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # So long a command may take to end in order before it says what it does.
 PATIENCE = 3.0
 
@@ -25,21 +27,22 @@ def watch() -> None:
 
 
 def _listen(heard: int) -> None:
-  ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-  while (first := _next(heard)) not in ends:
-    pass
+  first = _next(heard)
   if not select.select([heard], [], [], PATIENCE)[0]:
     _say(f"{first.name}: ends when what runs now is done; again ends at once")
-  while (second := _next(heard)) not in ends:
-    pass
+  second = _next(heard)
   _say(f"error: stopped at once by a second signal, {second.name}")
   os._exit(128 + second)
 
 
 def _next(heard: int) -> signal.Signals:
-  return signal.Signals(os.read(heard, 1)[0])
+  """Waits for the next signal that asks for an end."""
+  while (number := os.read(heard, 1)[0]) not in ENDS:
+    pass
+  return signal.Signals(number)
 
 
 def _say(line: str) -> None:
   """Past Python's streams, which another thread may be holding."""
-  os.write(2, f"{line}\n".encode())
+  with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+    os.write(2, f"{line}\n".encode())

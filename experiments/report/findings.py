@@ -71,7 +71,7 @@ def loss_curves(
     t = jnp.asarray(np.unique(np.rint(1 + (schedule.T - 1) * parts)), int)
   some = monitor.spread(len(source), IMAGES)
   real = source.gather(some)
-  vectors = {name: v[some] for name, v in source.vectors.items()}
+  known = source.known(some)
   x0, y = (
     jnp.asarray(source.values.floats(real["image"])),
     jnp.asarray(real["label"]),
@@ -81,7 +81,7 @@ def loss_curves(
   def curve(params):
     predict = processes.predictor(config, schedule, plan.net, params)
     return dj.diagnostics.loss_curve(
-      dj.given(predict, conditions.of(x0, y, vectors)),
+      dj.given(predict, conditions.of(x0, y, known)),
       schedule,
       x0,
       t,
@@ -220,7 +220,7 @@ def _beside(found: Neighbours, k: int, typical: float) -> Pairing:
 def _enlarged(x: np.ndarray) -> np.ndarray:
   """uint8 [H, W, C] -> [H2, W2, 3], small pictures by a whole factor."""
   shown = dj.images.displayable(x[None])[0]
-  factor = max(1, 64 // min(x.shape[:2]))
+  factor = max(1, 64 // min(shown.shape[:2]))
   return np.ascontiguousarray(
     shown.repeat(factor, axis=0).repeat(factor, axis=1)
   )

@@ -135,9 +135,9 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
   conditions = networks.conditions(config, schedule, plan.image_shape)
 
   @jax.jit
-  def bound(params, x0, y, vectors, key, first):
+  def bound(params, x0, y, known, key, first):
     predict = processes.predictor(config, schedule, plan.net, params)
-    predict = dj.given(predict, conditions.of(x0, y, vectors))
+    predict = dj.given(predict, conditions.of(x0, y, known))
     predict = dj.clipped(predict, schedule)
     return dj.likelihood.variational_bound(
       predict, schedule, x0, key, first=first, levels=levels
@@ -156,7 +156,7 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
         plan.params,
         x0,
         y,
-        {name: v[numbers] for name, v in source.vectors.items()},
+        source.known(np.array(numbers)),
         jax.random.key(plan.options.seed),
         start,
       )

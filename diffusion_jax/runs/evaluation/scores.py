@@ -109,6 +109,11 @@ def check(
   shapes = [shape]
   if data.source is not None:
     shapes.append(data.source.image_shape)
+  if network.main == "2048" and any(len(one) != 3 for one in shapes):
+    raise ValueError(
+      f"`features=inception` looks at pictures, and these are of {shape}: pass "
+      "`features=pixels`"
+    )
   if network.main == features.OWN:
     features.probe(network, shapes)
   elif network.main == "2048":

@@ -243,6 +243,8 @@ def _describe(plan: planning.Plan) -> dict[str, Any]:
     stage["apg"] = config["sampling"]["apg"]
   if options.cond:
     stage["cond"] = options.cond
+  if plan.pictures:
+    stage["pictures"] = {k: fingerprint(v) for k, v in plan.pictures.items()}
   if not config["sampling"].get("clip", True):
     stage["clip"] = False
   return stage | {

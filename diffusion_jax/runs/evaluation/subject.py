@@ -84,11 +84,14 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   for name in options.metrics:
     choices.named("`metrics`", name, METRICS)
   plan = given = None
-  if options.samples is not None:
-    given = dj.data.load(str(options.samples))
-  elif not set(options.metrics) <= set(scores.OF_DATA):
+  if options.samples is None and not set(options.metrics) <= set(
+    scores.OF_DATA
+  ):
     plan = _plan(workdir, options)
   data = _data(workdir, options, plan)
+  if options.samples is not None:
+    shape = (0, 0, 0) if data.source is None else data.source.image_shape
+    given = dj.data.load(str(options.samples), rank=len(shape) - 1)
   num = options.num or _usual_num(data, given)
   if given is not None:
     _check_given(options.metrics, given, num)

@@ -42,7 +42,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   tx = networks.optimizer(config)
   source = datasets.training_source(config)
   datasets.count_classes(config, source)
-  datasets.note_vectors(config, source)
+  datasets.note_parts(config, source)
   net = networks.model(config, source.image_shape, source.num_classes)
   conditions = networks.conditions(config, schedule, source.image_shape)
 
@@ -95,6 +95,7 @@ def _shown(config, workdir, schedule, source, net) -> dict[str, Callable]:
     low_res=(
       datasets.low_res(config, source, config.preview.num) if enlarges else None
     ),
+    pictures=datasets.pictures(source, source.pictures, config.preview.num),
   )
   monitor = Monitor(
     source,

@@ -61,13 +61,20 @@ def arguments(run: Any, steps: int) -> tuple[Any, ...]:
   """What the program of some steps takes, without its values."""
   where = dj.parallel.split_block(run.mesh)
   size = run.config.batch_size
-  batch = {
-    "image": ((steps, size, *run.source.image_shape), "float32"),
-    "label": ((steps, size), "int32"),
-  } | {
-    name: ((steps, size, *numbers.shape[1:]), "float32")
-    for name, numbers in run.source.vectors.items()
-  }
+  batch = (
+    {
+      "image": ((steps, size, *run.source.image_shape), "float32"),
+      "label": ((steps, size), "int32"),
+    }
+    | {
+      name: ((steps, size, *numbers.shape[1:]), "float32")
+      for name, numbers in run.source.vectors.items()
+    }
+    | {
+      name: ((steps, size, *other.image_shape), "float32")
+      for name, other in run.source.pictures.items()
+    }
+  )
   batches = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
     for name, (shape, dtype) in batch.items()

@@ -5,9 +5,9 @@ from typing import Any
 
 from jax.extend import core
 
-# What is computed of what is written, by the name of the function that does
-# (``diffusion_jax/models/convolution.py``).
-SHARES = {"four_of_two_by_two": (4, 9)}
+# What is computed of what is written, for each axis of the size, by the name
+# of the function that does (``diffusion_jax/models/convolution.py``).
+SHARES = {"phases_of_two_taps": (2, 3)}
 
 
 def count(jaxpr: Any) -> int:
@@ -43,6 +43,9 @@ def _of_equation(equation: Any) -> int:
   inner = map(count, core.jaxprs_in_params(params))
   if name == "cond":
     return max(inner)
-  computed, of = SHARES.get(params.get("name"), (1, 1))
   times = params["length"] if name == "scan" else 1
-  return sum(inner) * times * of // computed
+  if params.get("name") not in SHARES:
+    return sum(inner) * times
+  computed, of = SHARES[params["name"]]
+  axes = equation.outvars[0].aval.ndim - 2
+  return sum(inner) * times * of**axes // computed**axes

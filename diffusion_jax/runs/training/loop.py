@@ -15,7 +15,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import diffusion_jax as dj
-from diffusion_jax.runs import checks, console, datasets, directory
+from diffusion_jax.runs import (
+  checks,
+  console,
+  datasets,
+  directory,
+  processes,
+)
 from diffusion_jax.runs.training import (
   compiling,
   continuing,
@@ -156,10 +162,12 @@ def _announce(
   count = sum(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
-  size = " x ".join(map(str, run.source.image_shape))
+  source, shape = run.source, run.source.image_shape
+  what = dj.data.noun(shape, len(source))
   log.say(f"everything is written to {run.workdir}")
   log.say(
-    f"{run.source.name}: {len(run.source)} images of {size}; {count:,} "
+    f"{source.name}: {len(source)} {what} of {' x '.join(map(str, shape))}; "
+    f"{count:,} "
     f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
   if changes:
@@ -178,7 +186,7 @@ def _announce(
     f"the run {begin} {config.num_steps} steps of {config.batch_size} images; "
     "the first step compiles"
   )
-  for doubt in checks.doubts(config):
+  for doubt in checks.doubts(config, processes.schedule(config)):
     log.say(doubt)
 
 

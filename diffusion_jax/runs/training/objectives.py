@@ -186,7 +186,7 @@ def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
 # ----------------------------------------------------------- another run's
 
 
-def start(config: Config, net: Any, image_shape: tuple[int, int, int]) -> Any:
+def start(config: Config, net: Any, image_shape: tuple[int, ...]) -> Any:
   """The average of the run that ``config.init`` names; None if it names none.
 
   Raises:

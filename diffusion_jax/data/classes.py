@@ -1,0 +1,99 @@
+"""Classes: from what is stored beside each picture to labels and names."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion_jax.data import sources
+
+MAX_CLASSES = 2**20
+
+
+def counted(where: str, labels: np.ndarray) -> tuple[str, ...]:
+  """The names of classes that are known by their numbers, "0", "1", ...
+
+  Args:
+    where: The data, for errors.
+    labels: Integers [N].
+
+  Raises:
+    ValueError: If one is below 0 or too large.
+  """
+  least, most = int(labels.min()), int(labels.max())
+  if least < 0 or most >= MAX_CLASSES:
+    raise ValueError(
+      f"{where} has labels from {least} to {most}: must count from 0 and stay"
+      f" below {MAX_CLASSES}"
+    )
+  if least > 0:
+    warnings.warn(
+      f"{where} has labels from {least} to {most}, so that class 0 has no"
+      " pictures: count from 0",
+      stacklevel=5,
+    )
+  return tuple(str(label) for label in range(most + 1))
+
+
+def of(
+  where: str, stored: Sequence[int | str | None]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Labels and class names of what is stored beside each picture.
+
+  Numbers, also as text, are labels; names are sorted. All None is unlabelled.
+
+  >>> of("pets", ["dog", "cat", "dog"])
+  (array([1, 0, 1], dtype=int32), ('cat', 'dog'))
+
+  Args:
+    where: The data, for errors.
+    stored: A class for each picture, None where there is none.
+
+  Returns:
+    int32 [N], and a name for each class; zeros and none if unlabelled.
+
+  Raises:
+    ValueError: If only some have a class, or numbers do not count from 0.
+  """
+  missing = [k for k, one in enumerate(stored) if one is None]
+  if len(missing) == len(stored):
+    return np.zeros(len(stored), np.int32), ()
+  if missing:
+    raise ValueError(
+      f"{where} has {len(missing):,} of {len(stored):,} pictures without a"
+      f" class, the first of them no. {missing[0]:,}: give every picture a"
+      " class, or none"
+    )
+  texts = [str(one).strip() for one in stored]
+  try:
+    labels = np.array([int(text) for text in texts], np.int64)
+  except ValueError:
+    names = sorted(set(texts))
+    wrong = next((one for one in names if sources.CONTROL.search(one)), None)
+    if wrong is not None:
+      raise ValueError(
+        f"{where} has the class {wrong!r}, whose name has a control character:"
+        " rename it"
+      ) from None
+    number = {name: k for k, name in enumerate(names)}
+    labels = np.array([number[text] for text in texts], np.int32)
+    return labels, tuple(names)
+  return labels.astype(np.int32), counted(where, labels)
+
+
+def named(
+  where: str, labels: np.ndarray, names: Sequence[str]
+) -> tuple[str, ...]:
+  """The names that a data set brings along, if they fit its labels.
+
+  Raises:
+    ValueError: If a label has no name.
+  """
+  wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+  if wrong.size:
+    raise ValueError(
+      f"{where} has the label {labels[wrong[0]]} at picture {wrong[0]:,}, but"
+      f" {len(names)} classes ({sources.some(list(names), 3)}): a split without"
+      " labels cannot train with classes, name another"
+    )
+  return tuple(names)

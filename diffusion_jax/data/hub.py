@@ -1,0 +1,66 @@
+"""Data sets of the Hugging Face hub, by name."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.data import sources, tables
+from diffusion_jax.data.values import BYTES, Values
+
+PREFIX = "hf:"
+
+
+def load(
+  path: Path,
+  split: str,
+  size: tuple[int, int] | None,
+  channels: int | None,
+  skip_broken: bool,
+  random_crop: bool,
+  max_bytes: int,
+  values: Values = BYTES,
+) -> sources.Source:
+  """See ``loading.load``; downloads the data set the first time.
+
+  Args:
+    path: hf:OWNER/NAME, or hf:OWNER/NAME/CONFIG.
+    split: As ``datasets`` takes it, such as "test" or "train[:90%]".
+    size: See ``loading.load``, as all that follow.
+    channels: Of the pictures.
+    skip_broken: Whether to leave pictures out.
+    random_crop: Whether to cut pictures anew.
+    max_bytes: That may stay in memory.
+    values: What the numbers mean.
+
+  Raises:
+    ValueError: If ``datasets`` is missing, or has no such data set.
+  """
+  name = str(path).removeprefix(PREFIX)
+  found = _downloaded(name, split)
+  if found._indices is not None:
+    found = found.flatten_indices()
+  # What it is called tells it apart: its files may lie anywhere.
+  table = tables.of_arrow(
+    f"{name} {split}", found.data.table, found.num_rows, Path()
+  )
+  return tables.of_tables(
+    path, [table], size, channels, skip_broken, random_crop, max_bytes,
+    values,
+  )  # fmt: skip
+
+
+def _downloaded(name: str, split: str) -> Any:
+  try:
+    import datasets
+  except ImportError:
+    raise ValueError(
+      f"{PREFIX}{name} needs Hugging Face datasets: pip install -e '.[hf]'"
+    ) from None
+  owner, config = name, None
+  if name.count("/") == 2 and name[0] not in "/.":
+    owner, _, config = name.rpartition("/")
+  try:
+    return datasets.load_dataset(owner, config, split=split)
+  except Exception as error:  # also of networks and of the data's own code
+    raise ValueError(
+      f"cannot load {PREFIX}{name}, split {split!r}: {sources.one_line(error)}"
+    ) from error

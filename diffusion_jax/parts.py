@@ -1,0 +1,212 @@
+"""What is known of an example beside its class: numbers, pictures, masks.
+
+Each is a part with a name and a dropout of its own. A network gets all numbers
+in one row, and all pictures as channels beside x_t; a part is followed by 1,
+and is zeros where it is hidden.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+
+class Vector(NamedTuple):
+  """One part of what is known of an example: an angle, a position, a dose.
+
+  Attributes:
+    name: As the batch has it.
+    mean: Of each of its numbers over the data, which becomes 0.
+    std: Their standard deviations, which become 1.
+    dropout: Part of the examples from which training hides it.
+  """
+
+  name: str
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  dropout: float = 0.0
+
+  @property
+  def width(self) -> int:
+    """What a network gets: the numbers, and whether they are known."""
+    return len(self.mean) + 1
+
+
+class Plane(NamedTuple):
+  """One picture that is known of each example: a mask, a sketch, a neighbour.
+
+  Attributes:
+    name: As the batch has it.
+    channels: Of the picture.
+    dropout: Part of the examples from which training hides it.
+  """
+
+  name: str
+  channels: int
+  dropout: float = 0.0
+
+  @property
+  def width(self) -> int:
+    """Channels that a network gets: the picture's, and whether it is known."""
+    return self.channels + 1
+
+
+def standardised(
+  numbers: Mapping[str, np.ndarray], dropout: Mapping[str, float] | float = 0.0
+) -> tuple[Vector, ...]:
+  """The parts of a source's ``vectors``, as ``Conditions`` takes them.
+
+  Args:
+    numbers: [N, n] by name, of all examples.
+    dropout: Part of the examples from which training hides each; one number,
+      or by name.
+
+  Returns:
+    The parts, with mean and standard deviation over the data.
+
+  Raises:
+    ValueError: If a rate is none, is of no part, or a part is constant.
+  """
+  rates = dropout
+  if not isinstance(rates, Mapping):
+    rates = dict.fromkeys(numbers, rates)
+  for name, rate in rates.items():
+    if name not in numbers or not 0 <= rate < 1:
+      raise ValueError(
+        f"dropout of {name!r} is {rate}: must be in [0, 1), of one of "
+        f"{', '.join(numbers) or 'no vectors'}"
+      )
+  parts = []
+  for name, array in numbers.items():
+    wide = np.asarray(array, np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    if not (std > 0).all():
+      raise ValueError(
+        f"{name} is the same in all examples and says nothing: leave it out"
+      )
+    rate = rates.get(name, 0.0)
+    parts.append(Vector(name, tuple(mean.tolist()), tuple(std.tolist()), rate))
+  return tuple(parts)
+
+
+def vector(
+  parts: Sequence[Vector], numbers: Mapping[str, Any], count: int
+) -> Float[Array, "B width"]:
+  """All parts in a row, each standardised and followed by 1; hidden, zeros.
+
+  The 1 tells a network what is hidden from what is average.
+
+  Args:
+    parts: Which there can be.
+    numbers: Those that are known, by name: [B, n], or [n] for all alike.
+    count: B.
+
+  Returns:
+    The row of each example.
+
+  Raises:
+    ValueError: If a part has another number of numbers.
+  """
+  row = []
+  for part in parts:
+    n = len(part.mean)
+    given = numbers.get(part.name)
+    if given is None:
+      row.append(jnp.zeros((count, n + 1)))
+      continue
+    given = jnp.asarray(given, jnp.float32)
+    if given.shape in ((), (count,)) and n == 1:
+      given = given[..., None]
+    if given.shape not in ((count, n), (n,)):
+      raise ValueError(
+        f"{part.name} is {list(given.shape)}: must be [{count}, {n}], or [{n}]"
+        " for all alike"
+      )
+    given = jnp.broadcast_to(given, (count, n))
+    scaled = (given - jnp.array([part.mean])) / jnp.array([part.std])
+    row.append(jnp.concatenate([scaled, jnp.ones((count, 1))], axis=1))
+  return jnp.concatenate(row, axis=1)
+
+
+def planes(
+  parts: Sequence[Plane],
+  pictures: Mapping[str, Any],
+  count: int,
+  size: tuple[int, int] | None,
+) -> Float[Array, "B H W width"]:
+  """All pictures side by side, each followed by a channel of 1; hidden, zeros.
+
+  The 1 tells a network what is hidden from what is grey.
+
+  Args:
+    parts: Which there can be.
+    pictures: Those that are known, by name: [B, H, W, C] in [-1, 1], or
+      [H, W, C] for all alike.
+    count: B.
+    size: (H, W); None takes that of a picture that is known.
+
+  Returns:
+    The channels of each example.
+
+  Raises:
+    ValueError: If a picture has another shape, or no size is known.
+  """
+  known = [pictures[p.name] for p in parts if pictures.get(p.name) is not None]
+  if size is None and not known:
+    raise ValueError(
+      f"all of {', '.join(part.name for part in parts)} are hidden, so that"
+      " their size is not known: name it as size=(H, W)"
+    )
+  height, width = jnp.shape(known[0])[-3:-1] if size is None else size
+  row = []
+  for part in parts:
+    shape = (count, height, width, part.channels)
+    given = pictures.get(part.name)
+    if given is None:
+      row.append(jnp.zeros((*shape[:3], part.width)))
+      continue
+    given = jnp.asarray(given, jnp.float32)
+    if given.shape not in (shape, shape[1:]):
+      raise ValueError(
+        f"{part.name} is {list(given.shape)}: must be {list(shape)}, or"
+        f" {list(shape[1:])} for all alike"
+      )
+    given = jnp.broadcast_to(given, shape)
+    row.append(jnp.concatenate([given, jnp.ones((*shape[:3], 1))], axis=-1))
+  return jnp.concatenate(row, axis=-1)
+
+
+def width(parts: Sequence[Vector | Plane]) -> int:
+  """Of all parts in a row, which a network takes as ``vector``, ``planes``."""
+  return sum(part.width for part in parts)
+
+
+def drop(
+  key: Key[Array, ""],
+  row: Float[Array, "B ... width"],
+  parts: Sequence[Vector | Plane],
+) -> Float[Array, "B ... width"]:
+  """Hides each part of each example with the part's own probability."""
+  known = [
+    ~jax.random.bernoulli(jax.random.fold_in(key, k), part.dropout, (len(row),))
+    for k, part in enumerate(parts)
+  ]
+  return hide(parts, row, known)
+
+
+def hide(
+  parts: Sequence[Vector | Plane],
+  row: Float[Array, "B ... width"],
+  known: Sequence[Bool[Array, " B"]],
+) -> Float[Array, "B ... width"]:
+  """The row, or the channels, in which parts that are not known are zeros."""
+  widths = [part.width for part in parts]
+  mask = jnp.repeat(
+    jnp.stack(known, axis=1), np.array(widths), axis=1,
+    total_repeat_length=sum(widths),
+  )  # fmt: skip
+  whole = (len(row), *(1,) * (row.ndim - 2), sum(widths))
+  return jnp.where(mask.reshape(whole), row, 0)

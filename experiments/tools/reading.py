@@ -1,0 +1,121 @@
+r"""How fast training reads a cache, against how fast its step is.
+
+  python -m experiments.tools.reading --num=200000 --size=256 --out=CACHE \
+      --batch=256 --step_rate=1500
+
+A cache of made pictures is written to --out, or the one that is there is read,
+whatever it holds. --step_rate is what a step takes: "images/s" of the log of
+experiments.train. Reading keeps up if it is faster. What has just been written
+may still be in memory; for the disk's own speed make the cache larger than
+memory, or read it after a restart.
+"""
+
+import pathlib
+import shutil
+import sys
+import time
+
+import numpy as np
+import tqdm
+from absl import flags
+
+import diffusion_jax as dj
+from experiments import cli
+
+
+def made(num: int, size: int) -> dj.data.Source:
+  """Pictures of noise, [size, size, 3], each a function of its number."""
+
+  def read(index: int) -> tuple[np.ndarray, int]:
+    bits = np.random.Philox(index).random_raw(size * size * 3 // 8 + 1)
+    pixels = bits.view(np.uint8)[: size * size * 3]
+    return pixels.reshape(size, size, 3), 0
+
+  return dj.data.LazySource(
+    name=f"made {num}",
+    image_shape=(size, size, 3),
+    fingerprint=dj.data.sources.fingerprint("made", num, size),
+    read=read,
+    length=num,
+    max_bytes=0,
+  )
+
+
+def write(out: pathlib.Path, num: int, size: int) -> None:
+  """Writes the cache, or what of it is missing.
+
+  Raises:
+    ValueError: If the disk has no room for it.
+  """
+  source = made(num, size)
+  needed = dj.data.sources.num_bytes((num, size, size, 3), source.values)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  free = shutil.disk_usage(out.parent).free
+  if not dj.data.cache.is_cache(out) and needed > free:
+    raise ValueError(
+      f"--num={num} pictures need {needed / 1e9:.1f} GB, {out.parent} has"
+      f" {free / 1e9:.1f} GB: ask for fewer, or name another disk by --out"
+    )
+  dj.data.cache.begin(source, out)
+  with tqdm.tqdm(total=num, disable=not sys.stderr.isatty()) as bar:
+    dj.data.cache.write(source, out, progress=bar.update)
+  dj.data.cache.finish(out)
+
+
+def rate(
+  source: dj.data.Source, batch: int, batches: int, threads: int
+) -> float:
+  """Pictures a second, as training reads them: shuffled, mirrored, as floats.
+
+  Args:
+    source: The data.
+    batch: Pictures in a batch.
+    batches: How many to time, after as many as are made ahead.
+    threads: That read.
+  """
+  each = dj.data.batches(source, batch_size=batch, seed=0, flip=True)
+  ahead = 2 * threads
+  rows = dj.data.iterate(each, threads=threads, ahead=ahead)
+  for _ in range(ahead + 1):  # the permutation, and what was made meanwhile
+    next(rows)
+  start = time.perf_counter()
+  for _ in range(batches):
+    next(rows)
+  return batch * batches / (time.perf_counter() - start)
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  values = flags.FlagValues()
+  flags.DEFINE_string("out", None, "the cache", flag_values=values)
+  flags.DEFINE_float(
+    "step_rate", None, "pictures a second of a training step",
+    flag_values=values, lower_bound=0.0,
+  )  # fmt: skip
+  for name, default, text in (
+    ("num", 2_000, "pictures to make"),
+    ("size", 256, "their side"),
+    ("batch", 256, "pictures in a batch"),
+    ("batches", 50, "batches to time"),
+    ("threads", 4, "that read"),
+  ):
+    flags.DEFINE_integer(name, default, text, flag_values=values, lower_bound=1)
+  cli.parse(argv, values)
+  with cli.user_errors():
+    if values.out is None:
+      raise ValueError("--out is missing: the folder of the cache")
+    out = pathlib.Path(values.out).expanduser()
+    if not dj.data.cache.is_cache(out):
+      write(out, values.num, values.size)
+    source = dj.data.cache.load(out, verify=False)
+  found = rate(source, values.batch, values.batches, values.threads)
+  size = dj.data.sources.num_bytes(source.image_shape, source.values)
+  cli.say(f"{found:,.0f} images/s, {found * size / 1e9:.2f} GB/s: {out}")
+  if values.step_rate:
+    times = found / values.step_rate
+    words = "keeps up" if times >= 1 else "is what training waits for"
+    cli.say(f"{times:.2f} times the step's {values.step_rate:,.0f}: {words}")
+
+
+if __name__ == "__main__":
+  cli.run(main)
