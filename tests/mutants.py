@@ -352,7 +352,7 @@ MUTANTS = {
     "tests/test_restoration.py -k published",
   ),
   "a part that is hidden with another": _library(
-    "conditions",
+    "parts",
     "jax.random.fold_in(key, k), part.dropout, (len(row),)",
     "key, part.dropout, (len(row),)",
     "tests/test_conditions.py",

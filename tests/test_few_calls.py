@@ -104,7 +104,7 @@ def test_the_variants_of_the_digits_are_assembled(variant):
   schedule = processes.schedule(config)
   checks.check(config, schedule)
   if variant == "distilled":
-    with pytest.raises(ValueError, match="name its run as --config.init.run"):
+    with pytest.raises(ValueError, match="name its run as .*config.init.run"):
       objectives.check(config)
     config.init.run = "runs/digits-v"
     config.objective.steps = 4

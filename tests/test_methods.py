@@ -37,7 +37,7 @@ def test_edm_is_assembled():
   ("changes", "message"),
   [
     ({"target": "mean"}, "target=mean needs whole steps, schedule.name='ve'"),
-    ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 is of whole"),
+    ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 needs whole"),
     ({"timesteps": "often"}, "timesteps 'often' is not one of uniform, "),
     ({"loss": {"name": "vlb"}}, "loss 'vlb' needs whole steps"),
     ({"schedule": {"name": "ve", "offset": 1}}, "schedule 've': "),

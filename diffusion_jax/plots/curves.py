@@ -11,7 +11,7 @@ from diffusion_jax.plots.style import COLOURS, DASHES, blank, styled
 from diffusion_jax.schedules import Table
 
 # Of a line: x, y and, to be a band around it, half its height.
-Values = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
+Values = tuple[Any, Any] | tuple[Any, Any, Any]
 
 
 def _lines(

@@ -9,7 +9,8 @@
 The commands of experiments/ take the same options. Each line imports only from
 those above it:
 
-  console, configuration, choices   messages; every key; names and arguments
+  console, choices                  messages; names and arguments
+  defaults, configuration           every key; configurations
   directory                         what a run directory holds
   starting                          parameters of another run
   processes, samplers, networks,    the objects that a configuration describes

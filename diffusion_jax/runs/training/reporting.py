@@ -173,12 +173,12 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
   }  # fmt: skip
   # Blues from dark to light, told apart without colour vision too.
   shades = ("#08306b", "#2171b5", "#6baed6", "#b3cde3")
-  styles = {
+  styles: dict[str, dict[str, Any]] = {
     name: {"color": shade, "linestyle": "-"}
     for name, shade in zip(names.values(), shades, strict=False)
   }
   styles["all t"] = {"color": "#d95f02", "linestyle": "-", "linewidth": 2.5}
-  lines = {}
+  lines: dict[str, Any] = {}
   for key, name in names.items():
     points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
