@@ -128,7 +128,7 @@ class Conditions:
     numbers: Mapping[str, Any] | None = None,
     *,
     count: int | None = None,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
   ) -> Cond:
     """A condition of what is known; None if nothing can be.
 

@@ -55,6 +55,18 @@ def sampler(
   )
 
 
+def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
+  """Guidance without a classifier: APG where ``sampling.apg`` names an eta.
+
+  Without its momentum, which is of a walk.
+  """
+  apg = choices.given(config.sampling.get("apg", {}))
+  apg.pop("momentum", None)
+  if not apg:
+    return dj.guidance.classifier_free
+  return functools.partial(dj.guidance.projected, **apg)
+
+
 def guided(
   config: Config,
   step: dj.samplers.Step | dj.samplers.Solver,
@@ -92,10 +104,8 @@ def guided(
     weak = dj.given(predict, null(cond))
     step = dj.apg.solver(step, weak, scale, after=clip, **apg)
     return step, dj.given(predict, cond)
-  if scale is not None and apg:
-    predict = dj.guidance.projected(predict, schedule, null, scale, **apg)
-  elif scale is not None:
-    predict = dj.guidance.classifier_free(predict, schedule, null, scale)
+  if scale is not None:
+    predict = guide(config)(predict, schedule, null, scale)
   return step, dj.given(clip(predict), cond)
 
 
