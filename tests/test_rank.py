@@ -155,51 +155,47 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line():
 # --------------------------------------------- schedules, steps, losses
 
 
-@functools.cache
-def schedule():
-  return dj.schedules.cosine(20)
+SCHEDULE = dj.schedules.cosine(20)
 
 
 def draws(shape):
   """All that can be done with the exact network of pixels, one number each."""
-  predict, key = TWO_PEAKS.predictor(schedule()), lambda: jax.random.key(0)
+  predict, key = TWO_PEAKS.predictor(SCHEDULE), lambda: jax.random.key(0)
   x0 = TWO_PEAKS.sample(jax.random.key(1), (4, *shape))
   mask = (np.arange(math.prod(shape)) % 3 == 0).reshape(shape)
   guided = dj.guidance.classifier_free(
-    lambda x, t, cond=None: predict(x, t), schedule(), lambda c: c, 2.0
+    lambda x, t, cond=None: predict(x, t), SCHEDULE, lambda c: c, 2.0
   )
   walk = dj.timesteps.spaced(20, 5)
 
   def sample(step, predict=predict):
-    return dj.sample(step, predict, schedule(), (4, *shape), key(), pairs=walk)[
-      0
-    ]
+    return dj.sample(step, predict, SCHEDULE, (4, *shape), key(), pairs=walk)[0]
 
   return {
-    "ancestral": sample(dj.ancestral_step, dj.clipped(predict, schedule())),
+    "ancestral": sample(dj.ancestral_step, dj.clipped(predict, SCHEDULE)),
     "ddim": sample(functools.partial(dj.ddim_step, eta=0.5)),
     "thresholded": sample(
-      dj.ddim_step, dj.prediction.thresholded(predict, schedule())
+      dj.ddim_step, dj.prediction.thresholded(predict, SCHEDULE)
     ),
     "heun": sample(solvers.heun_step),
     "dpm": sample(solvers.dpm(2)),
     "unipc": sample(solvers.unipc(2)),
     "guided": sample(dj.ddim_step, guided),
-    "simple": dj.losses.simple(predict, schedule(), x0, key()),
+    "simple": dj.losses.simple(predict, SCHEDULE, x0, key()),
     "bound": dj.likelihood.variational_bound(
-      dj.clipped(predict, schedule()), schedule(), x0, key(), pairs=walk
+      dj.clipped(predict, SCHEDULE), SCHEDULE, x0, key(), pairs=walk
     ).total,
     "flow": dj.likelihood.probability_flow(
-      predict, schedule(), x0, key(), visited=[1, 5, 10, 20]
+      predict, SCHEDULE, x0, key(), visited=[1, 5, 10, 20]
     ),
     "inpainted": dj.editing.inpaint(
-      dj.ancestral_step, predict, schedule(), x0, jnp.asarray(mask, float),
+      dj.ancestral_step, predict, SCHEDULE, x0, jnp.asarray(mask, float),
       key(), pairs=walk, jump=5, repeats=2,
     ),
     "restored": sample(
       dj.ddim_step,
       restoration.pigdm(
-        predict, schedule(), restoration.inpainting(mask),
+        predict, SCHEDULE, restoration.inpainting(mask),
         restoration.inpainting(mask)(x0), std=0.1,
       ),
     ),
