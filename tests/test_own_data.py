@@ -91,7 +91,7 @@ BAD = {
   ),
   "range": (["--config.data.range=(0,100)"], "outside the range 0 to 100"),
   "dropout": (
-    ["--config.cond_dropout=(0.1,0.2,0.3)"],
+    ["--config.cond_dropout=(0.1,0.2)"],
     "each of angle, dose, mask",
   ),
   "rate": (["--config.cond_dropout=(1.5,)"], "must be in [0, 1)"),

@@ -31,16 +31,23 @@ def regression(known, given):
   return MEAN[0] + away @ gain, COV[0, 0] - gain @ COV[known, 0]
 
 
+def each(array):
+  """The same at every pixel of every example."""
+  return jnp.asarray(array)[None, None, None]
+
+
 def exact(x_t, t, cond):
   """E[x | x_t and the pictures that are not hidden], pixel by pixel."""
   at = jax.tree.map(lambda a: a[:, None, None], SCHEDULE.at(t))
   planes = cond["planes"]
-  away, known = planes[..., ::2] - MEAN[1:], planes[..., 1::2]
+  away, known = planes[..., ::2] - each(MEAN[1:]), planes[..., 1::2]
   # What is hidden is as if seen through infinite noise.
-  noise = 1e6 * (1 - known)[..., None] * jnp.eye(2)
-  gain = jnp.linalg.solve(COV[1:, 1:] + noise, jnp.asarray(COV[1:, :1]))[..., 0]
+  noise = 1e6 * (1 - known)[..., None] * each(np.eye(2))
+  cov = each(COV[1:, 1:]) + noise
+  right = jnp.broadcast_to(each(COV[1:, :1]), (*cov.shape[:-1], 1))
+  gain = jnp.linalg.solve(cov, right)[..., 0]
   mean = MEAN[0] + (gain * away * known).sum(axis=-1)
-  var = COV[0, 0] - gain @ COV[1:, 0]
+  var = COV[0, 0] - (gain * each(COV[1:, 0])).sum(axis=-1)
   blend = at.alpha * var / (at.alpha**2 * var + at.sigma**2)
   return (mean + blend * (x_t[..., 0] - at.alpha * mean))[..., None]
 
