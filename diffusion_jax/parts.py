@@ -135,7 +135,7 @@ def planes(
   parts: Sequence[Plane],
   pictures: Mapping[str, Any],
   count: int,
-  size: tuple[int, int] | None,
+  size: tuple[int, ...] | None,
 ) -> Float[Array, "B H W width"]:
   """All pictures side by side, each followed by a channel of 1; hidden, zeros.
 

@@ -18,7 +18,7 @@ def digits(
   """The 1,797 digits of scikit-learn, 8 x 8; 0..16 there, 0..255 here."""
   from sklearn import datasets
 
-  values, labels = datasets.load_digits(return_X_y=True)
+  values, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
   images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
   names = tuple(str(digit) for digit in range(10))
   return _source("digits", images, labels, names, size, channels, random_crop)

@@ -20,6 +20,7 @@ import tqdm
 from absl import flags
 
 import diffusion_jax as dj
+from diffusion_jax.data import sources
 from experiments import cli
 
 
@@ -34,7 +35,7 @@ def made(num: int, size: int) -> dj.data.Source:
   return dj.data.LazySource(
     name=f"made {num}",
     image_shape=(size, size, 3),
-    fingerprint=dj.data.sources.fingerprint("made", num, size),
+    fingerprint=sources.fingerprint("made", num, size),
     read=read,
     length=num,
     max_bytes=0,
@@ -48,7 +49,7 @@ def write(out: pathlib.Path, num: int, size: int) -> None:
     ValueError: If the disk has no room for it.
   """
   source = made(num, size)
-  needed = dj.data.sources.num_bytes((num, size, size, 3), source.values)
+  needed = sources.num_bytes((num, size, size, 3), source.values)
   out.parent.mkdir(parents=True, exist_ok=True)
   free = shutil.disk_usage(out.parent).free
   if not dj.data.cache.is_cache(out) and needed > free:
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
       write(out, values.num, values.size)
     source = dj.data.cache.load(out, verify=False)
   found = rate(source, values.batch, values.batches, values.threads)
-  size = dj.data.sources.num_bytes(source.image_shape, source.values)
+  size = sources.num_bytes(source.image_shape, source.values)
   cli.say(f"{found:,.0f} images/s, {found * size / 1e9:.2f} GB/s: {out}")
   if values.step_rate:
     times = found / values.step_rate

@@ -137,7 +137,7 @@ def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
     return dataclasses.replace(
       subject,
       steps=sweep.steps(plan) if options.curve else [plan.step],
-      averages=sweep.averages(plan, ema) if sweep.asked(ema) else [plan.ema],
+      averages=sweep.averages(plan, ema),
     )
   if options.curve or sweep.asked(ema):
     raise ValueError(

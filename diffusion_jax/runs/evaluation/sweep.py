@@ -35,13 +35,14 @@ def asked(ema: str | None) -> bool:
   return ema is not None and ema.partition(":")[0] == SWEEP
 
 
-def averages(plan: planning.Plan, ema: str) -> list[str]:
-  """The averages that a sweep measures.
+def averages(plan: planning.Plan, ema: str | None) -> list[str]:
+  """The averages that `ema` names.
 
   Args:
     plan: Of the run.
     ema: "sweep", the raw parameters and each average that was tracked, the
-      fastest first; or "sweep:0.05,0.1", averages of these widths.
+      fastest first; "sweep:0.05,0.1", averages of these widths; all else is
+      the plan's own.
 
   Returns:
     Their names.
@@ -49,6 +50,8 @@ def averages(plan: planning.Plan, ema: str) -> list[str]:
   Raises:
     ValueError: If a width is none, or the run has kept no averages with one.
   """
+  if ema is None or not asked(ema):
+    return [plan.ema]
   _, colon, widths = ema.partition(":")
   if not colon:
     return ["raw", *networks.averages(plan.config)]
