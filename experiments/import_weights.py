@@ -180,7 +180,7 @@ def image_shape(
   Raises:
     ValueError: If the size is not known or the channels contradict.
   """
-  size: tuple[int, ...] = tuple(config.data.size)
+  size = tuple(int(side) for side in config.data.size)
   if not size:
     raise ValueError(
       f"{source.path} does not say how large its images are: pass "

@@ -146,8 +146,9 @@ class Generator:
   def _remembered(self, x: jax.Array) -> Any:
     """What a solver remembers before its first step."""
     scale = None if self._classifier else self._options.guidance
+    predict = processes.predictor(self._config, self._schedule, self._net, None)
     step, _ = samplers.guided(
-      self._config, self._step(), None, self._schedule, lambda cond: cond,
+      self._config, self._step(), predict, self._schedule, lambda cond: cond,
       scale, None,
     )  # fmt: skip
     solver = dj.samplers.as_solver(step)
