@@ -180,7 +180,7 @@ def image_shape(
   Raises:
     ValueError: If the size is not known or the channels contradict.
   """
-  size = tuple(int(side) for side in config.data.size)
+  size = list(config.data.size)
   if not size:
     raise ValueError(
       f"{source.path} does not say how large its images are: pass "
@@ -188,7 +188,7 @@ def image_shape(
     )
   if len(size) > 2 or config.data.rank != 2:
     raise ValueError(
-      f"data.size={size}, data.rank={config.data.rank}: published weights are "
+      f"data.size={tuple(size)}, data.rank={config.data.rank}: published weights are "
       "of pictures, of rank 2"
     )
   layout = formats.format_of(weights)
