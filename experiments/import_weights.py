@@ -188,8 +188,8 @@ def image_shape(
     )
   if len(size) > 2 or config.data.rank != 2:
     raise ValueError(
-      f"data.size={tuple(size)}, data.rank={config.data.rank}: published weights are "
-      "of pictures, of rank 2"
+      f"data.size={tuple(size)}, data.rank={config.data.rank}: published "
+      "weights are of pictures, of rank 2"
     )
   layout = formats.format_of(weights)
   if layout.first not in weights:
