@@ -571,7 +571,7 @@ def test_a_bad_network_of_ones_own_is_one_line(code, message, tmp_path):
     (["name=no.py:Net"], "FileNotFoundError"),
     (["name=dit", "channels=8"], "unknown configuration key .*channels"),
     (["name=dit", "patch=3"], "8 x 8 must be multiples of 3"),
-    (["name=classifier"], "is not a network of this command"),
+    (["name=classifier"], "is not a network of this configuration"),
     (["patch=2"], "unknown configuration key .*patch"),
   ],
 )

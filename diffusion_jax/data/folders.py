@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,22 +14,31 @@ from diffusion_jax.data.files import File, find, label
 from diffusion_jax.data.values import BYTES, Values
 
 
-def load(
-  path: Path,
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values = BYTES,
-) -> sources.Source:
+class Decoding(NamedTuple):
+  """How pictures in files become arrays; see ``loading.load``.
+
+  Attributes:
+    size: (H, W) to which they are resized and cut; None leaves them.
+    channels: Of the pictures; None leaves them.
+    skip_broken: Whether to leave out what cannot be read.
+    random_crop: Whether to cut pictures anew each time.
+    max_bytes: That may stay in memory.
+    values: What the numbers mean.
+  """
+
+  size: tuple[int, int] | None
+  channels: int | None
+  skip_broken: bool
+  random_crop: bool
+  max_bytes: int
+  values: Values = BYTES
+
+
+def load(path: Path, how: Decoding) -> sources.Source:
   """See ``loading.load``."""
-  listed, left_out = find(path, skip_broken=skip_broken)
+  listed, left_out = find(path, skip_broken=how.skip_broken)
   listed, names = label(path, listed)
-  return of_files(
-    path, listed, names, left_out, size, channels, skip_broken, random_crop,
-    max_bytes, values, named=True,
-  )  # fmt: skip
+  return of_files(path, listed, names, left_out, how, named=True)
 
 
 def of_files(
@@ -37,12 +46,7 @@ def of_files(
   listed: list[File],
   names: tuple[str, ...],
   left_out: str,
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values,
+  how: Decoding,
   *,
   named: bool = False,
 ) -> sources.Source:
@@ -57,17 +61,13 @@ def of_files(
     listed: The files, with their labels.
     names: Of the classes.
     left_out: What else there is, for people.
-    size: See ``loading.load``, as all that follow.
-    channels: Of the pictures.
-    skip_broken: Whether to leave pictures out.
-    random_crop: Whether to cut pictures anew.
-    max_bytes: That may stay in memory.
-    values: What the numbers mean.
+    how: To decode them.
     named: Whether files are known by their paths, see ``Source.stems``.
 
   Returns:
     The source.
   """
+  size, channels, skip_broken, random_crop, max_bytes, values = how
   files = listed
   if size is not None and channels is not None:
     shape = (*size, channels)

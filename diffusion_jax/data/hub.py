@@ -3,33 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data import sources, tables
-from diffusion_jax.data.values import BYTES, Values
+from diffusion_jax.data import folders, sources, tables
 
 PREFIX = "hf:"
 
 
-def load(
-  path: Path,
-  split: str,
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values = BYTES,
-) -> sources.Source:
+def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
   """See ``loading.load``; downloads the data set the first time.
 
   Args:
     path: hf:OWNER/NAME, or hf:OWNER/NAME/CONFIG.
     split: As ``datasets`` takes it, such as "test" or "train[:90%]".
-    size: See ``loading.load``, as all that follow.
-    channels: Of the pictures.
-    skip_broken: Whether to leave pictures out.
-    random_crop: Whether to cut pictures anew.
-    max_bytes: That may stay in memory.
-    values: What the numbers mean.
+    how: To decode the pictures.
 
   Raises:
     ValueError: If ``datasets`` is missing, or has no such data set.
@@ -42,10 +27,7 @@ def load(
   table = tables.of_arrow(
     f"{name} {split}", found.data.table, found.num_rows, Path()
   )
-  return tables.of_tables(
-    path, [table], size, channels, skip_broken, random_crop, max_bytes,
-    values,
-  )  # fmt: skip
+  return tables.of_tables(path, [table], how)
 
 
 def _downloaded(name: str, split: str) -> Any:

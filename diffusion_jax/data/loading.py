@@ -168,14 +168,14 @@ def _load(
     return source
   if kind == "array":
     return arrays.load(path, shape, channels, random_crop, meaning, rank)
-  how = (
+  how = folders.Decoding(
     shape, channels, skip_broken, random_crop, max_bytes,
     meaning(dtype or "uint8", where=f"the pictures of {path}"),
   )  # fmt: skip
   if kind in ("hub", "table"):
     read = hub.load if kind == "hub" else tables.load
-    return read(path, split, *how)
-  return (tars if kind == "tar" else folders).load(path, *how)
+    return read(path, split, how)
+  return (tars if kind == "tar" else folders).load(path, how)
 
 
 def find(name: str) -> str:

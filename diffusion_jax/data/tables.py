@@ -18,7 +18,6 @@ import numpy as np
 
 from diffusion_jax.data import classes, folders, sources
 from diffusion_jax.data.files import File
-from diffusion_jax.data.values import BYTES, Values
 
 SUFFIXES = (".parquet", ".arrow")
 # Written by datasets.save_to_disk.
@@ -55,22 +54,10 @@ def are_in(path: Path) -> bool:
   return (path / _SAVED_SPLITS).is_file() or bool(_listed(path))
 
 
-def load(
-  path: Path,
-  split: str,
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values = BYTES,
-) -> sources.Source:
+def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
   """See ``loading.load``; the rows in the order of their files."""
   needs_pyarrow(str(path))
-  return of_tables(
-    path, [_open(file) for file in _files(path, split)], size, channels,
-    skip_broken, random_crop, max_bytes, values,
-  )  # fmt: skip
+  return of_tables(path, [_open(file) for file in _files(path, split)], how)
 
 
 def needs_pyarrow(name: str) -> None:
@@ -88,14 +75,7 @@ def needs_pyarrow(name: str) -> None:
 
 
 def of_tables(
-  path: Path,
-  tables: Sequence[Table],
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values = BYTES,
+  path: Path, tables: Sequence[Table], how: folders.Decoding
 ) -> sources.Source:
   """A source of the rows of tables with the same columns."""
   tables = [table for table in tables if table.rows]
@@ -126,10 +106,7 @@ def of_tables(
   left_out = sources.visible(
     f"columns {sources.some(others)}" if others else ""
   )
-  return folders.of_files(
-    path, files, names, left_out, size, channels, skip_broken, random_crop,
-    max_bytes, values,
-  )  # fmt: skip
+  return folders.of_files(path, files, names, left_out, how)
 
 
 def columns(

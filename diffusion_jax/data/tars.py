@@ -17,7 +17,6 @@ from typing import IO, Any, NamedTuple
 
 from diffusion_jax.data import classes, folders, pictures, sources
 from diffusion_jax.data.files import File
-from diffusion_jax.data.values import BYTES, Values
 
 _BLOCK = 512  # of which tar files are made
 # Where a .json says the class of its sample.
@@ -47,18 +46,10 @@ class Member(NamedTuple):
     return data
 
 
-def load(
-  path: Path,
-  size: tuple[int, int] | None,
-  channels: int | None,
-  skip_broken: bool,
-  random_crop: bool,
-  max_bytes: int,
-  values: Values = BYTES,
-) -> sources.Source:
+def load(path: Path, how: folders.Decoding) -> sources.Source:
   """See ``loading.load``; the samples in the order in which they are stored."""
   left_out: collections.Counter[str] = collections.Counter()
-  samples = _samples(path, left_out, skip_broken)
+  samples = _samples(path, left_out, how.skip_broken)
   files, stored = [], []
   for key, sample in samples.items():
     image = _image(key, sample)
@@ -84,10 +75,7 @@ def load(
     file._replace(label=int(label))
     for file, label in zip(files, labels, strict=True)
   ]
-  return folders.of_files(
-    path, files, names, listed, size, channels, skip_broken, random_crop,
-    max_bytes, values,
-  )  # fmt: skip
+  return folders.of_files(path, files, names, listed, how)
 
 
 def _samples(

@@ -55,7 +55,7 @@ class Classifier(Encoder):
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
-      cond: None; a classifier is told nothing else.
+      cond: None; a classifier gets nothing else.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:

@@ -25,7 +25,7 @@ def check_settings(net: Any) -> None:
   for name, allowed in CHOICES.items():
     if getattr(net, name) not in allowed:
       raise ValueError(f"{name}={getattr(net, name)!r} is not one of {allowed}")
-  # Times are told by as many sines as there are channels.
+  # A time is embedded in as many sines as there are channels.
   _check_numbers("channels", [net.channels], least=4)
   _check_numbers("multipliers", net.multipliers, least=0)
   widths = [int(net.channels * m) for m in net.multipliers]

@@ -53,7 +53,7 @@ class Encoder(nn.Module):
     out_channels: Of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is
       unconditional.
-    time_scale: The network is told (t - time_origin) * time_scale: published
+    time_scale: The network gets (t - time_origin) * time_scale: published
       networks count steps from 0, and some expect them rescaled by 1000 / T.
     time_origin: 1 for steps, 0 for real times.
     embedding: Of time, see ``layers.sinusoid``.
@@ -138,7 +138,7 @@ class Encoder(nn.Module):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
   def embed(self, t, y, low_res_t=None, augment=None, span=None, vector=None):
-    """The activated embedding of all that is told, [B, 4 * channels]."""
+    """The activated embedding of all but x_t, [B, 4 * channels]."""
     check_settings(self)
     backbone.check_classes(self, y)
     backbone.check_vector(self, vector)
@@ -280,7 +280,7 @@ class UNet(Encoder):
 
   Attributes:
     noisy_low_res: Whether the small pictures, where it enlarges any, come
-      with noise; then it is told to which step they are noised.
+      with noise; then it gets the step to which they are noised.
     spans: Whether the time s to which a step leads is an input, as t - s;
       without one it is t itself.
   """
@@ -304,7 +304,7 @@ class UNet(Encoder):
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
-      cond: What else it is told, see ``conditions``: "y", their classes,
+      cond: What else it gets, see ``conditions``: "y", their classes,
         where it knows any; "low_res", smaller images to be upsampled, which
         are enlarged linearly and joined to x_t's channels; "low_res_t", the
         steps to which these are noised, 0..T, where ``noisy_low_res``; "s",

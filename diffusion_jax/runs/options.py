@@ -209,7 +209,7 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
     words = "a whole number" if of is int else "a number"
     raise ValueError(f"{asked} must be {words}") from None
   if not math.isfinite(number):
-    raise ValueError(f"{asked} must be a finite number")
+    raise ValueError(f"`{field.name}={number}` must be a finite number")
   least = field.metadata.get("least", -math.inf)
   most = field.metadata.get("most", math.inf)
   if not least <= number <= most:
