@@ -300,9 +300,11 @@ def test_memory_saved_changes_nothing():
   nets = [DiT(**SMALL, remat=remat) for remat in (False, True)]
   params = filled(shapes(nets[0], (4, 4), 1))
   whole, saved = (
-    jax.grad(lambda p, net=net: net.apply({"params": p}, x, jnp.ones(1)).sum())(
-      params
-    )
+    jax.jit(
+      jax.grad(
+        lambda p, net=net: net.apply({"params": p}, x, jnp.ones(1)).sum()
+      )
+    )(params)
     for net in nets
   )
   jax.tree.map(
@@ -319,7 +321,7 @@ def test_half_precision_is_of_the_activations_alone():
   tree = shapes(nets[1], (8, 8), 1, y=jnp.zeros(1, int))
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} == {"float32"}
   params = filled(tree)
-  full, half = (net.apply({"params": params}, *args) for net in nets)
+  full, half = (jax.jit(net.apply)({"params": params}, *args) for net in nets)
   assert half.dtype == jnp.float32
   assert 0 < jnp.abs(full - half).max() < 0.05 * jnp.abs(full).max()
 

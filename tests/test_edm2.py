@@ -1,5 +1,6 @@
 """EDM2's network: the published code's numbers, sizes, and magnitudes."""
 
+import functools
 import math
 
 import jax
@@ -139,9 +140,7 @@ def test_the_network_is_the_published_one(numbers):
   )["params"]
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, expected)
 
-  def apply(x, t, cond):
-    return net.apply({"params": params}, x, t, cond)
-
+  apply = functools.partial(jax.jit(net.apply), {"params": params})
   predict = dj.predictor(
     apply, SCHEDULE, target=targets.edm(), scale=edm.c_in(), clock=edm.c_noise
   )
@@ -269,16 +268,19 @@ def test_magnitudes_are_kept():
     32, (1, 2), 1, attention_levels=(1,), head_channels=16, num_classes=4
   )
   t, y = jax.random.normal(key_t, (16,)), {"y": jnp.arange(16) % 4}
-  params = net.init(key_p, x, t, y)["params"]
-  np.testing.assert_array_equal(net.apply({"params": params}, x, t, y), 0)
+  params = jax.jit(net.init)(key_p, x, t, y)["params"]
+  begin = jax.jit(net.apply)({"params": params}, x, t, y)
+  np.testing.assert_array_equal(begin, 0)
   params = jax.tree_util.tree_map_with_path(
     lambda path, leaf: 7 * leaf if path[-1].key == "weight" else leaf + 0.0,
     {**params, "gain": jnp.ones(())},
   )
-  _, seen = net.apply(
-    {"params": params}, x, t, y, capture_intermediates=True,
-    mutable=["intermediates"],
-  )  # fmt: skip
+  _, seen = jax.jit(
+    lambda params: net.apply(
+      {"params": params}, x, t, y, capture_intermediates=True,
+      mutable=["intermediates"],
+    )
+  )(params)  # fmt: skip
   flat = jax.tree_util.tree_leaves_with_path(seen["intermediates"])
   assert len(flat) > 40
   for path, value in flat:

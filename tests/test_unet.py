@@ -476,20 +476,21 @@ def test_accelerators_get_the_convolution_that_they_know(monkeypatch):
 def test_a_network_of_spans_begins_as_one_without(make):
   x, t, s = jnp.ones((2, 8, 8, 1)), jnp.array([3.0, 5.0]), jnp.array([1.0, 2.0])
   plain, spans = make(), make(spans=True)
-  params = spans.init(jax.random.key(0), x, t)["params"]
+  params = jax.jit(spans.init)(jax.random.key(0), x, t)["params"]
+  applied = jax.jit(spans.apply)
   # No layer is silent but the span's last.
   params = {
     name: part if name == "span2" else jax.tree.map(lambda x: x + 0.1, part)
     for name, part in params.items()
   }
   old = {k: v for k, v in params.items() if not k.startswith("span")}
-  want = plain.apply({"params": old}, x, t)
+  want = jax.jit(plain.apply)({"params": old}, x, t)
   for cond in (None, {"s": s}):
-    got = spans.apply({"params": params}, x, t, cond)
+    got = applied({"params": params}, x, t, cond)
     np.testing.assert_allclose(got, want, rtol=1e-5)
   params["span2"] = jax.tree.map(lambda x: x + 0.1, params["span2"])
   apart, instant, alone = (
-    spans.apply({"params": params}, x, t, cond)
+    applied({"params": params}, x, t, cond)
     for cond in ({"s": s}, {"s": t}, None)
   )
   np.testing.assert_array_equal(instant, alone)
