@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, by name."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
 
 def _downloaded(name: str, split: str) -> Any:
   try:
-    import datasets
+    datasets: Any = importlib.import_module("datasets")
   except ImportError:
     raise ValueError(
       f"{PREFIX}{name} needs Hugging Face datasets: pip install -e '.[hf]'"
