@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.models.layers import INIT, ZERO, Images, split_qkv
 
 Tokens = Float[Array, "B N D"]
+OfAll = Float[Array, "B #N D"]  # the same for every token, or one for each
 # Cosines and sines of each token's angles, [N, head / 2] each.
 Turn = tuple[Any, Any]
 
@@ -126,7 +127,7 @@ def norm(kind: str, dtype: DTypeLike, name: str) -> nn.Module:
   )  # fmt: skip
 
 
-def modulated(x: Tokens, shift: Tokens, scale: Tokens) -> Tokens:
+def modulated(x: Tokens, shift: OfAll, scale: OfAll) -> Tokens:
   """Adaptive normalisation, after the norm itself: x (1 + scale) + shift."""
   return x * (1 + scale) + shift
 
