@@ -264,7 +264,7 @@ def pictures(values, config, shape) -> np.ndarray:
       f"--num={values.num} of the {len(source)} pictures of {source.name}: at "
       "least 2 are needed"
     )
-  return source.values.floats(source.gather(np.arange(count))["image"])
+  return source.floats(np.arange(count))
 
 
 def main(argv: list[str]) -> None:

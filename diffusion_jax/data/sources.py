@@ -105,6 +105,10 @@ class Source:
     """
     raise NotImplementedError
 
+  def floats(self, indices: np.ndarray) -> np.ndarray:
+    """Many examples as a network sees them: float32 [B, H, W, C]."""
+    return self.values.floats(self.gather(indices)["image"])
+
   def known(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """What there is to condition on beside the label.
 
@@ -115,8 +119,7 @@ class Source:
       Vectors, float32 [B, n], and pictures, float32 [B, H, W, C], by name.
     """
     return {name: rows[indices] for name, rows in self.vectors.items()} | {
-      name: other.values.floats(other.gather(indices)["image"])
-      for name, other in self.pictures.items()
+      name: other.floats(indices) for name, other in self.pictures.items()
     }
 
   @property

@@ -76,6 +76,10 @@ def prepare(config: Config, workdir: PathLike) -> Training:
   Raises:
     ValueError: If something does not fit.
   """
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError(
+      f"`config` is a {type(config).__name__}: pass one of dj.runs.make()"
+    )
   kind = classification if is_classifier(config) else diffusion
   return kind.prepare(config, pathlib.Path(workdir).expanduser())
 
@@ -97,10 +101,6 @@ def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
     KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
     SystemExit: If another signal does.
   """
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise ValueError(
-      f"`config` is a {type(config).__name__}: pass one of dj.runs.make()"
-    )
   prepared = prepare(config, workdir)
   with loop.opened(prepared, new_data=new_data) as changes:
     stopped = loop.train(prepared, changes)

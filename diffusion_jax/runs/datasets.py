@@ -119,8 +119,7 @@ def named_paths(text: str) -> dict[str, pathlib.Path]:
 
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
   """The first images of the data of a run that enlarges, made small."""
-  images = source.gather(np.arange(min(num, len(source))))["image"]
-  x0 = jnp.asarray(source.values.floats(images))
+  x0 = jnp.asarray(source.floats(np.arange(min(num, len(source)))))
   small = (
     networks.low_res_shape(config, source.image_shape) or source.image_shape
   )
@@ -132,12 +131,7 @@ def pictures(
 ) -> dict[str, np.ndarray]:
   """What lies beside the first examples, [N, H, W, C] by name."""
   first = np.arange(min(num, len(source)))
-  return {
-    name: source.pictures[name].values.floats(
-      source.pictures[name].gather(first)["image"]
-    )
-    for name in names
-  }
+  return {name: source.pictures[name].floats(first) for name in names}
 
 
 def given_pictures(

@@ -250,8 +250,7 @@ def pictures(
         f"`cond={one}` has {source.image_shape[-1]} channels, the run has "
         f"learnt {name} of {channels[name]}: convert the pictures"
       )
-    images = source.gather(np.arange(len(source)))["image"]
-    found[name] = source.values.floats(images)
+    found[name] = source.floats(np.arange(len(source)))
   return found
 
 

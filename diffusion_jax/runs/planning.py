@@ -265,7 +265,7 @@ def _low_res(
       f"those of {shape}"
     )
   count = min(len(source), options.num or len(source))
-  return source.values.floats(source.gather(np.arange(count))["image"])
+  return source.floats(np.arange(count))
 
 
 def _walk(

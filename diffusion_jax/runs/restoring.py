@@ -1,5 +1,6 @@
 """Restores a run's parameters: raw, or one of its averages."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -50,36 +51,48 @@ def weights(state: dj.state.TrainState, ema: str) -> Any:
 def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
   """The parameters that `ema` names, of the newest checkpoint, and its step."""
   newest = restore(workdir, config, net, shape)
-  params = parameters_of(workdir, config, net, shape, newest, ema)
+  (params,) = parameters_of(workdir, config, net, shape, newest, [ema])
   return params, int(newest.step)
 
 
 def parameters_of(
-  workdir, config, net, shape, state: dj.state.TrainState, ema: str
-) -> Any:
-  """The parameters that `ema` names, at the step of this state.
+  workdir, config, net, shape, state: dj.state.TrainState, names: Sequence[str]
+) -> Iterator[Any]:
+  """The parameters that each of the names means, at the step of this state.
 
   A width that was not tracked is made of those that checkpoints keep, or have
-  left behind.
+  left behind, which are read once.
   """
-  std, end = dj.averages.std_in(ema), int(state.step)
-  if std is None or ema in state.ema:
-    return weights(state, ema)
+  end, kept = int(state.step), None
+  for ema in names:
+    std = dj.averages.std_in(ema)
+    if std is None or ema in state.ema:
+      yield weights(state, ema)
+      continue
+    if kept is None:
+      kept = _kept(workdir, config, net, shape, state)
+    ends = [step for step in sorted(kept) for _ in config.ema.stds]
+    widths = [*config.ema.stds] * len(kept)
+    trees = [
+      jax.device_get(kept[step][dj.averages.name(width)])
+      for step, width in zip(ends, widths, strict=True)
+    ]
+    coefs = dj.averages.coefficients(ends, widths, end, std)
+    yield dj.averages.combined(trees, coefs)
+
+
+def _kept(workdir, config, net, shape, state) -> dict[int, Any]:
+  """Every average that is left of the steps up to that of a state, by step."""
+  end = int(state.step)
   with dj.checkpoint.Checkpoints(
     workdir / "checkpoints", averages=workdir / "averages", read_only=True
   ) as checkpoints:
     kept = checkpoints.averages(state) | {end: state.ema}
     whole = [step for step in checkpoints.steps() if step not in kept]
   for step in whole:  # of a run that is older than small averages
-    kept[step] = restore(workdir, config, net, shape, step).ema
-  trees, ends, widths = [], [], []
-  for step in sorted(step for step in kept if step <= end):
-    for width in config.ema.stds:
-      trees.append(jax.device_get(kept[step][dj.averages.name(width)]))
-      ends.append(step)
-      widths.append(width)
-  coefs = dj.averages.coefficients(ends, widths, end, std)
-  return dj.averages.combined(trees, coefs)
+    if step <= end:
+      kept[step] = restore(workdir, config, net, shape, step).ema
+  return {step: ema for step, ema in kept.items() if step <= end}
 
 
 def restore(

@@ -173,8 +173,7 @@ class Run:
       ValueError: If the data cannot be read, see ``source``, or num is below 1.
     """
     num = SamplingOptions(num=num).num or 0
-    chosen = np.arange(min(num, len(self.source)))
-    return self.source.values.floats(self.source.gather(chosen)["image"])
+    return self.source.floats(np.arange(min(num, len(self.source))))
 
   def evaluate(self, **options: Any) -> dict[str, Any]:
     """Measures samples, as experiments.evaluate does.

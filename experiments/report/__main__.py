@@ -17,6 +17,7 @@ from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax.runs import datasets, planning
+from diffusion_jax.runs.configuration import is_classifier
 from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli
 from experiments.cli import devices, options
@@ -149,7 +150,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(f"--out={out} must end in .html")
     cli.check_out(out)
     plan = None
-    if record.config.get("kind") != "classifier":
+    if not is_classifier(record.config):
       plan = plan_or_why_not(values, record)
   with cli.user_errors():
     source = "" if plan is None else source_or_why_not(record)

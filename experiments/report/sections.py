@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.runs import networks, processes
+from diffusion_jax.runs.configuration import is_classifier
 from experiments.report.charts import number
 from experiments.report.page import Section, missing
 from experiments.report.pictures import Captioned, picture
@@ -31,7 +32,7 @@ def headline(record: Record) -> dict[str, str]:
   }
   count = _count_parameters(record)
   count = "" if count is None else f", {count:,} parameters"
-  if config.get("kind") == "classifier":
+  if is_classifier(config):
     facts["Network"] = f"classifier of noisy images{count}"
   else:
     facts["Network"] = f"U-Net predicting {config.target}{count}"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from diffusion_jax.runs.configuration import is_classifier
 from diffusion_jax.runs.training import continuing
 from experiments import cli
 from experiments.configs import common
@@ -55,7 +56,7 @@ def settings(record: Record) -> Section:
   """The configuration, the data and the versions."""
   config = continuing.flat(record.config.to_dict())
   make = common.make
-  if record.config.get("kind") == "classifier":
+  if is_classifier(record.config):
     make = common.make_classifier
   usual = continuing.flat(make().to_dict())
   groups: dict[str, list[dict[str, Any]]] = {}

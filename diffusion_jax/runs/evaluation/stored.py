@@ -28,6 +28,7 @@ from diffusion_jax.runs import (
   drawing,
   guiding,
   planning,
+  samplers,
 )
 from diffusion_jax.runs.generate import Generator
 
@@ -236,10 +237,7 @@ def _describe(plan: planning.Plan) -> dict[str, Any]:
   stage: dict[str, Any] = {"stage": plan.stage} if plan.stage else {}
   if options.sampler == "edm_heun":
     stage["churn"] = config["sampling"].get("churn")
-  if (
-    options.guidance is not None
-    and config["sampling"].get("apg", {}).get("eta") is not None
-  ):
+  if options.guidance is not None and samplers.projects(plan.config):
     stage["apg"] = config["sampling"]["apg"]
   if options.cond:
     stage["cond"] = options.cond

@@ -89,10 +89,10 @@ def plans(
       console.warn(f"checkpoint {step} is passed over: {error}")
       continue
     good += 1
-    for name in averages:
-      params = restoring.parameters_of(
-        plan.workdir, plan.config, plan.net, plan.image_shape, state, name
-      )
+    every = restoring.parameters_of(
+      plan.workdir, plan.config, plan.net, plan.image_shape, state, averages
+    )
+    for name, params in zip(averages, every, strict=True):
       one = dataclasses.replace(plan, params=params, step=step)
       yield one.asking(ema=name)
   if not good:

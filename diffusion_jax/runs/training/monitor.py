@@ -115,9 +115,7 @@ class Monitor:
       else spread(every, PICTURES)
     )
     parts = [
-      self._statistics(
-        self._source.values.floats(self._source.gather(part)["image"])
-      )
+      self._statistics(self._source.floats(part))
       for part in np.split(chosen, range(_PART, len(chosen), _PART))
     ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
