@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from optax import contrib
 
 from diffusion_jax.clipping import clip_by_global_norm
-from diffusion_jax.models import edm2
 from diffusion_jax.state import Params, TrainState
 
 # What is left of the learning rate at step / decay_steps.
@@ -138,33 +137,7 @@ def optimizer(
     tx = _adam(lr_at, b1, b2, eps, weight_decay)
   if clip is not None:
     tx = optax.chain(clip_by_global_norm(clip), tx)
-  return forced(tx)
-
-
-def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Keeps the weights of ``models.edm2`` at unit magnitude; no others.
-
-  Forced weight normalization (Karras et al. 2024, eq. 66): an update turns a
-  weight and cannot lengthen it, which would be a decay of the learning rate.
-
-  Args:
-    tx: An optimizer.
-
-  Returns:
-    The same, with the same state.
-  """
-
-  def forced_update(updates, state, params=None):
-    updates, state = tx.update(updates, state, params)
-
-    def turned(path, update, weight):
-      if _name(path) != edm2.WEIGHT:
-        return update
-      return edm2.unit(weight + update) - weight
-
-    return jax.tree_util.tree_map_with_path(turned, updates, params), state
-
-  return optax.GradientTransformation(tx.init, forced_update)
+  return tx
 
 
 def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
@@ -178,11 +151,6 @@ def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
   )
 
 
-def _name(path: tuple[Any, ...]) -> Any:
-  """What a parameter is called; None where it is all there is."""
-  return getattr(path[-1], "key", None) if path else None
-
-
 def as_matrices(params: Params) -> Any:
   """How Muon reads each parameter: a kernel's last axis are its outputs.
 
@@ -190,7 +158,8 @@ def as_matrices(params: Params) -> Any:
   """
 
   def of(path, x: Float[Array, "..."]):
-    if _name(path) != "kernel" or x.ndim < 2:
+    name = getattr(path[-1], "key", None) if path else None
+    if name != "kernel" or x.ndim < 2:
       return None
     return contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 

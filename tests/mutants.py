@@ -481,9 +481,9 @@ MUTANTS = {
     "tests/test_edm2.py",
   ),
   "a weight that updates lengthen": _library(
-    "optimizers",
-    "return edm2.unit(weight + update) - weight",
-    "return update",
+    "models/edm2",
+    "return unit(weight + step) - weight",
+    "return step",
     "tests/test_edm2.py",
   ),
   "a loss that its uncertainty enlarges": _library(

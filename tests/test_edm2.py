@@ -13,6 +13,7 @@ import reference
 import diffusion_jax as dj
 from diffusion_jax import edm, losses, objectives, optimizers, spacing, targets
 from diffusion_jax.models import edm2, presets, resampling
+from diffusion_jax.models.edm2 import WEIGHT
 
 SCHEDULE = dj.continuous.edm()
 SMALL = {
@@ -67,14 +68,14 @@ def test_a_layer_is_the_published_one_and_so_is_its_gradient(numbers, kind):
   }
   layer = edm2.Conv(5, 3 if kind == "conv3" else 1)
   with jax.enable_x64(True):
-    run = lambda weight: layer.apply({"params": {"weight": weight}}, x, 0.8)
+    run = lambda weight: layer.apply({"params": {WEIGHT: weight}}, x, 0.8)
     x, weight = jnp.asarray(part["in"]), jnp.asarray(ours(part["weight"]))
     near(run(weight), part["out"])
     # An update of zero is what the published layer does to itself in training.
-    params = {"weight": weight}
-    tx = optimizers.forced(optax.sgd(1.0))
-    updates, _ = tx.update({"weight": 0 * weight}, tx.init(params), params)
-    forced = optax.apply_updates(params, updates)["weight"]
+    params = {WEIGHT: weight}
+    tx = edm2.forced(optax.sgd(1.0))
+    updates, _ = tx.update({WEIGHT: 0 * weight}, tx.init(params), params)
+    forced = optax.apply_updates(params, updates)[WEIGHT]
     near(forced, ours(part["forced_weight"]))
     near(run(forced), part["train_out"])
     grad = jax.grad(lambda weight: (run(weight) ** 2).sum())(forced)
@@ -110,7 +111,7 @@ def read(numbers):
     weight = ours(theirs.pop(f"{name}.weight"))
     if name.endswith("attn_qkv"):  # q, k and v lie beside one another
       weight = weight[:, np.arange(weight.shape[1]).reshape(-1, 3).T.ravel()]
-    return {"weight": weight}
+    return {WEIGHT: weight}
 
   params = {our: layer(their) for their, our in TOP.items()}
   params["gain"] = theirs.pop("out_gain")
@@ -159,7 +160,7 @@ def test_the_network_is_the_published_one(numbers):
 def uncertainty(head, clock):
   """Of the published head."""
   fourier = {k: v / (2 * np.pi) for k, v in head["fourier"].items()}
-  linear = {"weight": head["linear"]["weight"].T}
+  linear = {WEIGHT: head["linear"]["weight"].T}
   net = edm2.Uncertainty(len(fourier["freqs"]))
   return net.apply({"params": {"fourier": fourier, "linear": linear}}, clock)
 
@@ -272,7 +273,7 @@ def test_magnitudes_are_kept():
   begin = jax.jit(net.apply)({"params": params}, x, t, y)
   np.testing.assert_array_equal(begin, 0)
   params = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: 7 * leaf if path[-1].key == "weight" else leaf + 0.0,
+    lambda path, leaf: 7 * leaf if path[-1].key == WEIGHT else leaf + 0.0,
     {**params, "gain": jnp.ones(())},
   )
   _, seen = jax.jit(
@@ -290,16 +291,16 @@ def test_magnitudes_are_kept():
 
 
 def test_an_update_turns_a_weight_and_cannot_lengthen_it():
-  params = {"a": {"weight": jnp.ones((4, 2))}, "kernel": jnp.ones((4, 2))}
+  params = {"a": {WEIGHT: jnp.ones((4, 2))}, "weight": jnp.ones((4, 2))}
   grads = jax.tree.map(lambda x: -jnp.arange(8.0).reshape(4, 2), params)
-  tx = optimizers.optimizer(lr=0.5, warmup_steps=0)
+  tx = edm2.forced(optimizers.optimizer(lr=0.5, warmup_steps=0))
   state = tx.init(params)
   for _ in range(3):
     updates, state = tx.update(grads, state, params)
     params = optax.apply_updates(params, updates)
-  rms = jnp.sqrt(jnp.square(params["a"]["weight"]).mean(axis=0))
+  rms = jnp.sqrt(jnp.square(params["a"][WEIGHT]).mean(axis=0))
   np.testing.assert_allclose(rms, 1, rtol=2e-4)
-  assert float(jnp.square(params["kernel"]).mean()) > 2
+  assert float(jnp.square(params["weight"]).mean()) > 2
 
 
 def test_what_is_least_is_the_logarithm_of_the_loss():

@@ -3,8 +3,8 @@
 Karras et al. 2024, appendix B. Activations, weights and updates have unit
 expected magnitude by construction: no normalisation of groups, no biases.
 
-- A ``weight`` is divided by its magnitude where it is used, and stored so after
-  each update, see ``optimizers.forced``: an update turns it, and cannot make it
+- A ``unit_weight`` is divided by its magnitude where it is used, and stored so
+  after each update, see ``forced``: an update turns it, and cannot make it
   longer.
 - Sums, concatenations, SiLU and Fourier features are scaled such that unit
   variance in is unit variance out.
@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
@@ -32,7 +33,7 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.models.resampling import RESAMPLE
 from diffusion_jax.models.settings import check_dtype
 
-WEIGHT = "weight"  # the name of each parameter that has unit magnitude
+WEIGHT = "unit_weight"  # what each parameter of unit magnitude is called
 Real = Float[Array, "..."]
 
 
@@ -48,6 +49,32 @@ def normalised(x: Real, axis: int | Sequence[int], eps: float = 1e-4) -> Real:
 def unit(weight: Real) -> Real:
   """A weight whose inputs to each output have unit magnitude."""
   return normalised(weight, tuple(range(weight.ndim - 1)))
+
+
+def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Keeps every ``unit_weight`` at unit magnitude; changes nothing else.
+
+  Forced weight normalization (eq. 66): an update turns a weight and cannot
+  lengthen it, which would be a decay of the learning rate.
+
+  Args:
+    tx: An optimizer.
+
+  Returns:
+    The same, with the same state.
+  """
+
+  def update(updates, state, params=None):
+    updates, state = tx.update(updates, state, params)
+
+    def turned(path, step, weight):
+      if getattr(path[-1], "key", None) != WEIGHT:
+        return step
+      return unit(weight + step) - weight
+
+    return jax.tree_util.tree_map_with_path(turned, updates, params), state
+
+  return optax.GradientTransformation(tx.init, update)
 
 
 def mp_silu(x: Real) -> Real:

@@ -258,7 +258,8 @@ def optimizer(
   config: Config,
 ) -> optax.GradientTransformation:
   """The optimizer of ``config.optim``."""
-  return choices.call("optim", dj.training.optimizer, config.optim.to_dict())
+  tx = choices.call("optim", dj.training.optimizer, config.optim.to_dict())
+  return dj.models.edm2.forced(tx)  # what has no such weights is left alone
 
 
 def init(config, net, image_shape, tx, key, start=None) -> dj.state.TrainState:
