@@ -15,7 +15,7 @@ CELLS = [
   for cell in NOTEBOOK["cells"]
   if cell["cell_type"] == "code"
 ]
-SECTIONS = 14
+SECTIONS = 15
 
 
 def test_it_has_no_outputs():
