@@ -15,8 +15,15 @@ from PIL import Image
 import diffusion_jax as dj
 from diffusion_jax.runs import directory
 from experiments import train
-from experiments.configs import common
-from experiments.report import __main__ as report, charts, findings, neighbours
+from experiments.configs import common, digits
+from experiments.report import (
+  __main__ as report,
+  charts,
+  findings,
+  neighbours,
+  record,
+  sections,
+)
 from experiments.report.pictures import picture
 
 pytestmark = pytest.mark.usefixtures("few_numbers")
@@ -222,6 +229,26 @@ def empty_run(tmp_path, name="empty", **changes):
   data = directory.describe(dj.data.load("digits"), config)
   directory.describe_run(workdir, directory.config_json(config), data)
   return workdir
+
+
+@pytest.mark.parametrize(
+  ("variant", "network", "loss"),
+  [
+    ("dit", "DiT predicting eps", "simple"),
+    ("meanflow", "U-Net predicting flow", "meanflow"),
+  ],
+)
+def test_the_network_and_what_it_learns_are_named(
+  tmp_path, variant, network, loss
+):
+  run = tmp_path / "run"
+  run.mkdir()
+  config = digits.get_config(variant)
+  data = directory.describe(dj.data.load("digits"), config)
+  directory.describe_run(run, directory.config_json(config), data)
+  facts = sections.headline(record.read(run))
+  assert facts["Network"].startswith(network)
+  assert facts["Loss"] == loss
 
 
 def test_what_is_not_there_yet_gets_a_sentence(tmp_path):

@@ -15,6 +15,7 @@ from experiments.report.pictures import Captioned, picture
 from experiments.report.record import Record, parameters
 
 HISTORY = 6  # sample grids over time
+NETWORKS = {"unet": "U-Net", "dit": "DiT", "jit": "JiT", "edm2": "EDM2's U-Net"}
 
 
 def headline(record: Record) -> dict[str, str]:
@@ -35,12 +36,15 @@ def headline(record: Record) -> dict[str, str]:
   if is_classifier(config):
     facts["Network"] = f"classifier of noisy images{count}"
   else:
-    facts["Network"] = f"U-Net predicting {config.target}{count}"
+    name = config.model.get("name", "unet")
+    kind = NETWORKS.get(name, name.rpartition(":")[2])  # one of your own
+    facts["Network"] = f"{kind} predicting {config.target}{count}"
     facts["Variance"] = str(config.variance).replace("_", " ")
   facts["Schedule"] = config.schedule.name
   if not processes.real_time(config):
     facts["Schedule"] += f", T = {config.schedule.T:,}"
-  facts["Loss"] = config.loss.name
+  objective = "diffusion" if is_classifier(config) else config.objective.name
+  facts["Loss"] = config.loss.name if objective == "diffusion" else objective
   rows = record.metrics
   if rows:
     facts["Last loss"] = number(rows[-1]["loss"]) if "loss" in rows[-1] else "–"
