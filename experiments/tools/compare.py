@@ -1,0 +1,112 @@
+"""Compares methods on the digits: one network, as many updates, a row for each.
+
+  python -m experiments.tools.compare
+  python -m experiments.tools.compare --variants=edm,flow --calls=5,10 --seeds=1
+  python -m experiments.tools.compare --variants=consistency,meanflow \
+    --calls=1,2,4 --sampler=own
+
+Trains each variant of configs/digits.py (and ddpm, which is none) with each
+seed in a directory of its own; what is trained already is not trained again.
+Then the Frechet distance in pixel space of as many samples as there are data,
+by number of network calls: the mean over the seeds, and their standard
+deviation. A variant that starts from another run starts from that of the same
+seed. docs/results.md has the table.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+import diffusion_jax as dj
+from diffusion_jax.runs import choices, directory
+from experiments import cli
+from experiments.cli import devices
+from experiments.configs import digits
+
+DDPM, OWN = "ddpm", "own"
+NAMES = (DDPM, *digits.VARIANTS)
+# What a variant starts from.
+STARTS = {"consistency": "edm", "distilled": "v"}
+
+
+def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
+  """The run of a variant, trained to its end, as is what it starts from."""
+  config = digits.get_config("" if name == DDPM else name)
+  config.seed = seed
+  if name in STARTS:
+    config.init.run = str(trained(folder, STARTS[name], seed).workdir)
+  return dj.runs.train(config, folder / f"{name}-{seed}")
+
+
+def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
+  """The Frechet distance with so many calls; not measured a second time."""
+  asked: dict[str, Any] = {
+    "sampler": run.config.sampling.sampler if sampler == OWN else sampler,
+    "steps": calls,
+    "seed": run.config.seed,
+  }
+  made = {"step": run.config.num_steps, "samples": len(run.source), **asked}
+  for row in directory.read_rows(run.workdir / "evaluation.jsonl"):
+    if made.items() <= row.items():
+      return row["frechet"]
+  return run.evaluate(metrics=("frechet",), **asked)["frechet"]
+
+
+def row(name: str, distances: Sequence[Sequence[float]]) -> str:
+  """A row of the table.
+
+  >>> row("edm", [[0.1, 0.2], [0.2, 0.2]])
+  '| edm | 0.150 +- 0.071 | 0.200 +- 0.000 |'
+
+  Args:
+    name: Of the variant.
+    distances: For each seed, at each number of calls.
+
+  Returns:
+    Mean and standard deviation over the seeds, in Markdown.
+  """
+  table = np.array(distances)
+  cells = [f"{mean:.3f}" for mean in table.mean(axis=0)]
+  if len(table) > 1:
+    spread = table.std(axis=0, ddof=1)
+    cells = [f"{c} +- {s:.3f}" for c, s in zip(cells, spread, strict=True)]
+  return f"| {' | '.join([name, *cells])} |"
+
+
+def main(argv: list[str]) -> None:
+  """The command."""
+  devices.start()
+  values = flags.FlagValues()
+  for kind, flag, default, text in (
+    (flags.DEFINE_list, "variants", "ddpm,v,edm,flow,jit-loss", "of digits.py"),
+    (flags.DEFINE_list, "calls", "5,10,20,50,250", "network calls"),
+    (flags.DEFINE_integer, "seeds", 3, "trainings of each"),
+    (flags.DEFINE_string, "sampler", "unipc", "own: that of the variant"),
+    (flags.DEFINE_string, "workdir", "runs/compare", "where the runs go"),
+  ):
+    kind(flag, default, text, flag_values=values)
+  cli.parse(argv, values)
+  with cli.user_errors():
+    for name in values.variants:
+      choices.named("--variants", name, NAMES)
+    calls = [int(n) for n in values.calls]
+    folder = pathlib.Path(values.workdir).expanduser()
+    rows = []
+    for name in values.variants:
+      runs = [trained(folder, name, seed) for seed in range(values.seeds)]
+      rows.append(
+        row(
+          name, [[distance(r, n, values.sampler) for n in calls] for r in runs]
+        )
+      )
+    cli.say(f"| network calls | {' | '.join(values.calls)} |")
+    cli.say("| --- " * (1 + len(calls)) + "|")
+    for line in rows:
+      cli.say(line)
+
+
+if __name__ == "__main__":
+  cli.run(main)

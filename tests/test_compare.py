@@ -1,0 +1,72 @@
+"""experiments.tools.compare, with a network of a few numbers."""
+
+import doctest
+
+import pytest
+from commands import command, refused
+
+import diffusion_jax as dj
+from experiments.configs import digits
+from experiments.tools import compare
+
+pytestmark = pytest.mark.usefixtures("few_numbers")
+
+
+@pytest.fixture
+def short(monkeypatch):
+  """Every variant takes two steps."""
+  make = digits.get_config
+
+  def get_config(variant=""):
+    config = make(variant)
+    config.update({"num_steps": 2, "batch_size": 8, "steps_per_dispatch": 1})
+    config.optim.update({"warmup_steps": 0, "decay_steps": 2})
+    config.every.update({"log": 2, "preview": 2, "checkpoint": 2})
+    config.preview.num = 0
+    return config
+
+  monkeypatch.setattr(digits, "get_config", get_config)
+
+
+def test_each_seed_is_trained_and_measured_once(
+  short, tmp_path, capsys, monkeypatch
+):
+  asked = (
+    f"--workdir={tmp_path}", "--variants=ddpm,consistency", "--calls=1,2",
+    "--seeds=2", "--sampler=own",
+  )  # fmt: skip
+
+  def table():
+    capsys.readouterr()
+    command(compare, *asked)
+    lines = capsys.readouterr().out.splitlines()
+    return [line for line in lines if line.startswith("|")]
+
+  first = table()
+  assert [line.split(" | ")[0] for line in first] == [
+    "| network calls", "| ---", "| ddpm", "| consistency",
+  ]  # fmt: skip
+  assert all(line.count("+-") == 2 for line in first[2:])
+  names = {
+    f"{name}-{k}" for name in ("ddpm", "consistency", "edm") for k in "01"
+  }
+  assert {path.name for path in tmp_path.iterdir()} == names
+  runs = [dj.runs.open(tmp_path / f"ddpm-{k}") for k in (0, 1)]
+  assert [run.config.seed for run in runs] == [0, 1]
+  begun = dj.runs.open(tmp_path / "consistency-1").config.init.run
+  assert begun == str(tmp_path / "edm-1")
+
+  def never(*_, **__):
+    raise AssertionError("measured a second time")
+
+  monkeypatch.setattr(dj.runs.Run, "evaluate", never)
+  assert table() == first
+
+
+def test_the_mean_and_the_spread_are_over_seeds():
+  assert doctest.testmod(compare).failed == 0
+  assert compare.row("v", [[0.1, 0.25]]) == "| v | 0.100 | 0.250 |"
+
+
+def test_what_is_no_variant_is_refused(capsys):
+  assert "'emd' is not one of" in refused(capsys, compare, "--variants=emd")
