@@ -4,6 +4,7 @@ No test asks how long something took: that differs by machine and by day. What
 is counted here does not: convolutions, sums, traces.
 """
 
+import doctest
 import importlib.metadata
 import importlib.util
 import itertools
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from experiments.tools.benchmark import (
   __main__ as benchmark,
   ours,
   peaks,
+  quiet,
   rounds,
   rows,
 )
@@ -250,6 +253,7 @@ def test_what_a_line_says_follows_from_what_was_measured():
   result = {
     "device": "cpu", "dtype": "float32", "devices": 1, "images": 8,
     "calls": 3, "seconds": [1.0, 2.0, 4.0], "peak_bytes": 5_000_000_000,
+    "others": 0.12345,
     "first_step": {"compile": 3.0, "run": 1.0},
   }  # fmt: skip
   line = rows.row(result, cost=1e9, at_best=6e9)
@@ -259,6 +263,7 @@ def test_what_a_line_says_follows_from_what_was_measured():
   assert line["utilisation"] == 0.25
   assert line["peak_gigabytes"] == 5.0
   assert line["first_step"]["all"] == 4.0
+  assert line["used_by_others"] == 0.123
 
 
 def test_ratios_are_taken_turn_by_turn():
@@ -273,14 +278,31 @@ def test_ratios_are_those_of_one_image():
   # Ours takes ten steps in one program.
   ours_did = {"images": 1280, "seconds": [2.0, 3.0]}
   theirs_did = {"images": 128, "seconds": [0.4, 0.3]}
-  both = {"parameters": 7, "peak_bytes": 10**9}
+  both = {"parameters": 7, "peak_bytes": 10**9, "others": 0.0}
   found = {"ours": ours_did | both, "theirs": theirs_did | both}
   (line,) = rows.ratios("step", found, "ours")
   assert line == {
     "ratio": "step: theirs to ours",
+    "verdict": "none: ratios differ by a factor of 2",
     "time": {"median": 1.5, "min": 1.0, "max": 2.0},
     "memory": 1.0,
   }
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="no /proc")
+def test_who_else_uses_the_machine_is_seen():
+  started, own = time.monotonic(), time.process_time()
+  with_me, without_me = quiet.Watch([]), quiet.Watch([os.getpid()])
+  while time.process_time() < own + 0.5:
+    pass
+  used = with_me.others() - without_me.others()
+  cores = (time.monotonic() - started) * os.cpu_count()
+  assert abs(used * cores - 0.5) < 0.1  # /proc counts hundredths
+
+
+def test_a_verdict_needs_a_quiet_machine():
+  assert doctest.testmod(quiet).failed == 0
+  assert quiet.verdict({"min": 0.8, "max": 0.9}, None) == "behind"
 
 
 def test_peaks_are_known_by_name_and_only_in_bfloat16():

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.tools.benchmark import quiet
 from experiments.tools.benchmark.worker import Facts
 
 
@@ -34,6 +35,11 @@ class Contender:
     )
     self.facts: dict[str, Any] = self._ask(json.dumps(job))
     self.seconds: list[float] = []
+
+  @property
+  def pid(self) -> int:
+    """Of its process."""
+    return self._process.pid
 
   def repeat(self) -> None:
     """Has the thing done once more."""
@@ -76,17 +82,20 @@ def race(
     repeats: How often each is timed.
 
   Returns:
-    By name, the facts, "seconds" of each repetition and "peak_bytes".
+    By name, the facts, "seconds" of each repetition, "peak_bytes", and what
+    share of the machine "others" used meanwhile.
   """
   ready: dict[str, Contender] = {}
   try:
     for name, arguments in contenders.items():
       ready[name] = Contender(*arguments)
+    watch = quiet.Watch([contender.pid for contender in ready.values()])
     for _ in range(repeats):
       for contender in ready.values():
         contender.repeat()
+    others = watch.others()
     return {
-      name: c.facts | {"seconds": c.seconds} | c.end()
+      name: c.facts | {"seconds": c.seconds, "others": others} | c.end()
       for name, c in ready.items()
     }
   finally:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.tools.benchmark import peaks, rounds
+from experiments.tools.benchmark import peaks, quiet, rounds
 
 
 def row(result: dict[str, Any], cost: float, at_best: float) -> dict[str, Any]:
@@ -30,6 +30,8 @@ def row(result: dict[str, Any], cost: float, at_best: float) -> dict[str, Any]:
     "images_per_second": round(result["images"] / took["median"], 2),
     "peak_gigabytes": round(result["peak_bytes"] / 1e9, 2),
   }
+  if result["others"] is not None:
+    found["used_by_others"] = round(result["others"], 3)
   if "calls" in result:
     speed = cost * result["calls"] / took["median"]
     said = peaks.published(result["device"], result["dtype"])
@@ -63,7 +65,7 @@ def ratios(
 
   Args:
     what: Was measured.
-    found: By contender, the facts, "seconds" and "peak_bytes".
+    found: By contender, the facts, "seconds", "others" and "peak_bytes".
     ours: Which of them is ours.
 
   Yields:
@@ -81,9 +83,11 @@ def ratios(
         f"{name} has {theirs['parameters']:,} parameters, ours has "
         f"{own['parameters']:,}: these times do not compare"
       )
+    time = rounds.ratio(_per_image(theirs), _per_image(own))
     yield {
       "ratio": f"{what}: {name} to ours",
-      "time": _rounded(rounds.ratio(_per_image(theirs), _per_image(own))),
+      "verdict": quiet.verdict(time, own["others"]),
+      "time": _rounded(time),
       "memory": round(theirs["peak_bytes"] / own["peak_bytes"], 2),
     }
 
