@@ -40,6 +40,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import heavy  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -52,6 +53,23 @@ EQUATIONS = {
   "test_bound", "test_continuous", "test_edm", "test_flow", "test_losses",
   "test_mixtures", "test_process", "test_solvers", "test_zero_terminal",
 }  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """Leaves to the gate what heavy.txt lists."""
+  heavy.mark(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+  """Notes what a test takes, for ``python -m tests.heavy``."""
+  before = heavy.cpu_seconds()
+  try:
+    return (yield)
+  finally:
+    if heavy.TIMES in os.environ:
+      heavy.note(item, heavy.cpu_seconds() - before)
 
 
 def pytest_collection_finish():

@@ -716,7 +716,7 @@ def survives(mutant: Mutant, tree: pathlib.Path) -> bool:
   try:
     done = subprocess.run(
       [
-        sys.executable, "-m", "pytest", "-x", "-q", "-n", "0",
+        sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-m", "not slow",
         "-p", "no:cacheprovider", *mutant.tests.split(),
       ],
       cwd=tree,

@@ -80,14 +80,16 @@ def main(argv: list[str]) -> None:
   """The command."""
   devices.start()
   values = flags.FlagValues()
-  for kind, flag, default, text in (
-    (flags.DEFINE_list, "variants", "ddpm,v,edm,flow,jit-loss", "of digits.py"),
-    (flags.DEFINE_list, "calls", "5,10,20,50,250", "network calls"),
-    (flags.DEFINE_integer, "seeds", 3, "trainings of each"),
-    (flags.DEFINE_string, "sampler", "unipc", "own: that of the variant"),
-    (flags.DEFINE_string, "workdir", "runs/compare", "where the runs go"),
-  ):
-    kind(flag, default, text, flag_values=values)
+
+  def define(kind, name, default, text):
+    kind(name, default, text, flag_values=values)
+
+  usual = "ddpm,v,edm,flow,jit-loss"
+  define(flags.DEFINE_list, "variants", usual, "of configs/digits.py, or ddpm")
+  define(flags.DEFINE_list, "calls", "5,10,20,50,250", "of the network")
+  define(flags.DEFINE_integer, "seeds", 3, "trainings of each")
+  define(flags.DEFINE_string, "sampler", "unipc", "own: that of the variant")
+  define(flags.DEFINE_string, "workdir", "runs/compare", "where the runs go")
   cli.parse(argv, values)
   with cli.user_errors():
     for name in values.variants:
@@ -97,11 +99,8 @@ def main(argv: list[str]) -> None:
     rows = []
     for name in values.variants:
       runs = [trained(folder, name, seed) for seed in range(values.seeds)]
-      rows.append(
-        row(
-          name, [[distance(r, n, values.sampler) for n in calls] for r in runs]
-        )
-      )
+      table = [[distance(r, n, values.sampler) for n in calls] for r in runs]
+      rows.append(row(name, table))
     cli.say(f"| network calls | {' | '.join(values.calls)} |")
     cli.say("| --- " * (1 + len(calls)) + "|")
     for line in rows:
