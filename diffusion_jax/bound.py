@@ -102,10 +102,25 @@ def discretised_log_prob(
   return jnp.log(jnp.maximum(mass, MIN_MASS))
 
 
-def prior(schedule: Schedule, x0: Batch) -> Float[Array, " B"]:
-  """KL(q(x_T | x_0) || N(0, I)), bits per dimension."""
-  alpha, sigma = process.rates(schedule, schedule.T, x0)
-  return bits_per_dim(gaussian_kl(alpha * x0, 2 * jnp.log(sigma), 0.0, 0.0))
+def prior(
+  schedule: Schedule, x0: Batch, t: Time | None = None
+) -> Float[Array, " B"]:
+  """KL(q(x_t | x_0) || p(x_t)) where a walk begins, bits per dimension.
+
+  p(x_t) is N(0, I), scaled as ``samplers.prior`` scales the noise of t.
+
+  Args:
+    schedule: The noise schedule.
+    x0: Data.
+    t: The walk's first step; by default T.
+
+  Returns:
+    [B], the mean over all axes but the first.
+  """
+  t = schedule.T if t is None else t
+  alpha, sigma = process.rates(schedule, t, x0)
+  log_var = 2 * jnp.log(schedule.noise_scale(t))
+  return bits_per_dim(gaussian_kl(alpha * x0, 2 * jnp.log(sigma), 0.0, log_var))
 
 
 def term(

@@ -50,7 +50,10 @@ def log_prob(
 
 
 def classifier(
-  predict: Predict, schedule: Schedule, gradient: Gradient, scale: Scale
+  predict: Predict,
+  schedule: Schedule,
+  gradient: Gradient,
+  scale: Scale | Float[Array, " B"],
 ) -> Predict:
   """Guides the score with a classifier, for DDIM and the ODE solvers.
 
@@ -62,7 +65,7 @@ def classifier(
     predict: The network.
     schedule: The noise schedule.
     gradient: See ``log_prob_gradient``.
-    scale: 0 is off.
+    scale: 0 is off; a number, or one for each example.
 
   Returns:
     The guided network, which predicts the noise.
@@ -72,7 +75,7 @@ def classifier(
     t = times(t, x_t)
     p = predict(x_t, t, cond)
     push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)
-    eps_hat = p.eps_hat - scale * push
+    eps_hat = p.eps_hat - per_example(scale, x_t) * push
     return read(
       schedule, x_t, t, eps_hat, p.raw, target=targets.eps, variance=p.variance
     )
@@ -89,7 +92,7 @@ def classifier_step(
   eps: Batch,
   *,
   gradient: Gradient,
-  scale: Scale = 1.0,
+  scale: Scale | Float[Array, " B"] = 1.0,
   above: Time | None = None,
 ) -> tuple[Batch, Batch]:
   """Ancestral sampling whose mean a classifier moves.
@@ -115,6 +118,7 @@ def classifier_step(
   """
   prediction = predict(x_t, t)
   p = p_mean_variance(schedule, prediction, x_t, t, s, above=above)
-  mean = p.mean + scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))
+  reach = per_example(scale, x_t) * jnp.exp(p.log_var)
+  mean = p.mean + reach * gradient(x_t, times(t, x_t))
   std = jnp.where(per_example(s, x_t) > 0, jnp.exp(0.5 * p.log_var), 0.0)
   return mean + std * eps, prediction.x0_hat

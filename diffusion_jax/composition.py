@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.prediction import Cond, Predict, Prediction, read
-from diffusion_jax.process import times
+from diffusion_jax.process import per_example, times
 from diffusion_jax.schedules import Schedule
 
 
@@ -15,7 +15,7 @@ def composed(
   predict: Predict,
   schedule: Schedule,
   without: Callable[[Cond, Sequence[str]], Cond],
-  scales: Mapping[str, float | Float[Array, ""]],
+  scales: Mapping[str, float | Float[Array, ""] | Float[Array, " B"]],
 ) -> Predict:
   """Guides each part of a condition with a scale of its own.
 
@@ -33,7 +33,7 @@ def composed(
     schedule: The noise schedule.
     without: The condition in which parts of these names are hidden, see
       ``Conditions.without``.
-    scales: By part; 1 is off.
+    scales: By part; 1 is off. A number, or one for each example.
 
   Returns:
     The guided network, to be called with a condition.
@@ -52,7 +52,8 @@ def composed(
     full = more[-1]
     output, before = base.output, base.output
     for scale, p in zip(scales.values(), more, strict=True):
-      output, before = output + scale * (p.output - before), p.output
+      gap = p.output - before
+      output, before = output + per_example(scale, x_t) * gap, p.output
     return read(
       schedule, x_t, t, output, full.raw, target=full.target,
       variance=full.variance,

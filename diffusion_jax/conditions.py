@@ -187,7 +187,15 @@ class Conditions:
 
     Returns:
       The condition, of the same shapes.
+
+    Raises:
+      ValueError: If there is no such part.
     """
+    known = [CLASS, *(part.name for part in (*self.vectors, *self.planes))]
+    if unknown := sorted(set(names) - set(known)):
+      raise ValueError(
+        f"{unknown[0]!r} is no part of the condition: {', '.join(known)}"
+      )
     hidden = dict(cond)
     if CLASS in names and "y" in cond:
       hidden = without_class(self.num_classes or 0)(hidden)

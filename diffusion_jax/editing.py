@@ -51,8 +51,8 @@ def inpaint(
     [B, H, W, C]; the known pixels are exactly those given.
 
   Raises:
-    ValueError: If jump does not divide the walk, repeats is below 1, or the
-      step is a solver; or the mask has another shape.
+    ValueError: If pairs are no walk, jump does not divide it, repeats is below
+      1, or the step is a solver; or the mask has another shape.
   """
   if isinstance(step, samplers.Solver):
     raise ValueError(
@@ -60,6 +60,7 @@ def inpaint(
       "step, such as samplers.ancestral_step"
     )
   pairs = timesteps.every(schedule.T) if pairs is None else np.asarray(pairs)
+  samplers.check_walk(pairs, schedule.T)
   if jump < 1 or len(pairs) % jump:
     raise ValueError(f"{jump=} must divide the {len(pairs)} moves of the walk")
   _check_mask(jnp.shape(mask), known.shape)
@@ -87,7 +88,7 @@ def inpaint(
     _, walked = jax.lax.scan(once, x_t, jnp.arange(repeats))
     return walked[-1], None
 
-  x_T = samplers.noise(key_start, pairs[0, 0], images, shape)
+  x_T = samplers.prior(schedule, key_start, pairs[0, 0], images, shape)
   x, _ = jax.lax.scan(stretch, x_T, stretches)
   return x
 

@@ -30,8 +30,11 @@ from diffusion_jax.prediction import Cond, Predict, Prediction, read
 from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
 
-# Of a time, or of one for each example: a scale that changes on the way.
-ScaleAt = Callable[[Float[Array, " B"] | Int[Array, " B"]], Float[Array, " B"]]
+# One for each example; or of their times: a scale that changes on the way.
+ScaleAt = (
+  Float[Array, " B"]
+  | Callable[[Float[Array, " B"] | Int[Array, " B"]], Float[Array, " B"]]
+)
 
 
 def classifier_free(
@@ -53,7 +56,7 @@ def classifier_free(
     schedule: The noise schedule.
     null: What takes the place of a condition, as training had it, see
       ``conditions.without_class``; of the same shapes.
-    scale: 1 is off; a number, or a function of t.
+    scale: 1 is off; a number, one for each example, or a function of t.
     interval: Times (low, high) between which to guide, both included
       (Kynkaanniemi et al. 2024); by default all.
     rescale: How much of the way to go back to the standard deviation, by
@@ -233,8 +236,8 @@ def _check_interval(interval: tuple[float, float] | None) -> None:
 
 
 def _scale_at(scale: Any, t, x_t: Batch) -> Any:
-  """The scale of each example, where it is a function of time."""
-  return per_example(cast(Any, scale(t)), x_t) if callable(scale) else scale
+  """The scale, or that of each example, at this time."""
+  return per_example(cast(Any, scale(t) if callable(scale) else scale), x_t)
 
 
 def _extrapolate(

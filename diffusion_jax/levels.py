@@ -64,3 +64,26 @@ class Schedule(Protocol):
 def in_whole_steps(schedule: Schedule) -> bool:
   """Whether time is a step of a table, not a real number."""
   return isinstance(schedule.T, int)
+
+
+def before(schedule: Schedule, t: Time) -> Time:
+  """The step before, t - 1.
+
+  Raises:
+    ValueError: In real time, where t - 1 is a time like any other, or none.
+  """
+  check_whole("t - 1", schedule.T)
+  return t - 1
+
+
+def check_whole(what: str, T: int | float) -> None:
+  """Refuses a schedule of real time where only steps have a meaning.
+
+  Raises:
+    ValueError: With what it is that needs them.
+  """
+  if isinstance(T, float):
+    raise ValueError(
+      f"{what} needs whole steps, and {T=} is of real time: use a schedule of "
+      "diffusion_jax.schedules"
+    )

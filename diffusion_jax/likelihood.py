@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import bound, process, samplers, targets, timesteps
+from diffusion_jax import bound, concrete, process, samplers, targets, timesteps
 from diffusion_jax.losses import mean_per_example
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
@@ -36,7 +36,7 @@ class Bound(NamedTuple):
 
   Attributes:
     total: prior plus the sum of vb, bits per dimension.
-    prior: KL(q(x_T | x_0) || N(0, I)), bits per dimension.
+    prior: That of where the walk begins, see ``bound.prior``.
     vb: One term per move, the last is the decoder, bits per dimension.
     mse: Mean squared error of the noise at each move.
     x0_mse: Mean squared error of the clean data at each move.
@@ -72,11 +72,14 @@ def variational_bound(
     key: The root of all noise; image k's draws depend on key and k alone.
     cdf: Of the decoder, see ``bound.discretised_log_prob``.
     levels: How many values a number of the data can have.
-    pairs: The (t, s) of the model, which must start at T; by default all T.
+    pairs: The (t, s) of the model, from where it starts; by default all T.
     first: The number of the first image.
 
   Returns:
     The bound of each image, by term.
+
+  Raises:
+    ValueError: If pairs are no walk to 0.
   """
   images = first + jnp.arange(x0.shape[0])
   return variational_bound_with(
@@ -98,6 +101,12 @@ def variational_bound_with(
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
+  samplers.check_walk(pairs, schedule.T)
+  known = concrete.known(pairs)
+  if known is not None and known[-1, 1] != 0:
+    raise ValueError(
+      f"pairs end at s={known[-1, 1]}; a bound needs all, to s=0"
+    )
   above = timesteps.above_last(pairs)
 
   def move(_, pair):
@@ -114,7 +123,7 @@ def variational_bound_with(
 
   _, terms = jax.lax.scan(move, None, jnp.asarray(pairs))
   vb, mse, x0_mse = (x.T for x in terms)
-  prior = bound.prior(schedule, x0)
+  prior = bound.prior(schedule, x0, jnp.asarray(pairs)[0, 0])
   return Bound(prior + vb.sum(axis=1), prior, vb, mse, x0_mse)
 
 
@@ -148,11 +157,12 @@ def probability_flow(
 ) -> Float[Array, " B"]:
   """-log2 of the density that the probability flow gives to x.
 
-  With the angle phi, tan phi = sigma_t / alpha_t, the flow is dx/dphi =
-  v_hat, and d log p / dphi = -div v_hat (Song et al. 2021, section 4.3, in
-  the variable of Salimans and Ho 2022, appendix D), the divergence by
+  With r = sqrt(alpha_t^2 + sigma_t^2), which is 1 on the vp path, z = x / r
+  and the angle phi, tan phi = sigma_t / alpha_t, the flow is dz/dphi =
+  v_hat / r, and d log p(z) / dphi is minus its divergence (Song et al. 2021,
+  section 4.3, in the variable of Salimans and Ho 2022, appendix D), by
   Hutchinson's estimator with random signs. Heun's method walks the steps
-  upwards; at T the density is N(0, I)'s.
+  upwards; at T the density is that of the noise where sampling starts.
 
   x is taken as a sample of step 1, the cleanest that the network knows: the
   density is that of x_1 = alpha_1 x_0 + sigma_1 eps. For 8-bit images that
@@ -180,30 +190,38 @@ def probability_flow(
   steps = jnp.asarray(visited)
   signs = jax.random.rademacher(key, x.shape, x.dtype)
 
-  def flow(x, t):
-    """v_hat and its divergence by x."""
-    times = jnp.full(x.shape[:1], t)
+  def size(t):
+    at = schedule.at(t)
+    return jnp.hypot(at.alpha, at.sigma)
 
-    def v_hat(x):
-      p = predict(x, times)
-      return targets.v.of(schedule, p.x0_hat, times, p.eps_hat)
+  def flow(z, t):
+    """v_hat / r and its divergence by z."""
+    times, r = jnp.full(z.shape[:1], t), size(t)
 
-    v, slope = jax.jvp(v_hat, (x,), (signs,))
-    return v, (signs * slope).sum(axis=tuple(range(1, x.ndim)))
+    def v_hat(z):
+      p = predict(r * z, times)
+      return targets.v.of(schedule, p.x0_hat, times, p.eps_hat) / r
+
+    v, slope = jax.jvp(v_hat, (z,), (signs,))
+    return v, (signs * slope).sum(axis=tuple(range(1, z.ndim)))
 
   def move(carry, pair):
-    x, stretch, v, div = carry
+    z, stretch, v, div = carry
     t, s = pair
     at, to = schedule.at(t), schedule.at(s)
     h = jnp.arctan2(to.sigma, to.alpha) - jnp.arctan2(at.sigma, at.alpha)
-    v_ahead, div_ahead = flow(x + h * v, s)
-    x += 0.5 * h * (v + v_ahead)
+    v_ahead, div_ahead = flow(z + h * v, s)
+    z += 0.5 * h * (v + v_ahead)
     stretch += 0.5 * h * (div + div_ahead)
-    return (x, stretch, *flow(x, s)), None
+    return (z, stretch, *flow(z, s)), None
 
-  carry = (x, jnp.zeros_like(x, shape=x.shape[:1]), *flow(x, steps[0]))
+  z = x / size(steps[0])
+  carry = (z, jnp.zeros_like(z, shape=z.shape[:1]), *flow(z, steps[0]))
   pairs = jnp.stack([steps[:-1], steps[1:]], axis=1)
-  (x_T, stretch, *_), _ = jax.lax.scan(move, carry, pairs)
-  log_prior = jax.scipy.stats.norm.logpdf(x_T)
+  (z_T, stretch, *_), _ = jax.lax.scan(move, carry, pairs)
+  T = steps[-1]
+  log_prior = jax.scipy.stats.norm.logpdf(
+    size(T) * z_T, scale=schedule.noise_scale(T)
+  ) + jnp.log(size(T) / size(steps[0]))
   nats = -log_prior.sum(axis=tuple(range(1, x.ndim))) - stretch
   return nats / (math.prod(x.shape[1:]) * bound.LN2)

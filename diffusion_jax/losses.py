@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax import bound, process, targets, timesteps
+from diffusion_jax.levels import before
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule, Time
@@ -198,8 +199,9 @@ def hybrid_at(
 
 
 def _bound_term(schedule, prediction, x0, x_t, t, levels):
-  p = p_mean_variance(schedule, prediction, x_t, t, t - 1)
-  return bound.term(schedule, p, x0, x_t, t, t - 1, levels=levels)
+  s = before(schedule, t)
+  p = p_mean_variance(schedule, prediction, x_t, t, s)
+  return bound.term(schedule, p, x0, x_t, t, s, levels=levels)
 
 
 def uncertain(

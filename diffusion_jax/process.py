@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from diffusion_jax.deprecated import moved
-from diffusion_jax.schedules import Schedule, Time
+from diffusion_jax.levels import Schedule, Time, before
 
 Batch = Float[Array, "B *image"]
 
@@ -59,6 +59,15 @@ def check_floats(x0: Batch) -> None:
     raise ValueError(f"x0 is {kind}; pass floats, see images.from_uint8")
 
 
+def _check_noise(eps: Batch, x: Batch) -> None:
+  """Refuses noise that would be broadcast: the same for several numbers."""
+  if jnp.shape(eps) != x.shape:
+    raise ValueError(
+      f"eps has shape {jnp.shape(eps)}, the data {x.shape}: each number needs "
+      "noise of its own"
+    )
+
+
 def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
   """Jumps from clean data to step t in one go.
 
@@ -78,11 +87,7 @@ def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
       eps has another shape.
   """
   check_floats(x0)
-  if jnp.shape(eps) != x0.shape:
-    raise ValueError(
-      f"eps has shape {jnp.shape(eps)}, x0 {x0.shape}: each number of x0 needs "
-      "noise of its own"
-    )
+  _check_noise(eps, x0)
   alpha, sigma = rates(schedule, t, x0)
   return alpha * x0 + sigma * eps
 
@@ -103,8 +108,12 @@ def q_step(
 
   Returns:
     x_t, the shape of x_s.
+
+  Raises:
+    ValueError: If eps has another shape, or real time no t - 1.
   """
-  start = t - 1 if s is None else s
+  _check_noise(eps, x_s)
+  start = before(schedule, t) if s is None else s
   ratio = per_example(schedule.at(t).alpha / schedule.at(start).alpha, x_s)
   std = per_example(jnp.sqrt(beta(schedule, t, start)), x_s)
   return ratio * x_s + std * eps

@@ -265,7 +265,8 @@ def sample(
       to or named twice, or x_T is not of that shape.
   """
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
-  _check_pairs(pairs, schedule.T, keep)
+  check_walk(pairs, schedule.T)
+  _check_keep(pairs, keep)
   images = first + jnp.arange(shape[0])
   walked = jnp.asarray(pairs)
   if x_T is None:
@@ -306,8 +307,12 @@ def check_eta(eta: float | Array, most: float) -> None:
     raise ValueError(f"eta={float(eta)} must be in [0, {most}]")
 
 
-def _check_pairs(pairs, T: int | float, keep: Sequence[int]) -> None:
-  """Refuses impossible walks; traced pairs cannot be looked at."""
+def check_walk(pairs: Any, T: int | float) -> None:
+  """Refuses what is no walk within 0..T; a traced one cannot be looked at.
+
+  Raises:
+    ValueError: With the first pair that is wrong.
+  """
   if isinstance(pairs, Tracer):
     return
   pairs = np.asarray(pairs)
@@ -326,6 +331,13 @@ def _check_pairs(pairs, T: int | float, keep: Sequence[int]) -> None:
       f"the pair after s={pairs[i, 1]} begins at t={pairs[i + 1, 0]}; each "
       "must begin where the one before ends, see timesteps.walk"
     )
+
+
+def _check_keep(pairs: Any, keep: Sequence[int]) -> None:
+  """Refuses steps to keep that are named twice, or that a walk has not."""
+  if isinstance(pairs, Tracer):
+    return
+  pairs = np.asarray(pairs)
   if len(set(keep)) < len(keep):
     raise ValueError(f"keep={tuple(keep)} names a step twice")
   missing = sorted(set(keep) - set(pairs[:, 1].tolist()))

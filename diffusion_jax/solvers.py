@@ -26,7 +26,7 @@ from diffusion_jax import polynomials, timesteps
 from diffusion_jax.polynomials import AXES as AXES
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch, per_example, rates
-from diffusion_jax.samplers import Solver, check_eta, ddim_step
+from diffusion_jax.samplers import Solver, check_eta, check_walk, ddim_step
 from diffusion_jax.schedules import Schedule, Time
 
 
@@ -339,6 +339,7 @@ def encode(
   Returns:
     x_T, the shape of x0.
   """
+  check_walk(pairs, schedule.T)
 
   def body(x_s, pair):
     t, s = pair

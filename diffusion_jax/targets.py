@@ -35,8 +35,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import process
+from diffusion_jax.levels import Schedule, Time, before
 from diffusion_jax.process import Batch, per_example
-from diffusion_jax.schedules import Schedule, Time
 
 Number = Float[Array, "..."] | float
 Coefficient = Callable[[Schedule, Time], Number]
@@ -118,7 +118,7 @@ def _of_sample(c, *, is_mean: bool = False) -> Target:
 
 
 def _step(schedule, t):
-  return process.posterior_coefficients(schedule, t, t - 1)[::-1]
+  return process.posterior_coefficients(schedule, t, before(schedule, t))[::-1]
 
 
 eps = Target(p=_number(0.0), q=_number(1.0))

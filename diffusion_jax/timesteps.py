@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.levels import check_whole
+
 Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
 # (u, T) -> t, of u evenly distributed on (0, 1).
@@ -20,17 +22,30 @@ Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
 ENDS = 1e-6
 
 
-def uniform(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
-  """Draws t uniformly from 1..T, one per example (DDPM, algorithm 1)."""
+def uniform(
+  key: Key[Array, ""], batch: int, T: int | float
+) -> Int[Array, " B"]:
+  """Draws t uniformly from 1..T, one per example (DDPM, algorithm 1).
+
+  Raises:
+    ValueError: If T is of real time, see ``drawn_by``.
+  """
+  check_whole("timesteps.uniform", T)
   return jax.random.randint(key, (batch,), 1, T + 1)
 
 
-def antithetic(key: Key[Array, ""], batch: int, T: int) -> Int[Array, " B"]:
+def antithetic(
+  key: Key[Array, ""], batch: int, T: int | float
+) -> Int[Array, " B"]:
   """Draws t as evenly as a batch can: one offset, B equal strides.
 
   Each t is uniform on 1..T, but together they cover 1..T (Kingma et al. 2021,
   appendix I.1), which takes most of the variance out of the batch's loss.
+
+  Raises:
+    ValueError: If T is of real time, see ``drawn_by``.
   """
+  check_whole("timesteps.antithetic", T)
   u = _evenly(key, batch)
   return jnp.minimum((u * T).astype(jnp.int32), T - 1) + 1
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.levels import check_whole
 from diffusion_jax.process import Batch, q_sample
 from diffusion_jax.schedules import Schedule
 
@@ -80,8 +81,9 @@ def augment(
     The noisy pictures, and their steps.
 
   Raises:
-    ValueError: If there is no such step.
+    ValueError: If there is no such step, or time is real.
   """
+  check_whole("noise on small pictures", schedule.T)
   if not 0 <= most <= schedule.T:
     raise ValueError(f"{most=} must be a step in 0..T={schedule.T}")
   key_s, key_eps = jax.random.split(key)

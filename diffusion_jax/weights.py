@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax import process
-from diffusion_jax.schedules import Level, Schedule, Time
+from diffusion_jax.levels import Level, Schedule, Time, before
 
 Weight = Callable[[Schedule, Time], Float[Array, " B"]]
 
@@ -32,7 +32,7 @@ def bound(variance: str = "fixed_large") -> Weight:
     raise ValueError(f"{variance=} is not one of fixed_small, fixed_large")
 
   def weight(schedule, t):
-    s = t - 1
+    s = before(schedule, t)
     beta = process.beta(schedule, t, s)
     if variance == "fixed_large":
       var = beta
@@ -133,6 +133,17 @@ class _Cleaner:
 
   schedule: Any
   more: float
+
+  @property
+  def T(self) -> int | float:
+    """Refuses: a weight that asks for steps is not one of the log-SNR.
+
+    Raises:
+      ValueError: Always.
+    """
+    raise ValueError(
+      "weights.bound is not of the log-SNR alone: do not shift it"
+    )
 
   def at(self, t: Time) -> Level:
     """The level, of another log-SNR."""

@@ -32,6 +32,7 @@ from experiments import cli
 from experiments.cli import devices, options
 
 JUMP = 10  # moves that inpainting repeats at a time
+PARTS = (0.25, 0.5, 0.75)  # of the way to T, from where pictures are varied
 NOISE = 0.02  # standard deviation of that on what is to be restored
 # What of a picture's rows and columns is to be filled in.
 REGIONS = {
@@ -154,9 +155,7 @@ OPERATORS = ("inpaint", "blur", "downsample")
 def vary(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
   """Rows: the pictures, and what comes of them from ever noisier steps."""
   rows = [x0]
-  for part, key in zip(
-    (0.25, 0.5, 0.75), jax.random.split(asked.key, 3), strict=True
-  ):
+  for part, key in zip(PARTS, jax.random.split(asked.key, 3), strict=True):
     varied = functools.partial(
       dj.editing.vary,
       dj.ancestral_step,
@@ -231,6 +230,11 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   if values.edit == "inpaint" and len(pairs) % JUMP:
     raise ValueError(
       f"--steps={values.steps} must be a multiple of {JUMP} to inpaint"
+    )
+  if values.edit == "vary" and pairs[-1, 0] > PARTS[0] * run.schedule.T:
+    raise ValueError(
+      f"--steps={values.steps} leave none at {PARTS[0]:g} T or below, from "
+      "where vary begins: take more"
     )
   if len(run.image_shape) != 3:
     raise ValueError(

@@ -13,8 +13,8 @@ Sample, evaluate and train take the run like any other; to measure or train,
 name the data: --config.data.name=PATH.
 """
 
-import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -223,14 +223,23 @@ def describe(config: Config, shape, name: str) -> dict[str, Any]:
 def write(
   workdir: pathlib.Path, config: Config, data: dict, params, origin: dict
 ) -> None:
-  """Writes the run: the weights are the parameters and every average."""
+  """Writes the run: the weights are the parameters and every average.
+
+  It is made whole in a hidden folder and then moved, config.json last: what a
+  killed import leaves is in nobody's way.
+  """
   tx = networks.optimizer(config)
   state = networks.state(config, jax.tree.map(jax.numpy.asarray, params), tx)
-  with dj.checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
-    checkpoints.save(state)
-  text = json.dumps(origin, indent=2) + "\n"
-  (workdir / "imported.json").write_text(text)
-  directory.describe_run(workdir, directory.config_json(config), data)
+  with directory.opened(workdir):
+    new = workdir / ".import"
+    shutil.rmtree(new, ignore_errors=True)
+    with dj.checkpoint.Checkpoints(new / "checkpoints") as checkpoints:
+      checkpoints.save(state)
+    files.write_json(new / "imported.json", origin)
+    directory.describe_run(new, directory.config_json(config), data)
+    for path in sorted(new.iterdir(), key=lambda p: p.name == "config.json"):
+      path.rename(workdir / path.name)
+    new.rmdir()
 
 
 def check_empty(workdir: pathlib.Path) -> None:

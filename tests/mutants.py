@@ -305,8 +305,8 @@ MUTANTS = {
   ),
   "classifier's push by the standard deviation": _library(
     "classifier_guidance",
-    "scale * jnp.exp(p.log_var) * gradient(x_t, times(t, x_t))",
-    "scale * jnp.exp(0.5 * p.log_var) * gradient(x_t, times(t, x_t))",
+    "per_example(scale, x_t) * jnp.exp(p.log_var)",
+    "per_example(scale, x_t) * jnp.exp(0.5 * p.log_var)",
     "tests/test_guidance.py",
   ),
   "gradient of a mean over the batch": _library(
@@ -325,6 +325,12 @@ MUTANTS = {
     "editing",
     "jnp.broadcast_to(s, len(known)), noise)",
     "jnp.broadcast_to(t, len(known)), noise)",
+    "tests/test_editing.py",
+  ),
+  "inpainting from noise of no scale": _library(
+    "editing",
+    "samplers.prior(schedule, key_start, pairs[0, 0], images, shape)",
+    "samplers.noise(key_start, pairs[0, 0], images, shape)",
     "tests/test_editing.py",
   ),
   "a straight line for the great circle": _library(
@@ -390,8 +396,8 @@ MUTANTS = {
   ),
   "variance of the prior without its 2": _library(
     "bound",
-    "gaussian_kl(alpha * x0, 2 * jnp.log(sigma), 0.0, 0.0)",
-    "gaussian_kl(alpha * x0, jnp.log(sigma), 0.0, 0.0)",
+    "gaussian_kl(alpha * x0, 2 * jnp.log(sigma), 0.0, log_var)",
+    "gaussian_kl(alpha * x0, jnp.log(sigma), 0.0, log_var)",
     "tests/test_bound.py",
   ),
   "a decoder's bin of twice the width": _library(

@@ -130,3 +130,19 @@ def test_what_does_not_fit_is_refused(tmp_path):
   refused(
     "cut anew each time", lambda: data.beside.attach(source, {"mask": crops})
   )
+
+
+def test_what_is_attached_later_joins_what_is_there(tmp_path):
+  source = data.load(folder(tmp_path / "pets", PICTURES))
+  mask = data.load(masks(tmp_path))
+  numbers = np.arange(4.0, dtype=np.float32)[:, None]
+  for one in ({"a": numbers}, {"b": -numbers}):
+    source = data.vectors.attach(source, one)
+  for name in ("mask", "other"):
+    source = data.beside.attach(source, {name: mask})
+  assert {*source.known(np.array([2]))} == {"a", "b", "mask", "other"}
+  refused(
+    "named 'mask'", lambda: data.vectors.attach(source, {"mask": numbers})
+  )
+  refused("named 'a'", lambda: data.vectors.attach(source, {"a": numbers}))
+  refused("named 'mask'", lambda: data.beside.attach(source, {"mask": mask}))

@@ -127,6 +127,8 @@ def test_the_null_condition_hides_what_training_hides():
   np.testing.assert_array_equal(null["vector"][:, 2:], cond["vector"][:, 2:])
   always = conditions.Conditions(SCHEDULE, num_classes=3, vectors=PARTS)
   assert always.null(cond)["y"].tolist() == [0, 1]
+  with pytest.raises(ValueError, match="'angel' is no part of .*: class, "):
+    made.without(cond, ["class", "angel"])
 
 
 def test_classes_are_drawn_as_before_where_vectors_are_added():

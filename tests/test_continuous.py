@@ -212,3 +212,24 @@ def test_real_times_are_refused_where_they_mean_nothing():
 def test_noise_that_does_not_grow_is_refused(make):
   with pytest.raises(ValueError, match="_min=.* must be above 0 and below"):
     make()
+
+
+STEPS_ONLY = {
+  "q_step": lambda s, x, t: dj.q_step(s, x, t, x),
+  "mean": lambda s, x, t: targets.mean.of(s, x, t, x),
+  "bound": lambda s, x, t: dj.weights.bound()(s, t),
+  "vlb": lambda s, x, t: dj.losses.vlb_at(GAUSSIAN.predictor(s), s, x, t, x),
+  "simple": lambda s, x, t: dj.losses.simple(
+    GAUSSIAN.predictor(s), s, x, jax.random.key(0)
+  ),
+  "antithetic": lambda s, x, t: timesteps.antithetic(jax.random.key(0), 2, s.T),
+  "augment": lambda s, x, t: dj.upsampling.augment(jax.random.key(0), s, x, 1),
+}
+
+
+@pytest.mark.parametrize("name", STEPS_ONLY)
+def test_what_needs_whole_steps_refuses_real_time(name):
+  # A time less 1 is another time, or NaN; a whole step of 0..1 is T alone.
+  x = jnp.zeros((2, 4, 4, 1))
+  with pytest.raises(ValueError, match="needs whole steps, and T=1.0 is of"):
+    STEPS_ONLY[name](continuous.linear(), x, jnp.full(2, 0.5))

@@ -137,6 +137,7 @@ BAD = {
   "no workdir": ([], "--workdir is missing"),
   "steps": (["--workdir={0}", "--steps=15"], "must be a multiple of 10"),
   "many steps": (["--workdir={0}", "--steps=2000"], "must be in 1..T"),
+  "few steps": (["--workdir={0}", "--edit=vary", "--steps=1"], "take more"),
   "one picture": (["--workdir={0}", "--num=1"], "2 are needed"),
   "no pictures": (["--workdir={0}", "--images=/nowhere"], "nowhere"),
   "classes": (["--workdir={1}"], "without label_dropout"),

@@ -8,6 +8,7 @@ import pytest
 from oracles import GAUSSIAN
 
 from diffusion_jax import (
+  continuous,
   editing,
   prediction,
   samplers,
@@ -111,6 +112,11 @@ def test_impossible_edits_are_refused():
   key = jax.random.key(0)
   with pytest.raises(ValueError, match="jump=7 must divide the 200 moves"):
     editing.inpaint(STEP, predict, SCHEDULE, x, x, key, jump=7)
+  gap = np.array([[200, 50], [40, 0]])
+  with pytest.raises(ValueError, match="must begin where the one before"):
+    editing.inpaint(STEP, predict, SCHEDULE, x, x, key, pairs=gap, jump=1)
+  with pytest.raises(ValueError, match="must begin where the one before"):
+    solvers.encode(predict, SCHEDULE, x, gap)
   with pytest.raises(ValueError, match="repeats=0"):
     editing.inpaint(STEP, predict, SCHEDULE, x, x, key, repeats=0)
   with pytest.raises(ValueError, match="start=0 is below every step"):
@@ -127,3 +133,13 @@ def test_a_mask_of_another_shape_is_refused(shape):
     editing._check_mask(shape, (2, 4, 4, 1))
   for right in ((), (4, 4, 1), (2, 1, 1, 1)):
     editing._check_mask(right, (2, 4, 4, 1))
+
+
+def test_inpainting_starts_at_the_noise_of_its_schedule():
+  stay = lambda predict, schedule, x_t, t, s, eps: (x_t, x_t)
+  known = jnp.zeros((500, 2, 2, 1))
+  x = editing.inpaint(
+    stay, predict, continuous.edm(), known, 0 * known[0], jax.random.key(0),
+    pairs=timesteps.real([80.0]), jump=1, repeats=1,
+  )  # fmt: skip
+  assert abs(x.std() / 80 - 1) < 5 / np.sqrt(2 * x.size)

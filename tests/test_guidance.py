@@ -16,6 +16,7 @@ from oracles import Mixture
 
 from diffusion_jax import (
   apg,
+  composition,
   conditions,
   guidance,
   prediction,
@@ -421,3 +422,30 @@ def test_a_scale_may_be_a_function_of_time(guide):
   off = predict(x_t, t, mean).x0_hat
   np.testing.assert_allclose(got[t > 300], strong[t > 300], rtol=1e-6)
   np.testing.assert_allclose(got[t <= 300], off[t <= 300], rtol=1e-5, atol=1e-6)
+
+
+def test_each_example_may_have_a_scale_of_its_own():
+  # As many examples as channels: a scale must not become one of each channel.
+  schedule = schedules.cosine(10)
+  x_t, t = jnp.ones((3, 2, 2, 3)), jnp.full(3, 4)
+  predict = prediction.predictor(
+    lambda x, t, cond: 0 * x + cond[:, None, None, None], schedule,
+    target=TARGETS["x0"],
+  )  # fmt: skip
+  cond, scale = jnp.ones(3), jnp.array([1.0, 2.0, 3.0])
+  none = lambda cond, *_: 0 * cond
+  for guided in (
+    guidance.classifier_free(predict, schedule, none, scale),
+    guidance.projected(predict, schedule, none, scale, eta=1.0),
+    composition.composed(predict, schedule, none, {"class": scale}),
+  ):
+    x0_hat = guided(x_t, t, cond).x0_hat
+    np.testing.assert_allclose(x0_hat, x_t * scale[:, None, None, None])
+  gradient = lambda x_t, t: jnp.ones_like(x_t)
+  pushed = guidance.classifier(
+    prediction.given(predict, cond), schedule, gradient, scale
+  )(x_t, t)
+  away = pushed.eps_hat - predict(x_t, t, cond).eps_hat
+  want = -schedule.sigma[4] * scale
+  np.testing.assert_allclose(away[:, 0, 0, 0], want, rtol=1e-5)
+  np.testing.assert_allclose(away[0], away[0, :1, :1, :1] + 0 * away[0])

@@ -7,6 +7,7 @@ import tarfile
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -585,3 +586,27 @@ def test_openais_files_guide_and_enlarge(tmp_path):
     drawn[kind] = np.load(out)["images"]
   chex.assert_shape(drawn["own"], (4, 8, 8, 1))
   assert np.abs(drawn["own"].astype(int) - drawn["imported"]).max() <= 1
+
+
+def test_an_import_that_was_killed_is_made_again(tmp_path, monkeypatch):
+  workdir, config = tmp_path / "run", common.make(data={"name": ""})
+  data = import_weights.describe(config, (8, 8, 1), "mine")
+  write = lambda value: import_weights.write(
+    workdir, config, data, {"w": np.full(3, value, np.float32)}, {}
+  )
+  with monkeypatch.context() as killed:
+    killed.setattr(directory, "describe_run", None)
+    with pytest.raises(TypeError):
+      write(1)
+  assert not directory.is_run(workdir)
+  import_weights.check_empty(workdir)
+  write(2)
+  assert directory.load(workdir)[1]["image_shape"] == [8, 8, 1]
+  with dj.checkpoint.Checkpoints(workdir / "checkpoints") as kept:
+    state = networks.state(
+      config, {"w": jnp.zeros(3)}, networks.optimizer(config)
+    )
+    state = kept.restore(jax.eval_shape(lambda: state))
+  np.testing.assert_array_equal(state.params["w"], 2)
+  names = {path.name for path in workdir.iterdir()}
+  assert ".import" not in names and "imported.json" in names

@@ -1,7 +1,9 @@
 """Likelihoods of Gaussian data, where both are known."""
 
+import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from oracles import GAUSSIAN, TWO_PEAKS, Mixture
 
 from diffusion_jax import (
   bound,
+  continuous,
   likelihood,
   prediction,
   process,
@@ -232,3 +235,55 @@ def test_a_flow_that_does_not_ascend_is_refused(visited):
       lambda x, t: x, schedules.cosine(20), x, jax.random.key(0),
       visited=visited,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [continuous.ve, continuous.straight])
+def test_likelihoods_are_the_same_on_every_path(path):
+  # One process in x / alpha. Two things are in units of x_1: its density, and
+  # the variance that the decoder borrows from the move before it.
+  with jax.enable_x64(True):
+    vp = continuous.linear()
+    other = dataclasses.replace(vp, path=path)
+    pairs = spacing.named(vp, "log_snr", 30)
+    first = pairs[-1, 0]
+    x0 = quantised(jax.random.key(0), n=2).astype(float)
+    ratio = other.at(first).alpha / vp.at(first).alpha
+
+    def both(schedule, ratio):
+      predict = GAUSSIAN.predictor(schedule)
+      return likelihood.variational_bound(
+        predict, schedule, x0, jax.random.key(1), pairs=pairs
+      ), likelihood.probability_flow(
+        predict, schedule, ratio * x0, jax.random.key(2),
+        visited=pairs[::-1, 0],
+      )  # fmt: skip
+
+    (want, density), (got, moved) = both(vp, 1.0), both(other, ratio)
+  got, want = (b._replace(total=None, vb=b.vb[:, :-1]) for b in (got, want))
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
+  np.testing.assert_allclose(moved, density + np.log2(ratio), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("pairs", "message"),
+  [([[20, 10], [5, 0]], "must begin where"), ([[20, 10]], "end at s=10")],
+)
+def test_a_bound_of_a_part_of_the_walk_is_refused(pairs, message):
+  schedule, x0 = schedules.cosine(20), jnp.zeros((1, 2, 2, 1))
+  with pytest.raises(ValueError, match=message):
+    likelihood.variational_bound(
+      GAUSSIAN.predictor(schedule), schedule, x0, jax.random.key(1),
+      pairs=np.array(pairs),
+    )  # fmt: skip
+
+
+def test_a_walk_from_a_cleaner_step_pays_for_the_signal_there():
+  schedule, x0 = schedules.cosine(20), quantised(jax.random.key(0), n=2)
+  alpha, sigma = schedule.alpha[5], schedule.sigma[5]
+  want = (alpha * x0) ** 2 + sigma**2 - 1 - 2 * jnp.log(sigma)
+  got = likelihood.variational_bound(
+    GAUSSIAN.predictor(schedule), schedule, x0, jax.random.key(1),
+    pairs=timesteps.walk([5, 1]),
+  ).prior  # fmt: skip
+  want = want.mean(axis=(1, 2, 3)) / 2 / np.log(2)
+  np.testing.assert_allclose(got, want, rtol=1e-5)

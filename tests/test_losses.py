@@ -218,3 +218,8 @@ def test_unknown_bound_is_refused():
 def test_weights_that_would_turn_learning_round_are_refused(make, named):
   with pytest.raises(ValueError, match=f"{named} must be positive"):
     make()
+
+
+def test_the_bounds_weight_is_not_shifted():
+  with pytest.raises(ValueError, match="do not shift it"):
+    weights.shifted(weights.bound(), 2.0)(schedules.cosine(10), jnp.array([3]))

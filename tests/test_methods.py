@@ -40,6 +40,8 @@ def test_edm_is_assembled():
     ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 needs whole"),
     ({"timesteps": "often"}, "timesteps 'often' is not one of uniform, "),
     ({"loss": {"name": "vlb"}}, "loss 'vlb' needs whole steps"),
+    ({"loss": {"weight": "bound"}}, "loss.weight=bound needs whole steps"),
+    ({"loss": {"space": "mean"}}, "loss.space=mean needs whole steps"),
     ({"schedule": {"name": "ve", "offset": 1}}, "schedule 've': "),
     (
       {"sampling": {"sampler": "edm_heun", "churn": {"S_churn": -1.0}}},

@@ -204,6 +204,8 @@ def test_subsets_shrink_with_the_sets():
   assert (kid.subset_size, kid.subsets) == (40, 10)
   kid = metrics.kernel_distance(x, x, jax.random.key(0), subsets=3)
   assert kid.subsets == 3
+  with pytest.raises(ValueError, match="subsets=1 must be at least 2"):
+    metrics.kernel_distance(x, x, jax.random.key(0), subsets=1)
   with pytest.raises(ValueError, match="of 19 and 400"):
     metrics.kernel_distance(x[:19], x, jax.random.key(0))
   with pytest.raises(ValueError, match=r"\(1, 3\) and \(400, 3\)"):

@@ -374,3 +374,12 @@ def test_noise_and_outputs_that_would_be_shared_are_refused():
   mean = lambda x_t, t: x_t.mean((1, 2, 3), keepdims=True)
   with pytest.raises(ValueError, match=r"the network returned \(4, 1, 1, 1\)"):
     prediction.predictor(mean, schedule)(x, 3)
+
+
+def test_noise_is_not_shared():
+  schedule, x = schedules.cosine(10), jnp.zeros((2, 4))
+  for eps in (jnp.ones((1, 4)), jnp.ones(4), jnp.ones(())):
+    with pytest.raises(ValueError, match="needs noise of its own"):
+      process.q_step(schedule, x, 3, eps)
+    with pytest.raises(ValueError, match="needs noise of its own"):
+      process.q_sample(schedule, x, 3, eps)

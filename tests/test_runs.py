@@ -136,6 +136,9 @@ def test_a_run_predicts_for_every_function_of_the_library(copy):
   x_t = 3 * jnp.ones((3, *run.image_shape))
   cond = run.conditions.given(y, None)
   assert abs(predict(x_t, 10, cond).x0_hat).max() <= 1
+  for other in (x_t[..., [0, 0, 0]], x_t[..., 0]):
+    with pytest.raises(ValueError, match=r"conditional is of images \[N, 8"):
+      predict(other, 10, cond)
 
 
 def test_parameters_and_data_of_a_run(copy):

@@ -359,7 +359,7 @@ def test_impossible_walks_are_refused(options, message):
 
 def test_a_time_that_is_no_number_is_refused():
   with pytest.raises(ValueError, match=r"pair \(t=0.5, s=nan\) must have"):
-    samplers._check_pairs(np.array([[1, 0.5], [0.5, np.nan]]), 1.0, ())
+    samplers.check_walk(np.array([[1, 0.5], [0.5, np.nan]]), 1.0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64])

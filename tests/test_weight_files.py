@@ -96,6 +96,26 @@ def test_files_are_read_back_bit_for_bit(suffix, package, tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+  ("suffix", "package"), [(".safetensors", "safetensors"), (".pt", "torch")]
+)
+@pytest.mark.torch
+def test_a_file_that_finds_no_room_is_an_error_of_the_system(
+  suffix, package, tmp_path
+):
+  pytest.importorskip(package)
+  resource = pytest.importorskip("resource")
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  large = {"w": np.zeros(100_000, np.float32)}
+  resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+  try:
+    with pytest.raises(OSError, match="cannot be written: "):
+      files.write(tmp_path / f"a{suffix}", large)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert not list(tmp_path.iterdir())
+
+
 def test_bfloat16_is_read_exactly(tmp_path):
   torch = pytest.importorskip("torch")
   tensor = torch.tensor([1.5, -3.0], dtype=torch.bfloat16)

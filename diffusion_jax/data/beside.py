@@ -94,7 +94,7 @@ def attach(
     pictures: By name, as high and wide as the data.
 
   Returns:
-    The same, whose batches have them, cut and mirrored alike, with a
+    The same, whose batches have them, too, cut and mirrored alike, with a
     fingerprint of all.
 
   Raises:
@@ -102,7 +102,7 @@ def attach(
   """
   found, prints = {}, []
   for name, other in sorted(pictures.items()):
-    if name in vectors.TAKEN or name in source.vectors:
+    if name in (*vectors.TAKEN, *source.vectors, *source.pictures):
       raise ValueError(f"a picture cannot be named {name!r}: rename it")
     height, width, _ = other.image_shape
     if (height, width) != tuple(source.image_shape[:2]):
@@ -120,7 +120,7 @@ def attach(
     prints += [name, found[name].fingerprint]
   return dataclasses.replace(
     source,
-    pictures=found,
+    pictures={**source.pictures, **found},
     fingerprint=sources.fingerprint(source.fingerprint, *prints),
   )
 

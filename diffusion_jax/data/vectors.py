@@ -8,7 +8,7 @@ import numpy as np
 from diffusion_jax.data import sources
 
 # Which a batch has already.
-TAKEN = ("image", "label")
+TAKEN = ("image", "label", "augment")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -79,14 +79,14 @@ def attach(
     numbers: [N, n] by name, a row for each example.
 
   Returns:
-    The same, whose batches have the numbers, with a fingerprint of both.
+    The same, whose batches have these numbers, too, with a fingerprint of all.
 
   Raises:
     ValueError: If there are more or fewer rows than examples, or a name is
       taken.
   """
   for name, array in numbers.items():
-    if name in TAKEN:
+    if name in (*TAKEN, *source.vectors, *source.pictures):
       raise ValueError(f"a vector cannot be named {name!r}: rename it")
     if len(array) != len(source):
       raise ValueError(
@@ -96,6 +96,6 @@ def attach(
   parts = [part for pair in sorted(numbers.items()) for part in pair]
   return dataclasses.replace(
     source,
-    vectors=numbers,
+    vectors={**source.vectors, **numbers},
     fingerprint=sources.fingerprint(source.fingerprint, *parts),
   )

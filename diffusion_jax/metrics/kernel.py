@@ -87,13 +87,14 @@ def kernel_distance(
     key: Shuffles both.
     subset_size: Samples of each set in a subset; fewer where the sets are
       small, so that there are at least 10 subsets.
-    subsets: At most so many.
+    subsets: At most so many, at least 2.
 
   Returns:
     The distance and its standard error.
 
   Raises:
-    ValueError: If a set has fewer than 20 vectors.
+    ValueError: If a set has fewer than 20 vectors, or there are fewer than 2
+      subsets, of which nothing says how far they scatter.
   """
   n = min(len(x), len(y))
   size = min(subset_size, n // LEAST_SUBSETS)
@@ -102,6 +103,8 @@ def kernel_distance(
       f"feature sets of {len(x)} and {len(y)} with {subset_size=}: the kernel "
       f"distance needs {2 * LEAST_SUBSETS} vectors and subsets of at least 2"
     )
+  if subsets < 2:
+    raise ValueError(f"{subsets=} must be at least 2, to have a standard error")
   count = min(subsets, n // size)
   parts = [
     np.asarray(jax.random.permutation(k, len(z)))[: count * size]

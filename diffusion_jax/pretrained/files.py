@@ -4,6 +4,7 @@ Reading runs no code that a file brings: .safetensors holds numbers only, and
 of a pickle (.pt, .pth, .bin) only tensors are accepted.
 """
 
+import functools
 import importlib
 import json
 import pathlib
@@ -50,30 +51,45 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 def write(path: pathlib.Path, tensors: Tensors) -> None:
   """Writes arrays that ``read`` reads back, in the format of the suffix.
 
+  The file appears whole or not at all.
+
   Raises:
     ValueError: If the suffix is of no format, or a package is missing.
+    OSError: If it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
+  new = path.with_name(f".{path.name}.new")
+  refused: type[Exception] = RuntimeError  # torch's, of a full disk
   if path.suffix == ".safetensors":
+    module = _safetensors(path)
+    refused = _safetensor_error()
     # The entry that diffusers looks for.
-    _safetensors(path).save_file(dict(tensors), path, metadata={"format": "pt"})
+    save = functools.partial(
+      module.save_file, dict(tensors), new,
+      metadata={"format": "pt"},
+    )  # fmt: skip
   elif path.suffix in TORCH_SUFFIXES:
     torch = _torch(path)
     # Copies: torch wants to own writable memory.
     state = {name: torch.tensor(array) for name, array in tensors.items()}
-    torch.save(state, path)
+    save = functools.partial(torch.save, state, new)
   else:
     raise ValueError(
       f"{path} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}"
     )
+  try:
+    save()
+    new.replace(path)
+  except (refused, OSError) as error:
+    new.unlink(missing_ok=True)
+    raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
 def _read_safetensors(path):
   module = _safetensors(path)
-  damaged = importlib.import_module("safetensors").SafetensorError
   try:
     return dict(module.load_file(path))
-  except (damaged, KeyError, TypeError) as error:
+  except (_safetensor_error(), KeyError, TypeError) as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -128,6 +144,10 @@ def _torch(path: pathlib.Path) -> Any:
 
 def _safetensors(path: pathlib.Path) -> Any:
   return package("safetensors.numpy", path, "safetensors")
+
+
+def _safetensor_error() -> type[Exception]:
+  return importlib.import_module("safetensors").SafetensorError
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ def _check_process(config: Config) -> None:
   for key, value, whole in (
     ("kind", "classifier", is_classifier(config)),
     ("target", "mean", config.target == "mean"),
+    ("loss.space", "mean", config.loss.get("space") == "mean"),
+    ("loss.weight", "bound", config.loss.get("weight") == "bound"),
     ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
   ):
     if whole and processes.real_time(config):

@@ -206,6 +206,8 @@ def _rates(asked: tuple[Any, ...], names: list[str]) -> dict[str, float]:
     f"{', '.join(names) or 'no parts: name them by data.cond'}"
   )
   rates: dict[str, Any] = dict.fromkeys(names, 0.0)
+  if asked and not names:
+    raise wrong
   if asked and all(isinstance(one, str) for one in asked):
     given = dict(
       one.split("=", 1) if "=" in one else (one, "") for one in asked

@@ -155,6 +155,20 @@ def check_scales(
     )
 
 
+def check_guidable(config: Config, asked: str) -> None:
+  """Refuses to guide a network that always had its condition, or has none.
+
+  Raises:
+    ValueError: Beginning with what was asked.
+  """
+  parts = (*networks.vectors(config), *networks.planes(config))
+  if not any(p.dropout for p in parts) and not networks.hides_labels(config):
+    raise ValueError(
+      f"{asked}: training without label_dropout, the network cannot draw "
+      "without a class; pass a `classifier`"
+    )
+
+
 def guiding_classifier(
   workdir: pathlib.Path, config, data
 ) -> GuidingClassifier:

@@ -84,6 +84,11 @@ def low_res_shape(
   """
   size = config.low_res.size if "low_res" in config else ()
   if not size:
+    if "low_res" in config and config.low_res.noise:
+      raise ValueError(
+        f"low_res.noise={config.low_res.noise} is of small pictures, and "
+        "low_res.size=() has none: name their size"
+      )
     return None
   large = tuple(image_shape[:-1])
   small = tuple(size) * len(large) if len(size) == 1 else tuple(size)

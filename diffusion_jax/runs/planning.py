@@ -187,7 +187,8 @@ def _stage(
     )
   cond = () if enlarges else options.cond
   networks.numbers(config, cond)  # refuses what the run does not have
-  guidance = config.sampling.get("guidance")
+  if enlarges:
+    options = dataclasses.replace(options, guidance=None)
   return Plan(
     workdir=workdir,
     config=config,
@@ -202,9 +203,7 @@ def _stage(
       spacing=spacing,
       classes=classes,
       cond=cond,
-      guidance=(
-        guidance if enlarges else _guidance(options, config, classifier, shape)
-      ),
+      guidance=_guidance(options, config, classifier, shape),
       low_res_noise=noise,
       ema=ema,
       batch=min(options.batch, options.num or options.batch),
@@ -328,21 +327,16 @@ def _guidance(
     )
   if classifier is not None:
     return 1.0 if options.guidance is None else options.guidance
-  if options.guidance is None:
-    return config.sampling.get("guidance")
-  if isinstance(options.guidance, str):
-    guiding.check_scales(
-      config,
-      options.guidance,
-      networks.conditions(config, processes.schedule(config), shape),
-    )
-    return options.guidance
-  parts = (*networks.vectors(config), *networks.planes(config))
-  hides = any(part.dropout for part in parts)
-  if not hides and not networks.hides_labels(config):
-    raise ValueError(
-      "`guidance`: this run was trained without label_dropout, so its network "
-      "cannot draw without a class; pass a `classifier`"
-    )
+  asked, said = options.guidance, "`guidance`"
+  if asked is None:
+    asked, said = config.sampling.get("guidance"), "sampling.guidance"
+  if asked is None:
+    return None
+  if isinstance(asked, str):
+    noise = processes.schedule(config)
+    conditions = networks.conditions(config, noise, shape)
+    guiding.check_scales(config, asked, conditions)
+    return asked
+  guiding.check_guidable(config, said)
   # The conditional network alone: half the work.
-  return None if options.guidance == 1 else options.guidance
+  return None if asked == 1 else asked

@@ -120,7 +120,8 @@ class Run:
         samples are.
 
     Returns:
-      The prediction.
+      The prediction, of any size that the network takes. It raises ValueError
+      for another rank or number of channels.
 
     Raises:
       ValueError: If the run is a classifier, or has no such parameters.
@@ -130,7 +131,19 @@ class Run:
     predict = processes.predictor(self.config, self.schedule, self.net, params)
     if clip is None:
       clip = self.config.sampling.get("clip", True)
-    return dj.clipped(predict, self.schedule) if clip else predict
+    if clip:
+      predict = dj.clipped(predict, self.schedule)
+    shape = self.image_shape
+
+    def checked(x_t, t, cond=None):
+      if x_t.ndim != len(shape) + 1 or x_t.shape[-1] != shape[-1]:
+        raise ValueError(
+          f"x_t is {list(x_t.shape)}, and {self.workdir} is of "
+          f"{dj.data.noun(shape, 2)} [N, {', '.join(map(str, shape))}]"
+        )
+      return predict(x_t, t, cond)
+
+    return checked
 
   def sample(
     self, num: int = 64, *, key: jax.Array | None = None, **options: Any

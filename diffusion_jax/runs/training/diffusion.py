@@ -10,6 +10,7 @@ import diffusion_jax as dj
 from diffusion_jax.runs import (
   checks,
   datasets,
+  guiding,
   networks,
   processes,
   restoring,
@@ -43,6 +44,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   source = datasets.training_source(config)
   datasets.count_classes(config, source)
   datasets.note_parts(config, source)
+  if (scale := config.sampling.guidance) is not None:
+    guiding.check_guidable(config, f"sampling.guidance={scale}")
   net = networks.model(config, source.image_shape, source.num_classes)
   conditions = networks.conditions(config, schedule, source.image_shape)
 
