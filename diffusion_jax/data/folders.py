@@ -232,8 +232,9 @@ def _one_shape(
       a, b = (" x ".join(map(str, one)) for one in (first, other))
       if len(first) == 3:
         raise ValueError(
-          f"volumes differ in size: {files[0].path} is {a}, {file.path} is {b}"
-          " (pages x height x width); make them one size"
+          f"volumes differ in size: {sources.visible(files[0].path)} is {a},"
+          f" {sources.visible(file.path)} is {b} (pages x height x width); make"
+          " them one size"
         )
       raise sources.Unfit(
         f"pictures differ in size: {files[0].path} is {a}, {file.path} is {b}"

@@ -165,15 +165,9 @@ def _load(
   if kind == "digits":
     return _digits(path, shape, channels, random_crop)
   if kind == "cache":
-    source = cache.load(path)
+    source = _cached(path, rank)
     _check_cache(
-      source,
-      shape,
-      channels,
-      random_crop,
-      dtype,
-      meaning if means else None,
-      rank,
+      source, shape, channels, random_crop, dtype, meaning if means else None
     )
     return source
   if kind == "array":
@@ -262,21 +256,21 @@ def _check_rank(
     )
 
 
+def _cached(path: Path, rank: int) -> sources.ArraySource:
+  source = cache.load(path)
+  prepared = len(source.image_shape) - 1
+  if prepared != rank:
+    raise ValueError(
+      f"{path} was prepared as {sources.noun(source.image_shape, 2)}: rank must"
+      f" be {prepared}, and is {rank}"
+    )
+  return source
+
+
 def _check_cache(
-  source,
-  size,
-  channels,
-  random_crop,
-  dtype,
-  meaning: values.Meaning | None,
-  rank,
+  source, size, channels, random_crop, dtype, meaning: values.Meaning | None
 ) -> None:
   """Refuses to change what was prepared once."""
-  if rank != len(source.image_shape) - 1:
-    raise ValueError(
-      f"{source.name} was prepared as {sources.noun(source.image_shape, 2)}:"
-      f" rank must be {len(source.image_shape) - 1}, and is {rank}"
-    )
   given = source.values if meaning is None else meaning(source.values.dtype)
   *have, c = source.image_shape
   wrong = {

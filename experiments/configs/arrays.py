@@ -14,7 +14,7 @@ from experiments.configs import common
 
 VARIANTS = {
   "signals": {
-    "rank": 1, "num_steps": 400, "batch_size": 32,
+    "rank": 1, "num_steps": 1000, "batch_size": 32,
     "model": {
       "channels": 16, "multipliers": (1, 2, 2), "attention_levels": (2,),
     },
