@@ -107,8 +107,8 @@ def test_signals_volumes_and_fields_are_like_the_data(tmp_path, monkeypatch):
     assert drawn.dtype == data.dtype
     assert roughness(drawn) < (roughness(data) + 2**0.5) / 2, name
     assert abs(np.log(drawn.std() / data.std())) < 0.3, name
-  # All of the data together have 0.07 to 0.13 of their power in one such wave.
-  assert min(names["shares"]) > 0.5, names["shares"]
+  # 0.87 to 0.91 measured; 0.08 to 0.17 of the data, whatever their k.
+  assert min(names["shares"]) > 0.6, names["shares"]
   assert pathlib.Path("fields.png").is_file()
 
 

@@ -17,8 +17,8 @@ The same command gives the same picture. The rest of docs/ is made by
   fields.png   the code of docs/any-rank.md
 
 after experiments.train with configs/digits.py and configs/digits.py:classes;
-signals.png and volumes.png by experiments.sample, --num=24 and 16, of the runs
-of docs/any-rank.md.
+signals.png and volumes.png by experiments.sample, of the runs of that page; of
+signals, the first 24.
 """
 
 import pathlib
