@@ -3,7 +3,7 @@
   python -m experiments.train --config=configs/arrays.py:signals \
     --config.data.name=PATH.npy --workdir=runs/signals
 
-Small networks, which docs/any-rank.md trains in about a minute each on a CPU;
+Small networks, which docs/any-rank.md trains for a minute or two each on a CPU;
 give others more channels, levels and steps. Variants:
   signals  [N, L, C] or [N, L]
   volumes  [N, D, H, W, C] or [N, D, H, W], or a folder of multi-page TIFFs
