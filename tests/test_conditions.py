@@ -204,10 +204,17 @@ def test_numbers_of_files_follow_their_examples(tmp_path):
 
 
 BAD = {
-  "text": ("a\nx\n", "could not convert"),
+  "text": ("a\nx\n", "a of example 0 is 'x', no number"),
+  "empty cell": ("a,b\n1,2\n3,\n", "b of example 1 is '', no number"),
   "nan": ("a\n1\nnan\n", "a of example 1 is no finite number"),
-  "names": ("a,b\n1\n2\n", "each column needs a name"),
-  "twice": ("a,a\n1,2\n", "each column needs a name"),
+  "too few": (
+    "a,b\n1,2\n2\n",
+    "example 1 has 1 numbers, its first line 2 names",
+  ),
+  "no names": ("1,2\n3,4\n", "must give each column a name of its own"),
+  "twice": ("a,a\n1,2\n", "must give each column a name of its own"),
+  "names alone": ("a,b\n", "below its first line there are no numbers"),
+  "empty": ("", "below its first line there are no numbers"),
 }
 
 
@@ -229,6 +236,9 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     attach({"label": np.zeros((3, 1))})
   with pytest.raises(ValueError, match="no vectors in"):
     data.vectors.read(tmp_path / "a.txt")
+  np.save(tmp_path / "a.npy", np.zeros((3, 0)))
+  with pytest.raises(ValueError, match=r"float64 \[3, 0\], must be \[N, n\]"):
+    data.vectors.read(tmp_path / "a.npy")
   with pytest.raises(ValueError, match="the same in all examples"):
     conditions.standardised({"a": np.ones((3, 1))})
   with pytest.raises(ValueError, match=r"dropout of 'b' is 0.1: must be"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import TWO_PEAKS
+from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax import (
@@ -313,6 +314,57 @@ def test_arrays_of_another_rank_are_refused(tmp_path, options, shape, words):
   with pytest.raises(ValueError, match=words) as error:
     dj.data.load(path, **options)
   assert "\n" not in str(error.value)
+
+
+def tiff(path, pages):
+  first, *others = map(Image.fromarray, pages)
+  path.parent.mkdir(exist_ok=True)
+  first.save(path, save_all=True, append_images=others)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_folder_of_multi_page_tiffs_is_volumes(tmp_path, dtype):
+  volumes = np.random.default_rng(0).uniform(0, 200, (3, 2, 4, 6)).astype(dtype)
+  for k, volume in enumerate(volumes):
+    tiff(tmp_path / "scans" / f"{k}.tif", volume)
+  options = {"rank": 3, "dtype": dtype, "range": (0, 200)}
+  source = dj.data.load(tmp_path / "scans", **options)
+  assert "3 volumes of 2 x 4 x 6 x 1" in dj.data.summary(source)
+  lazy = dj.data.load(tmp_path / "scans", **options, max_bytes=0)
+  dj.data.cache.begin(lazy, tmp_path / "cache")
+  dj.data.cache.write(lazy, tmp_path / "cache")
+  dj.data.cache.finish(tmp_path / "cache")
+  cached = dj.data.load(tmp_path / "cache", rank=3)
+  for one in (source, lazy, cached):
+    got = one.gather(np.arange(3))["image"]
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got[..., 0], volumes)
+  assert cached.fingerprint == source.fingerprint
+  with pytest.raises(ValueError, match="as volumes: rank must be 3, and is 2"):
+    dj.data.load(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+  ("shapes", "rank", "words"),
+  [
+    ([[(4, 6), (4, 6)]], 2, "0.tif: it has 2 pages: .* with rank=3"),
+    ([[(4, 6), (6, 4)]], 3, "0.tif: its page 2 is 6 x 4, its first 4 x 6"),
+    (
+      [[(4, 6)] * 2, [(4, 6)] * 3],
+      3,
+      r"0.tif is 2 x 4 x 6, 1.tif is 3 x 4 x 6 \(pages x height x width\)",
+    ),
+    ([[(4, 6)]], 3, "0.tif: it is no multi-page TIFF"),
+    ([[(4, 6)] * 2], 1, "volumes .3. these or a folder or .zip of multi-page"),
+  ],
+)
+def test_pages_that_are_no_volumes_are_refused(tmp_path, shapes, rank, words):
+  for k, pages in enumerate(shapes):
+    tiff(tmp_path / f"{k}.tif", [np.zeros(s, np.uint16) for s in pages])
+  for options in ({}, {"max_bytes": 0}):
+    with pytest.raises(ValueError, match=words) as error:
+      dj.data.load(tmp_path, rank=rank, **options)
+    assert "\n" not in str(error.value)
 
 
 def test_no_pictures_lie_beside_signals(tmp_path):

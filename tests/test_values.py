@@ -185,6 +185,10 @@ def test_float_tiffs_have_a_range(tmp_path):
   np.testing.assert_array_equal(source[0]["image"][..., 0], stored)
   with pytest.raises(ValueError, match="outside the range -1 to 1"):
     data.load(tmp_path, dtype="float32", range=(-1, 1))
+  stored[1, 2] = np.nan
+  picture(tmp_path / "a.tiff", stored)
+  with pytest.raises(ValueError, match="a.tiff: it has 1 values that are NaN"):
+    data.load(tmp_path, dtype="float32", range=(-3, 5))
 
 
 def test_colour_of_16_bits_is_refused(tmp_path):

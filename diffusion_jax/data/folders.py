@@ -24,6 +24,7 @@ class Decoding(NamedTuple):
     random_crop: Whether to cut pictures anew each time.
     max_bytes: That may stay in memory.
     values: What the numbers mean.
+    rank: 2 of pictures, 3 of volumes, the pages of TIFFs.
   """
 
   size: tuple[int, int] | None
@@ -32,6 +33,7 @@ class Decoding(NamedTuple):
   random_crop: bool
   max_bytes: int
   values: Values = BYTES
+  rank: int = 2
 
 
 def load(path: Path, how: Decoding) -> sources.Source:
@@ -67,12 +69,12 @@ def of_files(
   Returns:
     The source.
   """
-  size, channels, skip_broken, random_crop, max_bytes, values = how
+  size, channels, skip_broken, random_crop, max_bytes, values, rank = how
   files = listed
   if size is not None and channels is not None:
     shape = (*size, channels)
   else:
-    headers = _each(lambda _, file: _header(file), files, skip_broken)
+    headers = _each(lambda _, file: _header(file, rank), files, skip_broken)
     files = _kept(path, files, headers)
     shape = _one_shape(files, [h for h in headers if h], size, channels)
 
@@ -139,20 +141,23 @@ def _lazy(
   )
 
 
-def _header(file: File) -> tuple[tuple[int, int], int]:
+def _header(file: File, rank: int) -> tuple[tuple[int, ...], int]:
   with file.open() as opened:
-    return pictures.header(opened)
+    return pictures.header(opened, rank)
 
 
 def _image(
   file: File,
   size: tuple[int, int] | None,
-  shape: tuple[int, int, int],
+  shape: tuple[int, ...],
   values: Values,
   words: np.ndarray | None = None,
 ) -> np.ndarray:
   with file.open() as opened:
-    image = pictures.read(opened, size, shape[2], values.dtype, words)
+    if len(shape) == 4:
+      image = pictures.read_volume(opened, shape[-1], values.dtype)
+    else:
+      image = pictures.read(opened, size, shape[-1], values.dtype, words)
   if values != BYTES:
     values.check(image[None], "it")
   if image.shape != shape:
@@ -163,7 +168,7 @@ def _image(
 def _read(
   file: File,
   size: tuple[int, int] | None,
-  shape: tuple[int, int, int],
+  shape: tuple[int, ...],
   values: Values,
   words: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -212,10 +217,10 @@ def _kept(
 
 def _one_shape(
   files: list[File],
-  headers: list[tuple[tuple[int, int], int]],
+  headers: list[tuple[tuple[int, ...], int]],
   size: tuple[int, int] | None,
   channels: int | None,
-) -> tuple[int, int, int]:
+) -> tuple[int, ...]:
   """The shape of all; the sizes must agree unless one is asked for."""
   if channels is None:
     channels = max(header[1] for header in headers)
@@ -224,10 +229,16 @@ def _one_shape(
   first = headers[0][0]
   for file, (other, _) in zip(files, headers, strict=True):
     if other != first:
+      a, b = (" x ".join(map(str, one)) for one in (first, other))
+      if len(first) == 3:
+        raise ValueError(
+          f"volumes differ in size: {sources.visible(files[0].path)} is {a},"
+          f" {sources.visible(file.path)} is {b} (pages x height x width); make"
+          " them one size"
+        )
       raise sources.Unfit(
-        f"pictures differ in size: {files[0].path} is {first[0]} x {first[1]},"
-        f" {file.path} is {other[0]} x {other[1]} (height x width); make them"
-        " one size",
+        f"pictures differ in size: {files[0].path} is {a}, {file.path} is {b}"
+        " (height x width); make them one size",
         "size",
       )
   return (*first, channels)

@@ -29,6 +29,9 @@ BY_SUFFIX = {
   ".zip": "folder",
 }
 
+# The kinds of data that hold signals, and volumes.
+RANKED = {1: ("array", "cache"), 3: ("array", "cache", "folder")}
+
 # What 12 bits come to in a file of 16: 4095 / 257.
 DARK = 16
 
@@ -83,7 +86,8 @@ def load(
       ``source[i]`` and ``gather`` give it, stays the centre.
     rank: Axes of the size of what an array holds: 2 of images [N, H, W, C], 1
       of signals [N, L, C], 3 of volumes [N, D, H, W, C]; the last, channels,
-      may be left out where there is one. Not resized, cropped or converted.
+      may be left out where there is one. In a folder or .zip, each multi-page
+      TIFF is a volume. Not resized, cropped or converted.
     dtype: What pictures in files are decoded to: "uint8", by default;
       "uint16", which 16-bit grey PNG and TIFF are in full; or "float32", of
       TIFF. Arrays have theirs.
@@ -161,7 +165,7 @@ def _load(
   if kind == "digits":
     return _digits(path, shape, channels, random_crop)
   if kind == "cache":
-    source = cache.load(path)
+    source = _cached(path, rank)
     _check_cache(
       source, shape, channels, random_crop, dtype, meaning if means else None
     )
@@ -170,7 +174,7 @@ def _load(
     return arrays.load(path, shape, channels, random_crop, meaning, rank)
   how = folders.Decoding(
     shape, channels, skip_broken, random_crop, max_bytes,
-    meaning(dtype or "uint8", where=f"the pictures of {path}"),
+    meaning(dtype or "uint8", where=f"the pictures of {path}"), rank,
   )  # fmt: skip
   if kind in ("hub", "table"):
     read = hub.load if kind == "hub" else tables.load
@@ -240,16 +244,27 @@ def _check_rank(
   text: str, kind: str, rank: int, size, channels, random_crop
 ) -> None:
   """Refuses signals and volumes where there are pictures, and to resize any."""
-  if rank not in (1, 3) or kind != "array":
+  if kind not in RANKED.get(rank, ()):
     raise ValueError(
-      f"{rank=} of {text}: signals (1) and volumes (3) are .npz or .npy, all "
-      "else has rank 2"
+      f"{rank=} of {text}: signals (1) are .npz or .npy, volumes (3) these or"
+      " a folder or .zip of multi-page TIFFs, all else has rank 2"
     )
   if size is not None or channels is not None or random_crop:
     raise ValueError(
       f"{text} has rank {rank}: size, channels and random_crop are of "
       "pictures, leave them out"
     )
+
+
+def _cached(path: Path, rank: int) -> sources.ArraySource:
+  source = cache.load(path)
+  prepared = len(source.image_shape) - 1
+  if prepared != rank:
+    raise ValueError(
+      f"{path} was prepared as {sources.noun(source.image_shape, 2)}: rank must"
+      f" be {prepared}, and is {rank}"
+    )
+  return source
 
 
 def _check_cache(

@@ -5,10 +5,11 @@ import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, ImageSequence
 
 # These would start a program, or hold a film.
 _NO_PICTURES = frozenset({"EPS", "MPEG"})
@@ -61,31 +62,63 @@ def extensions() -> frozenset[str]:
   )
 
 
-def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
-  """((height, width), channels) of a picture, upright, without decoding it.
+def header(file: IO[bytes], rank: int = 2) -> tuple[tuple[int, ...], int]:
+  """(size, channels) of a picture or volume, upright, without decoding it.
 
-  Channels is 1 for grey and 3 for colour; a palette counts as colour. Raises
-  one of ``BROKEN`` if the file is no picture.
+  The size is (height, width), or of rank 3 (pages, height, width). Channels is
+  1 for grey and 3 for colour; a palette counts as colour. Raises one of
+  ``BROKEN`` if the file is no picture, or has one page too many or too few.
   """
-  with Image.open(file) as picture:
-    width, height = picture.size
-    # Pillow turns a TIFF upright by itself, size included.
-    turned = picture.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    sideways = turned and picture.format != "TIFF"
-    size = (width, height) if sideways else (height, width)
-    return size, 1 if picture.mode in _GREY else 3
+  with Image.open(file) as opened:
+    if rank == 2:
+      return _page_header(_only_page(opened))
+    sizes, channels = zip(*map(_page_header, _pages(opened)), strict=True)
+  for k, size in enumerate(sizes):
+    if size != sizes[0]:
+      raise ValueError(
+        f"its page {k + 1} is {' x '.join(map(str, size))}, its first"
+        f" {' x '.join(map(str, sizes[0]))}"
+      )
+  return (len(sizes), *sizes[0]), max(channels)
+
+
+def _page_header(page: Image.Image) -> tuple[tuple[int, int], int]:
+  width, height = page.size
+  # Pillow turns a TIFF upright by itself, size included.
+  turned = page.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+  sideways = turned and page.format != "TIFF"
+  size = (width, height) if sideways else (height, width)
+  return size, 1 if page.mode in _GREY else 3
+
+
+def _only_page(opened: Image.Image) -> Image.Image:
+  """A picture; refuses a TIFF with several. Of animations, the first frame."""
+  if opened.format == "TIFF" and (count := getattr(opened, "n_frames", 1)) > 1:
+    raise ValueError(f"it has {count} pages: load it as a volume, with rank=3")
+  return opened
+
+
+def _pages(opened: Image.Image) -> Iterator[Image.Image]:
+  """The pages of a TIFF: one picture, which goes from page to page."""
+  if opened.format != "TIFF" or getattr(opened, "n_frames", 1) == 1:
+    raise ValueError("it is no multi-page TIFF, as volumes (rank=3) are")
+  return iter(ImageSequence.Iterator(opened))
 
 
 def decode(file: IO[bytes]) -> Image.Image:
-  """Decodes a picture (the first frame) to mode "L" or "RGB".
+  """Decodes a picture (of an animation the first) to mode "L" or "RGB".
 
   It is turned upright as its EXIF data say, 16-bit grey is rounded to 8 bits,
   and what is transparent is laid over white. Raises one of ``BROKEN`` if the
-  file is damaged or has no 8-bit meaning (32-bit integers, floats).
+  file is damaged, has several pages, or no 8-bit meaning (32-bit integers,
+  floats).
   """
   with Image.open(file) as opened:
-    picture = ImageOps.exif_transpose(opened)
-    kind = opened.format
+    return _narrow(_only_page(opened))
+
+
+def _narrow(page: Image.Image) -> Image.Image:
+  picture, kind = ImageOps.exif_transpose(page), page.format
   wide = picture.mode.startswith("I;16") or (
     picture.mode == "I" and kind == "PPM"  # 16 bits, scaled to 0..65535
   )
@@ -116,29 +149,42 @@ def read(
   dtype: str = "uint8",
   words: np.ndarray | None = None,
 ) -> np.ndarray:
-  """A picture file as an array, see ``decode``, ``decode_wide``, ``refit``."""
-  if dtype == "uint8":
-    return to_array(decode(file), size, channels, words)
-  return refit(decode_wide(file, dtype), size, channels, words)
-
-
-def decode_wide(file: IO[bytes], dtype: str) -> np.ndarray:
-  """Decodes a picture to [H, W, C] of uint16 or float32, upright.
+  """A picture file as an array, see ``decode`` and ``refit``.
 
   As uint16, a byte k is 257 k, so that white stays white. Raises one of
   ``BROKEN`` if the file is damaged, or has no such values that Pillow reads:
   16-bit colour comes out of it as 8 bits.
   """
   with Image.open(file) as opened:
-    stored = opened.tile[0][3] if opened.tile else ""
-    stored = stored if isinstance(stored, str) else (stored or ("",))[0]
-    if ";16" in str(stored) and opened.mode not in _WIDE:
-      raise ValueError(
-        f"it is {stored}, 16-bit colour, of which Pillow keeps 8 bits: save"
-        " such pictures as one .npy"
-      )
-    kind = opened.format
-    picture = ImageOps.exif_transpose(opened)
+    return _array(_only_page(opened), size, channels, dtype, words)
+
+
+def read_volume(
+  file: IO[bytes], channels: int, dtype: str = "uint8"
+) -> np.ndarray:
+  """The pages of a TIFF as an array [D, H, W, C], see ``read``."""
+  with Image.open(file) as opened:
+    return np.stack(
+      [_array(page, None, channels, dtype, None) for page in _pages(opened)]
+    )
+
+
+def _array(page: Image.Image, size, channels, dtype, words) -> np.ndarray:
+  if dtype == "uint8":
+    return to_array(_narrow(page), size, channels, words)
+  return refit(_wide(page, dtype), size, channels, words)
+
+
+def _wide(page: Image.Image, dtype: str) -> np.ndarray:
+  """A page as [H, W, C] of uint16 or float32, upright."""
+  stored = page.tile[0][3] if page.tile else ""
+  stored = stored if isinstance(stored, str) else (stored or ("",))[0]
+  if ";16" in str(stored) and page.mode not in _WIDE:
+    raise ValueError(
+      f"it is {stored}, 16-bit colour, of which Pillow keeps 8 bits: save"
+      " such pictures as one .npy"
+    )
+  picture, kind = ImageOps.exif_transpose(page), page.format
   if dtype == "float32":
     if picture.mode != "F":
       raise ValueError(f"its pixels are no floats (mode {picture.mode})")

@@ -105,9 +105,9 @@ class Values:
       if not all(map(math.isfinite, ends)):
         wrong = int(part.size - np.isfinite(part).sum())
         raise ValueError(
-          f"{where} has {wrong:,} values that are NaN or infinite among images"
-          f" {start:,} to {start + len(part) - 1:,}: repair or leave out those"
-          " images"
+          f"{where} has {wrong:,} values that are NaN or infinite"
+          + f" among images {start:,} to {start + len(part) - 1:,}: repair or"
+          " leave out those images" * (len(v) > 1)
         )
       least, most = min(least, ends[0]), max(most, ends[1])
     # Ends that are no floats of the data's own kind are rounded there.

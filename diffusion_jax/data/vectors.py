@@ -1,5 +1,6 @@
 """Vectors: numbers of each example, from a .csv or .npy, to condition on."""
 
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -46,27 +47,47 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _csv(path: Path) -> dict[str, np.ndarray]:
-  with path.open(encoding="utf-8-sig") as file:
-    names = [name.strip() for name in file.readline().split(",")]
-    rows = np.loadtxt(file, delimiter=",", ndmin=2, dtype=np.float32)
-  if len(names) != rows.shape[1] or len({*names, ""}) <= len(names):
+  with path.open(encoding="utf-8-sig", newline="") as file:
+    lines = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+  names, rows = (lines or [[]])[0], lines[1:]
+  if len({*names, ""}) <= len(names) or any(map(_is_number, names)):
     raise ValueError(
-      f"the first line names {names}, the others have {rows.shape[1]} numbers;"
-      " each column needs a name of its own"
+      f"its first line is {names}, and must give each column a name of its own"
     )
-  return {name: rows[:, k : k + 1] for k, name in enumerate(names)}
+  if not rows:
+    raise ValueError("below its first line there are no numbers")
+  for k, row in enumerate(rows):
+    if len(row) != len(names):
+      raise ValueError(
+        f"example {k:,} has {len(row)} numbers, its first line {len(names)}"
+        " names"
+      )
+    for name, cell in zip(names, row, strict=True):
+      if not _is_number(cell):
+        raise ValueError(f"{name} of example {k:,} is {cell!r}, no number")
+  return dict(zip(names, np.array(rows, np.float32).T[..., None], strict=True))
+
+
+def _is_number(cell: str) -> bool:
+  try:
+    float(cell)
+  except ValueError:
+    return False
+  return True
 
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
   array = np.load(path, allow_pickle=False)
-  if array.ndim not in (1, 2, 3) or array.dtype.kind not in "iuf":
+  kinds = array.dtype.kind in "iuf" and array.ndim in (1, 2, 3)
+  if not kinds or 0 in array.shape:
     raise ValueError(
       f"it is {array.dtype} {list(array.shape)}, must be [N, n], or [N, L, D]"
       " of tokens"
     )
   if array.ndim == 3:
     array = array.mean(axis=1, dtype=np.float64)
-  return {path.stem: array.reshape(len(array), -1).astype(np.float32)}
+  with np.errstate(over="ignore"):  # what becomes infinite is refused
+    return {path.stem: array.reshape(len(array), -1).astype(np.float32)}
 
 
 def attach(

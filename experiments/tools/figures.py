@@ -14,8 +14,11 @@ The same command gives the same picture. The rest of docs/ is made by
   editing.png  --workdir=runs/digits, figure "editing"
   guided.png   --workdir=runs/digits-classes, figure "guided"
   solvers.png  python -m experiments.tools.solvers --out=docs/solvers.png
+  fields.png   the code of docs/any-rank.md
 
-after experiments.train with configs/digits.py and configs/digits.py:classes.
+after experiments.train with configs/digits.py and configs/digits.py:classes;
+signals.png and volumes.png by experiments.sample, of the runs of that page; of
+signals, the first 24.
 """
 
 import pathlib

@@ -5,15 +5,19 @@ r"""How fast training reads a cache, against how fast its step is.
 
 A cache of made pictures is written to --out, or the one that is there is read,
 whatever it holds. --step_rate is what a step takes: "images/s" of the log of
-experiments.train. Reading keeps up if it is faster. What has just been written
-may still be in memory; for the disk's own speed make the cache larger than
-memory, or read it after a restart.
+experiments.train. Reading keeps up if it is faster; CPU seconds say how many
+cores that takes, and are the same on a busy machine. What has just been written
+may still be in memory: --cold has the system forget it, and the line says how
+much then came from the disk.
 """
 
+import os
 import pathlib
+import resource
 import shutil
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import tqdm
@@ -63,26 +67,47 @@ def write(out: pathlib.Path, num: int, size: int) -> None:
   dj.data.cache.finish(out)
 
 
-def rate(
+def forget(path: pathlib.Path) -> None:
+  """Has the system drop what it keeps of a file in memory."""
+  with path.open("rb") as file:
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Cost(NamedTuple):
+  """Of reading one picture: seconds, CPU seconds, bytes from the disk."""
+
+  seconds: float
+  cpu: float
+  disk: float
+
+
+def cost(
   source: dj.data.Source, batch: int, batches: int, threads: int
-) -> float:
-  """Pictures a second, as training reads them: shuffled, mirrored, as floats.
+) -> Cost:
+  """What reading takes, as training reads: shuffled, mirrored, as floats.
 
   Args:
     source: The data.
     batch: Pictures in a batch.
-    batches: How many to time, after as many as are made ahead.
+    batches: How many to measure, after as many as are made ahead.
     threads: That read.
   """
   each = dj.data.batches(source, batch_size=batch, seed=0, flip=True)
   ahead = 2 * threads
   rows = dj.data.iterate(each, threads=threads, ahead=ahead)
+
+  def now() -> np.ndarray:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime
+    return np.array([time.perf_counter(), cpu, 512 * used.ru_inblock])
+
   for _ in range(ahead + 1):  # the permutation, and what was made meanwhile
     next(rows)
-  start = time.perf_counter()
+  start = now()
   for _ in range(batches):
     next(rows)
-  return batch * batches / (time.perf_counter() - start)
+  return Cost(*(now() - start) / (batch * batches))
 
 
 def main(argv: list[str]) -> None:
@@ -93,6 +118,7 @@ def main(argv: list[str]) -> None:
     "step_rate", None, "pictures a second of a training step",
     flag_values=values, lower_bound=0.0,
   )  # fmt: skip
+  flags.DEFINE_bool("cold", False, "read from the disk", flag_values=values)
   for name, default, text in (
     ("num", 2_000, "pictures to make"),
     ("size", 256, "their side"),
@@ -109,13 +135,22 @@ def main(argv: list[str]) -> None:
     if not dj.data.cache.is_cache(out):
       write(out, values.num, values.size)
     source = dj.data.cache.load(out, verify=False)
-  found = rate(source, values.batch, values.batches, values.threads)
+  if values.cold:
+    forget(out / "images.npy")
+  one = cost(source, values.batch, values.batches, values.threads)
   size = sources.num_bytes(source.image_shape, source.values)
-  cli.say(f"{found:,.0f} images/s, {found * size / 1e9:.2f} GB/s: {out}")
+  cli.say(
+    f"{1 / one.seconds:,.0f} images/s of {size:,.0f} bytes, {one.disk:,.0f} of"
+    f" them from the disk; {1000 * one.cpu:.3g} CPU s per 1,000 images"
+  )
   if values.step_rate:
-    times = found / values.step_rate
+    times = 1 / (one.seconds * values.step_rate)
     words = "keeps up" if times >= 1 else "is what training waits for"
-    cli.say(f"{times:.2f} times the step's {values.step_rate:,.0f}: {words}")
+    cli.say(
+      f"reading is {times:.2f} times as fast as the step's"
+      f" {values.step_rate:,.0f} images/s and {words}; these take"
+      f" {one.cpu * values.step_rate:.2g} cores"
+    )
 
 
 if __name__ == "__main__":
