@@ -34,7 +34,7 @@ def history(T: int) -> LossHistory:
 
 
 def warmed_up(history: LossHistory) -> Bool[Array, ""]:
-  """Whether each step was seen ``PER_TERM`` times; if not, draws are uniform."""
+  """Whether each step has ``PER_TERM`` losses; if not, draws are uniform."""
   return (history.counts >= PER_TERM).all()
 
 

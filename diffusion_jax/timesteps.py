@@ -77,7 +77,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:
-  """For t = exp(mean + std n), n normal, where t is sigma (Karras et al. 2022)."""
+  """For t = exp(mean + std n), n normal, t is sigma (Karras et al. 2022)."""
   _check_normal(mean, std)
   return lambda u, T: jnp.exp(mean + std * jax.scipy.special.ndtri(u))
 
