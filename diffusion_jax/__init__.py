@@ -86,9 +86,9 @@ if typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> typing.Any:
-  """What needs more packages than the equations do, when it is asked for.
+  """Imports on first use what needs the packages of the extra "runs".
 
-  Pillow and Grain, Orbax, ml_collections: those of the extra "runs".
+  These are Pillow and Grain, Orbax, ml_collections.
   """
   if name in ("checkpoint", "data", "runs"):
     return importlib.import_module(f"{__name__}.{name}")

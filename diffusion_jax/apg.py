@@ -1,8 +1,8 @@
-"""Adaptive projected guidance with momentum: a solver that carries it on.
+"""Adaptive projected guidance with momentum, as a solver.
 
 Sadat et al. 2024, algorithm 1. Without momentum the guided network is a
-prediction like any other, ``guidance.projected``. With it what guides depends
-on the steps before: it is part of a solver's memory.
+``predict`` like any other, ``guidance.projected``. With momentum the guidance
+depends on the steps before, so it is part of a solver's memory.
 """
 
 from collections.abc import Callable
@@ -26,21 +26,21 @@ def solver(
   momentum: Scale = -0.5,
   after: Callable[[Predict], Predict] = lambda predict: predict,
 ) -> Solver:
-  """A step whose prediction is guided, the difference carried on.
+  """A step with guidance whose difference carries over to the next step.
 
-  What the first prediction of a step carries on is what the next step gets: a
-  method that asks twice, as Heun's, is guided by the same in both.
+  Only the first prediction of a step updates it: a method with two calls, such
+  as Heun's, uses the same momentum in both.
 
   Args:
-    step: A step or solver that asks first about (x_t, t).
-    weak: What ``predict`` is guided away from, such as the same network with
-      the null condition.
-    scale: 1 is off; a number, or a function of t.
+    step: A step or solver whose first call is at (x_t, t).
+    weak: The network to guide away from, such as the same one with the null
+      condition.
+    scale: A number, or a function of t; 1 is off.
     eta: See ``guidance.project``.
     radius: See ``guidance.project``.
-    momentum: Factor of what is carried; below 0 in the paper, 0 is
-      ``guidance.projected``.
-    after: Of the guided prediction: clipping.
+    momentum: Factor of the difference of the step before; below 0 in the paper,
+      0 is ``guidance.projected``.
+    after: Applied to the guided network, such as clipping.
 
   Returns:
     The solver, for ``sample`` with the strong ``predict``.

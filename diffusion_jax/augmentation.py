@@ -1,12 +1,12 @@
 """Augmentation that does not leak into samples (EDM, Karras et al. 2022, F.2).
 
-Pictures are mirrored, turned, stretched and moved at random, and the network
-is given what was done as a condition, nine numbers that are 0 for nothing.
-Samples are drawn with 0: as the data are. A network without the condition
-would learn to draw turned pictures.
+Images are mirrored, rotated, stretched and shifted at random, and the network
+gets the parameters as a condition, nine numbers that are 0 for no change.
+Samples are drawn with 0, so they look like the data. Without the condition, a
+network would learn to draw rotated images.
 
-All turning is one affine map, in the published code's quality: of the picture,
-reflected at its edges, at twice the size by a wavelet's filter.
+All motion is one affine map, with the quality of the published code: it acts on
+the image reflected at its edges, at twice the size by a wavelet's filter.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from diffusion_jax.process import Batch
 
 NUM_LABELS = 9
 # Standard deviations: of the powers of 2 that scale and stretch, and of a shift
-# as a part of the picture.
+# as a fraction of the image.
 SCALE_STD, STRETCH_STD, SHIFT_STD = 0.2, 0.2, 0.125
 # The scaling filter of the sym6 wavelet.
 SYM6 = np.array([
@@ -36,17 +36,17 @@ _SIDE = len(SYM6) // 4  # pixels that the filter reaches beyond an edge
 
 
 class Motion(NamedTuple):
-  """What happens to each picture, [B]; 0 is nothing.
+  """The augmentation of each image, [B]; 0 is no change.
 
   Attributes:
     mirror: 1 exchanges left and right.
     flip: 1 exchanges up and down.
-    scale: z, of 2^(0.2 z).
-    angle: Of a turn to the left, in radians.
-    stretch: z, of 2^(0.2 z) along an axis and its inverse across.
-    axis: The angle of that axis.
-    shift_x: To the right, in eighths of the width.
-    shift_y: Down, in eighths of the height.
+    scale: z, for a factor of 2^(0.2 z).
+    angle: Rotation to the left, in radians.
+    stretch: z, for 2^(0.2 z) along an axis and its inverse across it.
+    axis: The angle of that axis, in radians.
+    shift_x: Shift to the right, in eighths of the width.
+    shift_y: Shift down, in eighths of the height.
   """
 
   mirror: Float[Array, " B"]
@@ -65,7 +65,7 @@ def draw(key: Key[Array, ""], batch: int, p: float) -> Motion:
   Args:
     key: For the draw.
     batch: How many.
-    p: In [0, 1]; 0 is nothing at all, no mirrors either.
+    p: In [0, 1]; 0 changes nothing, and does not mirror either.
 
   Returns:
     The motions.
@@ -90,7 +90,7 @@ def draw(key: Key[Array, ""], batch: int, p: float) -> Motion:
 
 
 def labels(motion: Motion) -> Float[Array, "B 9"]:
-  """What the network is given: 0 for nothing, and as smooth as the motion."""
+  """The network's condition: 0 for no change, and continuous in the motion."""
   m = motion
   return jnp.stack(
     [
@@ -103,11 +103,11 @@ def labels(motion: Motion) -> Float[Array, "B 9"]:
 
 
 def moved(images: Batch, motion: Motion) -> Batch:
-  """The pictures after their motions; one without keeps every bit.
+  """The images after their motions; images without one keep every bit.
 
   Args:
     images: [B, H, W, C].
-    motion: Of each.
+    motion: The motion of each.
 
   Returns:
     [B, H, W, C].
@@ -121,13 +121,13 @@ def moved(images: Batch, motion: Motion) -> Batch:
   # Mirrors and an axis without a stretch change nothing here.
   still = motion._replace(axis=0 * motion.axis)[2:]
   warps = jnp.any(jnp.stack(still) != 0, axis=0)
-  # Pixels and where they lie are no activations, which may be rounded.
+  # Unlike activations, pixels and their positions must not be rounded.
   with jax.default_matmul_precision("highest"):
     return where(warps, _warped(images, motion), images)
 
 
 def _warped(images, motion):
-  """The affine part: each pixel is taken from where it came from."""
+  """The affine part: each pixel is read from where it came from."""
   B, H, W, _ = images.shape
   up = jnp.einsum(
     "ih,bhwc,jw->bcij", _reflected_twice(H), images, _reflected_twice(W)
@@ -151,7 +151,7 @@ def _warped(images, motion):
 
 
 def _inverse(motion: Motion) -> Float[Array, "B 2 2"]:
-  """From where a point has come, but for the shift."""
+  """The matrix back to where a point came from, without the shift."""
 
   def turn(angle):
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -164,41 +164,41 @@ def _inverse(motion: Motion) -> Float[Array, "B 2 2"]:
 
 
 def _centred(n: int) -> Float[Array, " 2*n"]:
-  """Where pixels of twice the size lie, in pixels from the middle."""
+  """Positions of pixels at twice the size, in pixels from the middle."""
   return (jnp.arange(2 * n) - (2 * n - 1) / 2 + 0.5) / 2
 
 
 def _twice(n: int) -> Float[np.ndarray, "2*n n"]:
-  """Twice the size, as a matrix of n pixels; half is its transpose."""
+  """The matrix that doubles n pixels; its transpose halves."""
   tap = np.arange(2 * n)[:, None] + len(SYM6) // 2 - 1 - 2 * np.arange(n)
   inside = (tap >= 0) & (tap < len(SYM6))
   return np.where(inside, SYM6[tap * inside], 0.0)
 
 
 def _reflected_twice(n: int) -> Float[np.ndarray, "6*n-4 n"]:
-  """Twice the size of n pixels, reflected as far as they reach."""
+  """The matrix that doubles n pixels, reflected as far as they reach."""
   return _twice(3 * n - 2) @ np.pad(
     np.eye(n), ((n - 1, n - 1), (0, 0)), "reflect"
   )
 
 
 def _halved(n: int) -> Float[np.ndarray, "n 2*n+12"]:
-  """Half the size, without what lies beyond the edges of n pixels."""
+  """The matrix that halves, without what lies beyond the edges of n pixels."""
   return _twice(n + 2 * _SIDE).T[_SIDE:-_SIDE]
 
 
 def augmented(objective: Objective, p: float) -> Objective:
-  """An objective of augmented pictures, its batches with labels "augment".
+  """An objective on augmented images, whose batches get "augment".
 
   Args:
-    objective: Of batches with "image", [B, H, W, C].
+    objective: An objective for batches with "image", [B, H, W, C].
     p: See ``draw``.
 
   Returns:
     The objective.
 
   Raises:
-    ValueError: If p is no probability.
+    ValueError: If p is not in [0, 1].
   """
   if not 0 <= p <= 1:
     raise ValueError(f"augment={p} must be in [0, 1], a probability")

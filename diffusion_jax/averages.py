@@ -1,9 +1,9 @@
 """Averages of parameters whose length is chosen after training (EDM2).
 
 Karras et al. 2024, section 3: an average with the profile t^gamma keeps its
-width relative to the run, sigma_rel. Two of them, kept at a few times, span
-those of other widths: any is a linear combination of what was kept. Kept are
-snapshots of half the size, beside the checkpoints and many more than these.
+width relative to the run, sigma_rel. Two of them, saved at a few times, give
+those of other widths as linear combinations. They are saved in snapshots of
+half the size, beside the checkpoints and far more often.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-PREFIX = "std"  # of the names of these averages in a state
+PREFIX = "std"  # of these averages' names in a state
 
 
 class Snapshot(NamedTuple):
-  """The averages of one step, small.
+  """The averages at one step, in half precision.
 
   Attributes:
-    step: Number of updates made.
-    ema: By name, float16.
+    step: Number of updates so far.
+    ema: The averages by name, float16.
   """
 
   step: Any
@@ -30,14 +30,14 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(step: Any, ema: Mapping[str, Any]) -> Snapshot:
-  """What other widths are made of, rounded to 11 bits as EDM2 rounds it.
+  """What other widths are computed from, rounded to 11 bits as in EDM2.
 
-  An average itself must not be kept so: from a large n on, its updates would be
-  rounded away.
+  The running average itself must not be rounded: late in a run, its updates
+  would be rounded away.
 
   Args:
-    step: Number of updates made.
-    ema: All averages of a state, of which those with a width are kept.
+    step: Number of updates so far.
+    ema: All averages of a state; the snapshot has those with a width.
 
   Returns:
     The snapshot.
@@ -47,12 +47,12 @@ def snapshot(step: Any, ema: Mapping[str, Any]) -> Snapshot:
 
 
 def name(std: float) -> str:
-  """What the average of this width is called in a state."""
+  """The name of the average of this width in a state."""
   return f"{PREFIX}{std:g}"
 
 
 def std_in(name: str) -> float | None:
-  """The width that a name says; None if it is that of another average."""
+  """The width in an average's name; None for averages without one."""
   if not name.startswith(PREFIX):
     return None
   return float(name.removeprefix(PREFIX))
@@ -62,7 +62,7 @@ def exponent(std: float) -> float:
   """The gamma of a width: std^2 = (g + 1) / ((g + 2)^2 (g + 3)) (eq. 126).
 
   Args:
-    std: Of the profile, relative to the length of the run, below 0.28.
+    std: Width of the profile, relative to the length of the run, below 0.28.
 
   Returns:
     The largest root of g^3 + 7 g^2 + (16 - std^-2) g + 12 - std^-2.
@@ -79,14 +79,14 @@ def exponent(std: float) -> float:
 
 
 def weight(gamma: float, step: Any) -> Float[Array, ""]:
-  """What the newest parameters count: 1 - (1 - 1/n)^(gamma + 1) (eq. 127).
+  """Weight of the newest parameters: 1 - (1 - 1/n)^(gamma + 1) (eq. 127).
 
   Args:
     gamma: See ``exponent``.
     step: n, the number of updates, this one included.
 
   Returns:
-    The weight, exact where it is small.
+    The weight, accurate also where it is small.
   """
   return -jnp.expm1((gamma + 1) * jnp.log1p(-1 / step))
 
@@ -94,21 +94,21 @@ def weight(gamma: float, step: Any) -> Float[Array, ""]:
 def coefficients(
   steps: Sequence[float], stds: Sequence[float], step: float, std: float
 ) -> Float[np.ndarray, " K"]:
-  """What each of K kept averages counts in another (algorithm 3).
+  """Coefficients of K saved averages that give another one (algorithm 3).
 
-  The least squares of the profiles, whose coefficients add up to 1.
+  The least-squares fit of its profile, with coefficients that add up to 1.
 
   Args:
-    steps: When each was kept.
-    stds: Of each.
-    step: The end of the profile wanted, none after the last that was kept.
+    steps: The step at which each average was saved.
+    stds: The width of each.
+    step: The step of the average wanted, not after the last saved one.
     std: Its width.
 
   Returns:
     The coefficients.
 
   Raises:
-    ValueError: If there are none, or two are the same.
+    ValueError: If there are no averages, or two are the same.
   """
   kept = list(zip(steps, stds, strict=True))
   if not kept or len(set(kept)) < len(kept):
@@ -135,7 +135,7 @@ def combined(
 ) -> Any:
   """The linear combination of parameters, summed in float64.
 
-  Its precision is the highest among them, and at least float32.
+  Its dtype is the widest among them, and at least float32.
   """
 
   def add(*leaves):

@@ -1,14 +1,14 @@
 """The variational bound on -log p(x_0), term by term, in bits per dimension.
 
--log p(x_0) <= prior + sum over the walk's pairs (t, s) of
+-log p(x_0) <= prior + sum over the sampler's pairs (t, s) of
   KL(q(x_s | x_t, x_0) || p(x_s | x_t))   where s > 0
   -log p(x_0 | x_t)                       where s = 0, the decoder
 (DDPM, eq. 5). Images have L levels, x_0 = 2 k / (L - 1) - 1, by default the 256
 of bytes, and the decoder is a Gaussian's mass in a bin of width 2 / (L - 1)
 around x_0, the outer bins open.
 
-Extreme log-variances are met with finite numbers and finite gradients: where
-float32 would overflow, exp goes on as a straight line.
+Extreme log-variances give finite numbers and finite gradients: where float32
+would overflow, exp continues as its tangent.
 """
 
 import math
@@ -67,14 +67,14 @@ def discretised_log_prob(
     log_std: Log of its standard deviation, broadcastable.
     cdf: "tanh" is the published approximation, 0.5 (1 + tanh(sqrt(2 / pi)
       (z + 0.044715 z^3))); "erf" is exact.
-    levels: How many values a number can have, at least 2. A bin's mass loses
-      digits of float32 where the Gaussian is thousands of bins wide.
+    levels: The number of values that each pixel can have, at least 2. A bin's
+      mass loses precision in float32 if the Gaussian is thousands of bins wide.
 
   Returns:
     The shape of x0; not below log(1e-12).
 
   Raises:
-    ValueError: If cdf is neither, or there are fewer than 2 levels.
+    ValueError: If cdf is neither, or levels is below 2.
   """
   if cdf not in CDFS:
     raise ValueError(f"{cdf=} is not one of {', '.join(CDFS)}")
@@ -134,17 +134,17 @@ def term(
   cdf: str = "tanh",
   levels: int = 256,
 ) -> Float[Array, " B"]:
-  """The bound's term of the move from t to s, bits per dimension.
+  """The bound's term for the step from t to s, bits per dimension.
 
   Args:
     schedule: The noise schedule.
-    p: What the network makes of x_t, from ``prediction.p_mean_variance``.
+    p: p(x_s | x_t), from ``prediction.p_mean_variance``.
     x0: Data, 2 k / (levels - 1) - 1.
     x_t: A draw of q(x_t | x_0).
-    t: Where x_t stands, 1..T.
-    s: Where the move goes; 0 is the decoder.
-    cdf: Of the decoder, see ``discretised_log_prob``.
-    levels: How many values a number of the data can have.
+    t: The time of x_t, 1..T.
+    s: The time of the step's end; at 0 the term is the decoder's.
+    cdf: CDF of the decoder, see ``discretised_log_prob``.
+    levels: The number of values that each pixel can have.
 
   Returns:
     [B], the mean over all axes but the first.

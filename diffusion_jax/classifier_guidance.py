@@ -1,7 +1,7 @@
 """Guidance by a classifier of noisy images.
 
 It adds scale times the gradient of log p(y | x_t): scale 0 is off and 1 is
-Bayes' rule. Scales are data: a program is not compiled again for another one.
+Bayes' rule. Scales are data: changing one does not compile the program again.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
 
 Scale = float | Float[Array, ""]
-# (x_t, t) -> gradient of log p(y | x_t) by x_t, of x_t's shape.
+# (x_t, t) -> gradient of log p(y | x_t) with respect to x_t.
 Gradient = Callable[[Batch, Int[Array, " B"]], Batch]
 
 
@@ -27,7 +27,7 @@ def log_prob_gradient(
 
   Args:
     classify: ``(x_t, t) -> logits``.
-    y: The class asked of each example.
+    y: The class wanted for each example.
 
   Returns:
     ``(x_t, t) -> gradient``; no example's gradient depends on another's.
@@ -42,7 +42,7 @@ def log_prob(
   """Log p(y) of each example, from the logits of all classes.
 
   Raises:
-    ValueError: If a class that is known before tracing is not in 0..K-1.
+    ValueError: If a class is not in 0..K-1; traced ones are not checked.
   """
   concrete.check_range("class y", y, 0, logits.shape[-1] - 1)
   chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
@@ -58,8 +58,8 @@ def classifier(
   """Guides the score with a classifier, for DDIM and the ODE solvers.
 
   eps_hat - scale sigma_t grad log p(y | x_t)  (Dhariwal and Nichol 2021,
-  algorithm 2). In the published code the unguided x0_hat is clipped and the
-  guided one is not: there ``predict`` is ``prediction.clipped``.
+  algorithm 2). The published code clips the unguided x0_hat and not the guided
+  one: to match it, pass ``prediction.clipped``.
 
   Args:
     predict: The network.
@@ -95,23 +95,23 @@ def classifier_step(
   scale: Scale | Float[Array, " B"] = 1.0,
   above: Time | None = None,
 ) -> tuple[Batch, Batch]:
-  """Ancestral sampling whose mean a classifier moves.
+  """Ancestral sampling with the mean shifted by a classifier.
 
   mean + scale var grad log p(y | x_t)  (Dhariwal and Nichol 2021, algorithm
-  1). In the published code the mean comes from the clipped x0_hat; the moved
+  1). In the published code the mean comes from the clipped x0_hat; the shifted
   mean is not clipped.
 
   Args:
     predict: The network.
     schedule: The noise schedule.
     x_t: The sample at step t.
-    t: Where it stands, 1..T.
-    s: Where to go, 0..t-1. At s = 0 no noise is added.
+    t: The time of x_t, 1..T.
+    s: The time to move to, 0..t-1. At s = 0 no noise is added.
     eps: Standard Gaussian noise, the shape of x_t.
     gradient: See ``log_prob_gradient``.
     scale: 0 is off, which is ``samplers.ancestral_step``.
-    above: From where the walk comes to its last step, whose variance it is
-      that moves the mean there; see ``process.posterior_log_var``.
+    above: The time before t in sampling, used only at s = 0, where it gives the
+      variance that shifts the mean; see ``process.posterior_log_var``.
 
   Returns:
     x_s and the unguided prediction of the clean data.

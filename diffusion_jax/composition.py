@@ -1,4 +1,4 @@
-"""Guidance towards several conditions, each with a scale of its own."""
+"""Guidance by several conditions, each with its own scale."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,23 +17,24 @@ def composed(
   without: Callable[[Cond, Sequence[str]], Cond],
   scales: Mapping[str, float | Float[Array, ""] | Float[Array, " B"]],
 ) -> Predict:
-  """Guides each part of a condition with a scale of its own.
+  """Guides each part of a condition with its own scale.
 
-  With c_1, ..., c_n in the order of ``scales``, of a network's output p,
+  With c_1, ..., c_n in the order of ``scales``, and p the network's output,
 
     p() + sum_i scale_i (p(c_1, ..., c_i) - p(c_1, ..., c_{i-1})),
 
   which for two parts is Brooks et al. 2023 (InstructPix2Pix), eq. 3. If all
-  scales are 1 it is p(c_1, ..., c_n), however the parts depend on each other;
-  a sum of p(c_i) - p() would be so for independent parts only. What is not
-  named is known in every term. One call on n + 1 times the batch.
+  scales are 1 it is p(c_1, ..., c_n), even if the parts depend on each other;
+  a sum of p(c_i) - p() is that only for independent parts. Parts that are not
+  named are given in every term. One call on n + 1 times the batch.
 
   Args:
     predict: The conditional network.
     schedule: The noise schedule.
-    without: The condition in which parts of these names are hidden, see
+    without: ``(cond, names) -> cond`` with these parts hidden, see
       ``Conditions.without``.
-    scales: By part; 1 is off. A number, or one for each example.
+    scales: The scale of each part, by name; 1 is off. A number, or one for each
+      example.
 
   Returns:
     The guided network, to be called with a condition.
@@ -65,7 +66,7 @@ def composed(
 def at_once(
   predict: Predict, x_t, t, conds: Sequence[Cond]
 ) -> list[Prediction]:
-  """The prediction with each condition, by one call."""
+  """The prediction with each condition, in one call."""
   rows = [(x_t, t, cond) for cond in conds]
   whole = predict(*jax.tree.map(lambda *x: jnp.concatenate(x), *rows))
   n = len(rows)

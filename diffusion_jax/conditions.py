@@ -3,11 +3,11 @@
 For the networks here it is a dictionary:
 
   y          classes, [B]
-  low_res    small pictures to enlarge, [B, h, w, C]
+  low_res    small images to upsample, [B, h, w, C]
   low_res_t  the steps to which these are noised, [B]
-  augment    what was done to the picture, [B, 9], see ``augmentation``
+  augment    how the image was augmented, [B, 9], see ``augmentation``
   vector     numbers of each example, see ``parts.vector``, [B, width]
-  planes     pictures of each example, see ``parts.planes``, [B, H, W, width]
+  planes     images of each example, see ``parts.planes``, [B, H, W, width]
 """
 
 import dataclasses
@@ -29,26 +29,27 @@ from diffusion_jax.prediction import Cond
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
-# Numbers that no step reaches, for keys of their own.
+# Numbers that no step reaches, so that these keys are never those of a step.
 LABELS, LOW_RES, AUGMENT, VECTORS, PLANES = (2**32 - n for n in (1, 2, 5, 6, 7))
-# The name of the label among parts that can be hidden.
+# The name of the label among the parts that dropout can hide.
 CLASS = "class"
 
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
-  """The one place where conditions are made.
+  """Makes the condition of a batch.
 
   Attributes:
-    schedule: Of the noise on small pictures.
-    num_classes: How many classes there are; None conditions on none.
-    label_dropout: Part of the labels that training hides behind
-      ``num_classes``, one class more, for classifier-free guidance.
-    low_res: Height and width of the pictures to enlarge; None enlarges none.
-    noise: The largest step of noise on these; where it is above 0 the step is
-      a condition, too.
-    vectors: Numbers of each example, in parts that are hidden one by one.
-    planes: Pictures of each example, likewise.
+    schedule: The noise schedule of the small images.
+    num_classes: The number of classes; None if the model has no classes.
+    label_dropout: Fraction of labels that training replaces by an extra class,
+      ``num_classes``, for classifier-free guidance.
+    low_res: Height and width of the small images to upsample; None if there
+      are none.
+    noise: The largest noise step of the small images; if above 0, their step
+      is a condition, too.
+    vectors: Numbers of each example, in parts with a dropout each.
+    planes: Images of each example, likewise.
   """
 
   schedule: Schedule
@@ -62,12 +63,12 @@ class Conditions:
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
     """The condition of a batch in training.
 
-    Drawn for the whole batch, so that neither micro-batches nor devices
+    It is drawn for the whole batch, so that neither micro-batches nor devices
     change it.
 
     Args:
-      batch: "image" and "label", and each vector and picture by its name;
-        "augment", where pictures are augmented.
+      batch: "image" and "label", and each vector and plane by its name;
+        "augment", if images are augmented.
       key: The run's training key.
       step: Number of updates so far.
 
@@ -113,7 +114,7 @@ class Conditions:
     y: Int[Array, " B"] | None,
     numbers: Mapping[str, Any] | None = None,
   ) -> Cond:
-    """The condition of clean images: nothing given is hidden or noised."""
+    """The condition of clean images, without dropout and without noise."""
     low_res = None
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)
@@ -130,21 +131,21 @@ class Conditions:
     count: int | None = None,
     size: tuple[int, ...] | None = None,
   ) -> Cond:
-    """A condition of what is known; None if nothing can be.
+    """The condition of given values; None if the model takes none.
 
     Args:
       y: Classes.
-      low_res: Clean small pictures.
-      numbers: Vectors by their names, [B, n], or [n] for all alike; and
-        pictures, [B, H, W, C] or [H, W, C]. Those that are missing are hidden.
-      count: How many examples, where neither y nor low_res says it.
-      size: Height and width, where all pictures are hidden.
+      low_res: Clean small images.
+      numbers: Vectors by name, [B, n], or [n] for the whole batch; and planes,
+        [B, H, W, C] or [H, W, C]. Missing ones are hidden.
+      count: The number of examples, if neither y nor low_res is given.
+      size: Height and width, if all planes are hidden.
 
     Returns:
       The condition.
 
     Raises:
-      ValueError: If a class, or a vector's width, is none of these.
+      ValueError: If a class is out of range, or a vector has a wrong width.
     """
     cond: dict[str, Any] = {}
     if self.num_classes is not None:
@@ -167,23 +168,23 @@ class Conditions:
 
   @property
   def hideable(self) -> tuple[str, ...]:
-    """What training hides now and then: the class, vectors, pictures."""
+    """The parts with a dropout, by name: the class, vectors, planes."""
     known = (*self.vectors, *self.planes)
-    # Of a condition on classes alone, the class is what there is to hide.
+    # With classes alone, the class is the only part there is to hide.
     label = self.label_dropout or (self.num_classes is not None and not known)
     named = (part.name for part in known if part.dropout)
     return ((CLASS,) if label else ()) + tuple(named)
 
   def null(self, cond: Cond) -> Cond:
-    """The condition without what training hides, as training hides it."""
+    """The condition with every part hidden that has a dropout."""
     return self.without(cond, self.hideable)
 
   def without(self, cond: Cond, names: Collection[str]) -> Cond:
-    """The condition in which these are hidden, as training hides them.
+    """The condition with these parts hidden, as dropout hides them.
 
     Args:
       cond: The condition.
-      names: Of parts; "class" is the label.
+      names: Names of parts; "class" is the label.
 
     Returns:
       The condition, of the same shapes.
@@ -210,7 +211,7 @@ class Conditions:
 def noised(
   cond: Cond, schedule: Schedule, key: Key[Array, ""], s: int, images: Any
 ) -> Cond:
-  """The condition with small pictures noised to step s, keyed by image."""
+  """The condition with small images noised to step s, keyed by image."""
   low_res = cond["low_res"]
   eps = samplers.noise(
     jax.random.fold_in(key, LOW_RES), s, images, low_res.shape[1:]
@@ -228,20 +229,20 @@ def drop_labels(
 ) -> Int[Array, " B"]:
   """Replaces labels by ``no_class``, each with probability ``rate``.
 
-  What training for ``guidance.classifier_free`` does (Ho and Salimans 2022,
-  algorithm 1): one network learns both predictions.
+  Needed in training for ``guidance.classifier_free`` (Ho and Salimans 2022,
+  algorithm 1): one network then learns both predictions.
 
   Args:
     key: For the draw.
     y: Labels.
     rate: 0.1 to 0.2 is usual.
-    no_class: The label that stands for none, usually the number of classes.
+    no_class: The label that means no class, usually the number of classes.
 
   Returns:
     Labels.
 
   Raises:
-    ValueError: If the rate is a number that is no probability.
+    ValueError: If the rate is not in [0, 1]; a traced rate is not checked.
   """
   if isinstance(rate, int | float) and not 0 <= rate <= 1:
     raise ValueError(f"{rate=} must be in [0, 1], the part that is hidden")
@@ -249,5 +250,5 @@ def drop_labels(
 
 
 def without_class(no_class: int) -> Callable[[Cond], Cond]:
-  """``cond -> cond`` in which every class is ``no_class``."""
+  """``cond -> cond`` that sets every class to ``no_class``."""
   return lambda cond: {**cond, "y": jnp.full_like(cond["y"], no_class)}

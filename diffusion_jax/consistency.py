@@ -1,14 +1,14 @@
 """Consistency models: from any point of a path to its clean end in one call.
 
-f(x_t, t), here the x0_hat of any ``predict``, is where the probability flow
-through x_t ends (Song et al. 2023). It is the same all along a path, and x_0
-at t = 0: those two facts are the objective. With u = sigma / alpha, the papers'
-t, and r < t on the same path,
+f(x_t, t), here the x0_hat of any ``predict``, is the end of the probability
+flow through x_t (Song et al. 2023). It is the same all along a path, and x_0 at
+t = 0: the objective follows from these two facts. With u = sigma / alpha, the
+papers' t, and r < t on the same path,
 
   loss = d(f(x_t, t) - stop_gradient f(x_r, r)) / (u_t - u_r)
 
-x_r is alpha_r x_0 + sigma_r eps, of the same noise as x_t (training), or where
-a step of a teacher leads (distillation). r comes ever nearer to t, by ``ect``
+x_r is alpha_r x_0 + sigma_r eps with the noise of x_t (training), or the end of
+a teacher's step (distillation). During training r moves closer to t, by ``ect``
 (Geng et al. 2024, "Consistency models made easy"), whose network, noise levels
 and weight are EDM's.
 """
@@ -52,8 +52,8 @@ def ect(
     u: sigma / alpha at t.
     stage: From 0 on; each divides the gap by q.
     q: See above.
-    k: How much wider the gap is where there is little noise.
-    b: How soon that ends.
+    k: How much wider the gap is at low noise.
+    b: How fast that fades as the noise grows.
 
   Returns:
     u_r, the shape of u.
@@ -67,14 +67,15 @@ def stages(every: int, *, last: int = 7, **options: float) -> Nearer:
 
   Args:
     every: Updates in a stage.
-    last: The stage that lasts to the end: later ones are below float32.
-    **options: Of ``ect``.
+    last: The last stage, kept to the end: the gaps of later ones are below the
+      precision of float32.
+    **options: Options of ``ect``.
 
   Returns:
     ``(u, step) -> u_r``.
 
   Raises:
-    ValueError: If stages are shorter than an update.
+    ValueError: If ``every`` is below 1.
   """
   if every < 1:
     raise ValueError(f"{every=} must be at least 1, the updates in a stage")
@@ -88,17 +89,17 @@ def pseudo_huber(d: Batch, c: float = 0.0) -> Float[Array, " B"]:
   """sqrt(|d|^2 + c^2) - c, summed over all axes but the first.
 
   c = 0 is the Euclidean norm (Geng et al. 2024); 0.00054 sqrt(dimensions)
-  forgives small errors (Song and Dhariwal 2023, section 3.3).
+  is quadratic for small errors (Song and Dhariwal 2023, section 3.3).
   """
   total = (d**2).sum(axis=tuple(range(1, d.ndim))) + c**2
-  # A norm has no gradient at 0, where this one's is 0.
+  # A norm has no gradient at 0; here it is 0.
   return jnp.sqrt(jnp.maximum(total, jnp.finfo(d.dtype).tiny)) - c
 
 
 def gap(
   predict: Predict, schedule: Schedule, x_t: Batch, t: Time, x_r: Batch, r: Time
 ) -> Batch:
-  """f(x_t, t) - stop_gradient f(x_r, r); f(x_0, 0) is x_0, uncalled."""
+  """f(x_t, t) - stop_gradient f(x_r, r); f(x_0, 0) is x_0 without a call."""
   f_t = predict(x_t, t).x0_hat
   f_r = predict(x_r, jnp.where(r > 0, r, schedule.first)).x0_hat
   f_r = jnp.where(per_example(r, x_r) > 0, f_r, x_r)
@@ -129,29 +130,29 @@ def consistency(
   teacher: Teacher | None = None,
   step: Step = ddim_step,
 ) -> Objective:
-  """Learns f from data, or from a teacher.
+  """Trains f on data, or with a teacher.
 
   The network is called twice with the same dropout.
 
   Args:
     apply: The network.
-    schedule: The noise schedule, of real time.
-    nearer: Where r is, see ``stages``.
-    target: What the network predicts; one that is regular at t = 0.
-    scale: Of its input, see ``prediction.predictor``.
-    clock: Its time, see ``prediction.predictor``.
-    distance: d of the difference, see ``pseudo_huber``.
+    schedule: The noise schedule, continuous.
+    nearer: ``(u, step) -> u_r``, see ``stages``.
+    target: What the network predicts; it must be finite at t = 0.
+    scale: Scales its input, see ``prediction.predictor``.
+    clock: The time it gets, see ``prediction.predictor``.
+    distance: d in the loss, see ``pseudo_huber``.
     draw: ``(key, B, T) -> t``, see ``timesteps``.
     condition: See ``objectives.diffusion``.
-    teacher: A diffusion model, ``state -> predict``; without one f learns from
-      data alone.
-    step: By which the teacher goes from t to r, a time for each example.
+    teacher: A diffusion model, ``state -> predict``; without one f is trained
+      on data alone.
+    step: The teacher's step from t to r, with a time for each example.
 
   Returns:
-    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+    The objective, for batches with "image", [B, H, W, C] in [-1, 1].
 
   Raises:
-    ValueError: If the schedule has whole steps.
+    ValueError: If the schedule is discrete.
   """
   if in_whole_steps(schedule):
     raise ValueError(
@@ -188,7 +189,7 @@ def consistency(
 
 
 def _ratio(schedule: Schedule, t: Time) -> Real:
-  """U = sigma / alpha; 0 at t = 0."""
+  """The ratio u = sigma / alpha; 0 at t = 0."""
   return jnp.exp(-schedule.at(t).log_snr / 2)
 
 
@@ -203,7 +204,7 @@ def renoise_step(
   s: Time,
   eps: Batch,
 ) -> tuple[Batch, Batch]:
-  """Ends the path and noises its end anew: alpha_s f(x_t, t) + sigma_s eps.
+  """Predicts the path's end and noises it: alpha_s f(x_t, t) + sigma_s eps.
 
   Multistep consistency sampling (Song et al. 2023, algorithm 1). A single step,
   from T to 0, is f itself.
@@ -212,8 +213,8 @@ def renoise_step(
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at t.
-    t: Where it stands.
-    s: Where to go, below t. At s = 0 no noise is added.
+    t: The time of x_t.
+    s: The time to move to, below t. At s = 0 no noise is added.
     eps: Standard Gaussian noise, the shape of x_t.
 
   Returns:

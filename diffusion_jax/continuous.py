@@ -1,7 +1,7 @@
-"""Schedules of real time: a path, and how the log-SNR falls along it.
+"""Continuous schedules: a path, and how the log-SNR falls along it.
 
-A path says how alpha and sigma follow from the log-SNR; x_t / alpha and
-u = sigma / alpha are the same on all of them, so that one model serves all:
+A path gives alpha and sigma as functions of the log-SNR; x_t / alpha and
+u = sigma / alpha are the same on all paths, so one model serves all:
 
   path      alpha, sigma
   ========  =========================================
@@ -9,7 +9,7 @@ u = sigma / alpha are the same on all of them, so that one model serves all:
   ve        alpha = 1 (Karras et al. 2022)
   straight  alpha + sigma = 1 (Liu et al. 2022, Lipman et al. 2022)
 
-Any falling log-SNR makes a schedule of any path; those with a name are here.
+Any falling log-SNR makes a schedule on any path; the named ones are here.
 """
 
 import dataclasses
@@ -47,14 +47,14 @@ def straight(log_snr: Real) -> tuple[Any, Any]:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Continuous:
-  """A schedule of real times 0..T, without arrays.
+  """A continuous schedule of times 0..T, without arrays.
 
   Attributes:
-    log_snr: Of t, falling; infinite at 0.
-    time: Of the log-SNR, the inverse.
+    log_snr: ``t -> log_snr``, falling; infinite at 0.
+    time: ``log_snr -> t``, its inverse.
     path: ``log_snr -> (alpha, sigma)``.
     T: The noisiest time.
-    first: The cleanest time at which a network is asked.
+    first: The cleanest time at which a network is called.
   """
 
   log_snr: Callable[[Real], Real]
@@ -64,12 +64,12 @@ class Continuous:
   first: float = 1e-3
 
   def at(self, t: Time) -> Level:
-    """Signal and noise at real times."""
+    """Signal and noise at times t."""
     log_snr = self.log_snr(jnp.asarray(t, jnp.result_type(float)))
     return Level(*self.path(log_snr), log_snr)
 
   def part(self, a: Real) -> Real:
-    """Where arcsinh(sigma / alpha) is a: t / T."""
+    """The t / T at which arcsinh(sigma / alpha) is a."""
     return self.time(-2 * jnp.log(jnp.sinh(a))) / self.T
 
   def noise_scale(self, t: Time) -> Real:
@@ -153,7 +153,7 @@ def flow(*, noise: float = 1.0) -> Continuous:
   """Rectified flow, flow matching: alpha = 1 - t, sigma = noise t.
 
   Args:
-    noise: Standard deviation of x at t = 1: 1, or more for large pictures
+    noise: Standard deviation of x at t = 1: 1, or more for large images
       (2 and 4 at 512 and 1024 pixels, JiT, Li and He 2025).
 
   Raises:

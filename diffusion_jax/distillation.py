@@ -1,9 +1,9 @@
-"""Progressive distillation: one step of a student, two of its teacher.
+"""Progressive distillation: one step of a student does two of its teacher.
 
 Salimans and Ho 2022, algorithm 2. DDIM's step from t to s is linear in x0_hat,
 so there is one x_0 with which it ends where the teacher does: the student
-learns to predict that, by the losses of any diffusion model. Its walk has half
-as many steps; it can be the next teacher.
+learns to predict it, with the loss of any diffusion model. It samples in half
+as many steps, and can be the next teacher.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from diffusion_jax.schedules import Schedule, Time
 def halved(
   pairs: Shaped[np.ndarray, "S 2"],
 ) -> Shaped[np.ndarray, "S/2 2"]:
-  """The walk of half as many steps, which visits every second time.
+  """The pairs of half as many steps, which visit every second time.
 
   Raises:
     ValueError: If the steps cannot be taken two at a time.
@@ -66,19 +66,19 @@ def progressive(
   """Learns to take two steps of a teacher in one.
 
   Args:
-    apply: The student, usually begun with the teacher's parameters.
+    apply: The student, usually initialised with the teacher's parameters.
     schedule: The noise schedule.
     teacher: ``state -> predict``.
-    pairs: The teacher's walk, of an even number of steps; the student's is
-      ``halved`` of it.
-    step: The teacher's, a time for each example; deterministic.
+    pairs: The teacher's steps (t, s), an even number; the student's are
+      ``halved`` of these.
+    step: The teacher's step, with a time for each example; deterministic.
     condition: See ``objectives.diffusion``.
-    **options: Of ``objectives.diffusion``, all but ``draw``. Its loss should
-      stay finite where the walk begins: the paper's are the plain one of v, and
+    **options: Options of ``objectives.diffusion`` except ``draw``. The loss
+      should be finite at the first t: the paper takes the plain loss of v, and
       ``weights.truncated_snr``.
 
   Returns:
-    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+    The objective, for batches with "image", [B, H, W, C] in [-1, 1].
 
   Raises:
     ValueError: If the steps cannot be taken two at a time.

@@ -1,6 +1,6 @@
 """Editing with an unconditional model: inpaint, vary, interpolate.
 
-Each is a few lines around the same step and the same walk as sampling.
+Each is a few lines around the steps and the loop of sampling.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def inpaint(
   repeats: int = 10,
   first: int | Int[Array, ""] = 0,
 ) -> Batch:
-  """Fills in what is not known (RePaint, Lugmayr et al. 2022, algorithm 1).
+  """Fills in unknown pixels (RePaint, Lugmayr et al. 2022, algorithm 1).
 
-  Every move writes the known pixels, noised to where it arrives, over the
-  model's. To let the rest settle around them, each stretch of ``jump`` moves
-  is walked ``repeats`` times, going back by the forward process in between.
+  Each step to s replaces the model's pixels by the known ones, noised to s. So
+  that the others fit to them, each stretch of ``jump`` steps is repeated
+  ``repeats`` times, going back by the forward process in between.
 
   Args:
     step: An ancestral or another stochastic step.
@@ -42,17 +42,18 @@ def inpaint(
     known: [B, H, W, C], clean; its unknown pixels are ignored.
     mask: 1 where known, 0 where to fill in; broadcastable to ``known``.
     key: The root of all noise.
-    pairs: The (t, s) to walk; by default all T.
-    jump: Moves per stretch; must divide the number of pairs.
-    repeats: Times to walk each stretch; 1 only overwrites.
+    pairs: The steps (t, s); by default all T.
+    jump: Steps per stretch; must divide the number of pairs.
+    repeats: How often to take each stretch; with 1, steps only overwrite.
     first: The number of the first image, see ``samplers.sample``.
 
   Returns:
     [B, H, W, C]; the known pixels are exactly those given.
 
   Raises:
-    ValueError: If pairs are no walk, jump does not divide it, repeats is below
-      1, or the step is a solver; or the mask has another shape.
+    ValueError: If pairs do not descend within 0..T, jump does not divide their
+      number, repeats is below 1, the step is a solver, or the mask has a wrong
+      shape.
   """
   if isinstance(step, samplers.Solver):
     raise ValueError(
@@ -94,7 +95,7 @@ def inpaint(
 
 
 def _check_mask(mask: tuple[int, ...], known: tuple[int, ...]) -> None:
-  """Refuses a mask that would be broadcast to something else, or not at all."""
+  """Raises for a mask that does not broadcast to the shape of ``known``."""
   try:
     right = np.broadcast_shapes(mask, known) == known
   except ValueError:
@@ -107,7 +108,7 @@ def _check_mask(mask: tuple[int, ...], known: tuple[int, ...]) -> None:
 
 
 def _overwrite(step, schedule, known, mask, images, key) -> Callable:
-  """The step, with the known pixels written over what it returns."""
+  """The step, with the known pixels written over its result."""
 
   def overwritten(predict, schedule_, x_t, t, s, eps):
     x_s, x0_hat = step(predict, schedule_, x_t, t, s, eps)
@@ -128,7 +129,7 @@ def vary(
   start: float,
   pairs: timesteps.Pairs | None = None,
 ) -> Batch:
-  """Noises images to a step and walks back (SDEdit, Meng et al. 2022).
+  """Noises images to a step and denoises them (SDEdit, Meng et al. 2022).
 
   Args:
     step: A step function.
@@ -136,8 +137,8 @@ def vary(
     schedule: The noise schedule.
     x0: Clean images.
     key: The root of all noise.
-    start: The step to go up to: the higher, the less is kept of the images.
-    pairs: The (t, s) to walk; those that begin above ``start`` are left out.
+    start: The step to noise to: the higher, the less is kept of the images.
+    pairs: The steps (t, s); those that begin above ``start`` are left out.
 
   Returns:
     Images of x0's shape.
@@ -166,18 +167,18 @@ def slerp(
   b: Float[Array, "*image"],
   weights: Float[Array, " N"],
 ) -> Float[Array, "N *image"]:
-  """Noises between two noises, on the great circle through them.
+  """Interpolates between two noises, on the great circle through them.
 
-  sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b. A straight
-  line would pass through images of too little noise; on the circle, noise
-  stays noise. Feed the result to ``samplers.sample`` as x_T, with a
-  deterministic step. Where the angle is 0 the circle is the straight line;
-  through opposite noises, a = -b, there is no one circle.
+  sin((1 - w) angle) / sin(angle) a + sin(w angle) / sin(angle) b. On a straight
+  line the norm would be too small in between; on the circle it is that of
+  noise. Pass the result to ``samplers.sample`` as x_T, with a deterministic
+  step. Where the angle is 0 the circle is the straight line; through opposite
+  noises, a = -b, the circle is not unique.
 
   Args:
-    a: One noise.
-    b: Another.
-    weights: 0 is a, 1 is b.
+    a: The noise at weight 0.
+    b: The noise at weight 1.
+    weights: Where on the circle, from 0 to 1.
 
   Returns:
     One noise for each weight.

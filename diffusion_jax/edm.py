@@ -7,11 +7,11 @@ data of standard deviation sigma_data,
 
 gives the network inputs and targets of unit variance at every noise level. F
 is ``targets.edm``, c_in and c_noise are the ``scale`` and ``clock`` of
-``prediction.predictor``. The paper's weight, 1 / c_out^2 of the error of D,
-makes the loss the plain error of F: none is needed.
+``prediction.predictor``. The paper weights the error of D by 1 / c_out^2, which
+is the plain error of F: no weight is needed.
 
-Algorithm 2's time steps are ``spacing.karras``, its schedule is
-``continuous.edm``, its noise levels in training ``timesteps.log_normal``.
+The time steps of algorithm 2 are ``spacing.karras``, its schedule is
+``continuous.edm``, and the noise levels in training ``timesteps.log_normal``.
 """
 
 import functools
@@ -38,7 +38,7 @@ def c_in(sigma_data: float = 0.5) -> Callable[[Schedule, Time], jax.Array]:
 
 
 def c_noise(schedule: Schedule, t: Time) -> jax.Array:
-  """ln(u) / 4, what the network is given as its time (table 1)."""
+  """ln(u) / 4, the time that the network gets (table 1)."""
   return -schedule.at(t).log_snr / 8
 
 
@@ -57,16 +57,15 @@ def heun(
   num_steps steps call the network 2 num_steps - 1 times.
 
   Args:
-    num_steps: Of the whole walk.
-    S_churn: How much noise all steps add together; 0 is deterministic, and any
-      schedule will do.
+    num_steps: The number of sampling steps.
+    S_churn: How much noise all steps add together; 0 is deterministic, and
+      works with any schedule.
     S_min: Lowest u at which noise is added.
-    S_max: Highest.
-    S_noise: Multiplies the noise, to make up for what a network removes too
-      much.
+    S_max: Highest u at which noise is added.
+    S_noise: Multiplies the noise, since networks tend to remove too much.
 
   Returns:
-    The step, of a continuous schedule where S_churn is above 0.
+    The step; it needs a continuous schedule if S_churn is above 0.
 
   Raises:
     ValueError: If an option is out of its range.
@@ -110,6 +109,6 @@ def _heun_step(
 
 
 def _ratio(schedule: Schedule, t: Time) -> jax.Array:
-  """U = sigma / alpha; 0 at t = 0."""
+  """The ratio u = sigma / alpha; 0 at t = 0."""
   at = schedule.at(t)
   return at.sigma / at.alpha

@@ -1,14 +1,14 @@
 """Flow matching: steps along the straight path between noise and data.
 
-Every schedule runs along it: with z = x / (alpha + sigma) and tau = sigma /
+It exists for every schedule: with z = x / (alpha + sigma) and tau = sigma /
 (alpha + sigma), z = (1 - tau) x_0 + tau eps, and the probability flow is
 
   dz / dtau = eps_hat - x0_hat
 
 (Lipman et al. 2022, Liu et al. 2022). On ``continuous.flow`` z is x and tau is
 t. Euler's method for it is ``samplers.ddim_step``; ``solvers`` has multistep
-methods. The network's target is ``targets.flow``, its times in training
-``timesteps.logit_normal``, a shift of them ``Continuous.shifted``.
+methods. The network's target is ``targets.flow``, its training times are
+``timesteps.logit_normal``, shifted by ``Continuous.shifted``.
 """
 
 from collections.abc import Callable
@@ -34,14 +34,14 @@ def heun_step(
 ) -> tuple[Batch, Batch]:
   """Heun's method: the mean of the velocities at both ends of a step.
 
-  Two network calls; at s = 0 Euler's step with one, whose end is x0_hat.
+  Two network calls; at s = 0 Euler's step with one call, which returns x0_hat.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at t.
-    t: Where it stands; a scalar.
-    s: Where to go, below t; a scalar.
+    t: The time of x_t; a scalar.
+    s: The time to move to, below t; a scalar.
     eps: Unused; the step is deterministic.
 
   Returns:
@@ -80,8 +80,8 @@ def sde_step(
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at t.
-    t: Where it stands.
-    s: Where to go, below t.
+    t: The time of x_t.
+    s: The time to move to, below t.
     eps: Standard Gaussian noise, the shape of x_t.
     diffusion: D; 0 is Euler's method for the ODE.
 
@@ -98,6 +98,6 @@ def sde_step(
 
 
 def _straight(schedule: Schedule, t: Time) -> tuple[Real, Real]:
-  """Alpha + sigma, and tau."""
+  """The sum alpha + sigma, and tau."""
   at = schedule.at(t)
   return at.alpha + at.sigma, at.sigma / (at.alpha + at.sigma)

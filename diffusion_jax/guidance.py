@@ -1,11 +1,11 @@
-"""Guidance: a prediction in, a stronger one out.
+"""Guidance: turns a prediction into a stronger one.
 
 Scales follow one rule: the guided prediction is weak + scale (strong - weak),
-so scale 1 is the strong one alone, 0 the weak one, and more than 1
-exaggerates what tells them apart. That of a classifier, with a rule of its
-own, is in ``classifier_guidance``.
+so scale 1 is the strong one alone, 0 the weak one, and more than 1 exaggerates
+their difference. Guidance by a classifier has another rule, see
+``classifier_guidance``.
 
-Scales are data: a program is not compiled again for another one. With a
+Scales are data: changing one does not compile the program again. With a
 learned variance only the prediction is guided; the variance stays that of the
 strong one. Guide first, then clip.
 """
@@ -30,7 +30,7 @@ from diffusion_jax.prediction import Cond, Predict, Prediction, read
 from diffusion_jax.process import Batch, per_example, times
 from diffusion_jax.schedules import Schedule, Time
 
-# One for each example; or of their times: a scale that changes on the way.
+# One scale for each example; or a function of t, a scalar or one for each.
 ScaleAt = (
   Float[Array, " B"]
   | Callable[[Float[Array, " B"] | Int[Array, " B"]], Float[Array, " B"]]
@@ -54,13 +54,13 @@ def classifier_free(
   Args:
     predict: The conditional network.
     schedule: The noise schedule.
-    null: What takes the place of a condition, as training had it, see
+    null: ``cond -> cond``, the null condition that training used, see
       ``conditions.without_class``; of the same shapes.
-    scale: 1 is off; a number, one for each example, or a function of t.
+    scale: A number, one for each example, or a function of t; 1 is off.
     interval: Times (low, high) between which to guide, both included
       (Kynkaanniemi et al. 2024); by default all.
-    rescale: How much of the way to go back to the standard deviation, by
-      image, of the unguided prediction, 0 to 1 (Lin et al. 2023, eqs. 15,
+    rescale: How far to restore each image's standard deviation to that of the
+      unguided prediction, from 0 (not) to 1 (fully) (Lin et al. 2023, eqs. 15,
       16).
 
   Returns:
@@ -84,7 +84,7 @@ def classifier_free(
 def _both(
   predict: Predict, null, x_t, t, cond
 ) -> tuple[Prediction, Prediction]:
-  """With the condition and without it, by one call."""
+  """The predictions with the condition and without it, in one call."""
   strong, weak = at_once(predict, x_t, t, (cond, null(cond)))
   return strong, weak
 
@@ -100,14 +100,14 @@ def projected(
 ) -> Predict:
   """Adaptive projected guidance (APG, Sadat et al. 2024).
 
-  As ``classifier_free``, of x0_hat, see ``project``: less saturated pictures
-  at large scales. With momentum it is a solver, ``apg.solver``.
+  Like ``classifier_free``, but on x0_hat, see ``project``: images are less
+  saturated at large scales. With momentum it is a solver, ``apg.solver``.
 
   Args:
     predict: The conditional network.
     schedule: The noise schedule.
     null: As in ``classifier_free``.
-    scale: 1 is off; a number, or a function of t.
+    scale: A number, or a function of t; 1 is off.
     eta: See ``project``.
     radius: See ``project``.
 
@@ -129,19 +129,19 @@ def projected_prediction(
   schedule: Schedule, strong: Prediction, weak: Prediction, x_t: Batch, t: Time,
   scale: Scale | ScaleAt, **options: Any,
 ) -> tuple[Prediction, Batch]:  # fmt: skip
-  """``project`` of two predictions, and what to carry on.
+  """``project`` of two predictions.
 
   Args:
     schedule: The noise schedule.
-    strong: With the condition.
-    weak: Without it.
+    strong: The prediction with the condition.
+    weak: The prediction without it.
     x_t: The noisy sample.
-    t: Where it stands, one for each example.
-    scale: 1 is off; a number, or a function of t.
-    **options: Of ``project``.
+    t: Its time, one for each example.
+    scale: A number, or a function of t; 1 is off.
+    **options: Options of ``project``.
 
   Returns:
-    The guided prediction, and d.
+    The guided prediction, and ``carried`` for the next step.
   """
   x0_hat, d = project(
     strong.x0_hat, weak.x0_hat, _scale_at(scale, t, x_t), **options
@@ -161,21 +161,21 @@ def project(
 ) -> tuple[Batch, Batch]:
   """APG, algorithm 1: strong + (scale - 1) (d_perp + eta d_parallel).
 
-  d is strong - weak, with what is carried on from the step before and no
-  longer than the radius; its parallel part is along strong. With eta = 1, no
-  radius and no momentum this is weak + scale (strong - weak).
+  d is strong - weak + momentum carried, shortened to the radius; d_parallel is
+  its part along strong. With eta = 1, no radius and no momentum this is weak +
+  scale (strong - weak).
 
   Args:
-    strong: Clean data as predicted with the condition.
-    weak: Without it.
+    strong: Clean data predicted with the condition.
+    weak: Clean data predicted without it.
     scale: 1 is off.
-    eta: What is left of the part that saturates.
+    eta: Factor of the parallel part, which saturates images.
     radius: Largest norm of d, for each image.
-    carried: The d of the step before.
-    momentum: Its factor; below 0 in the paper.
+    carried: What the step before returned, d before it was shortened.
+    momentum: Factor of ``carried``; below 0 in the paper.
 
   Returns:
-    The guided clean data, and what to carry on.
+    The guided clean data, and ``carried`` for the next step.
   """
 
   def dot(a, b):
@@ -207,7 +207,7 @@ def autoguidance(
 
   Args:
     predict: The network.
-    weaker: The same, worse.
+    weaker: The weaker network.
     schedule: The noise schedule.
     scale: 1 is off.
     interval: As in ``classifier_free``.
@@ -236,7 +236,7 @@ def _check_interval(interval: tuple[float, float] | None) -> None:
 
 
 def _scale_at(scale: Any, t, x_t: Batch) -> Any:
-  """The scale, or that of each example, at this time."""
+  """The scale at this time, as a number or one for each example."""
   return per_example(cast(Any, scale(t) if callable(scale) else scale), x_t)
 
 
@@ -244,7 +244,7 @@ def _extrapolate(
   schedule: Schedule, strong: Prediction, weak: Prediction, x_t, t, scale,
   interval, rescale,
 ) -> Prediction:  # fmt: skip
-  """Weak + scale (strong - weak), of the strong one's target."""
+  """Weak + scale (strong - weak), in the target of the strong one."""
   if weak.target != strong.target:
     output = strong.target.of(schedule, weak.x0_hat, t, weak.eps_hat)
   else:

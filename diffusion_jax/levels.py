@@ -1,6 +1,6 @@
-"""What a noise schedule answers, whichever it is.
+"""The interface of every noise schedule.
 
-Those of whole steps are in ``schedules``, those of real time in ``continuous``.
+Discrete schedules are in ``schedules``, continuous ones in ``continuous``.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# Whole steps of a table, or real numbers; a scalar or one per example.
+# Steps of a table, or real numbers; a scalar or one per example.
 Time = (
   Int[Array, " B"] | Int[Array, ""] | int | np.integer
   | Float[Array, " B"] | Float[Array, ""] | float
@@ -31,11 +31,11 @@ class Level(NamedTuple):
 
 @runtime_checkable
 class Schedule(Protocol):
-  """What the rest of the library asks of a noise schedule.
+  """What the rest of the library needs from a noise schedule.
 
   Attributes:
     T: The noisiest time; 0 is clean data.
-    first: The cleanest time at which a network is asked.
+    first: The cleanest time at which a network is called.
   """
 
   @property
@@ -45,24 +45,24 @@ class Schedule(Protocol):
   def first(self) -> int | float: ...  # noqa: D102
 
   def at(self, t: Time) -> Level:
-    """Signal and noise at a time of the schedule's own kind."""
+    """Signal and noise at time t: whole steps, or real numbers."""
     ...
 
   def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
-    """Where arcsinh(sigma / alpha) is a: t / T."""
+    """The t / T at which arcsinh(sigma / alpha) is a."""
     ...
 
   def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
-    """Where the log-SNR is that."""
+    """The time at which the log-SNR has this value."""
     ...
 
   def noise_scale(self, t: Time) -> Float[Array, ""] | float:
-    """Standard deviation of the noise that a walk from t starts at."""
+    """Standard deviation of the noise from which sampling starts at t."""
     ...
 
 
 def in_whole_steps(schedule: Schedule) -> bool:
-  """Whether time is a step of a table, not a real number."""
+  """Whether the schedule is discrete: its times are steps of a table."""
   return isinstance(schedule.T, int)
 
 

@@ -1,7 +1,7 @@
-"""How likely a model finds data, in bits per dimension.
+"""The likelihood of data under a model, in bits per dimension.
 
-Two numbers that cannot be compared with one another: the variational bound on
-the probability of the data's levels, and the density of the probability flow.
+There are two, which cannot be compared with each other: the variational bound
+for quantised data, and the density of the probability flow.
 """
 
 import math
@@ -21,9 +21,9 @@ from diffusion_jax.schedules import Schedule, in_whole_steps
 
 
 def bits_of_a_bin(levels: int) -> float:
-  """Density over probability of a value dequantised in its bin, in bits.
+  """Bits per dimension that turn a -log2 density into a -log2 probability.
 
-  Of 2 k / (levels - 1) - 1 + u, with u uniform within +-1 / (levels - 1).
+  For data 2 k / (levels - 1) - 1 + u, with u uniform in +-1 / (levels - 1).
   """
   return math.log2((levels - 1) / 2)
 
@@ -36,10 +36,10 @@ class Bound(NamedTuple):
 
   Attributes:
     total: prior plus the sum of vb, bits per dimension.
-    prior: That of where the walk begins, see ``bound.prior``.
-    vb: One term per move, the last is the decoder, bits per dimension.
-    mse: Mean squared error of the noise at each move.
-    x0_mse: Mean squared error of the clean data at each move.
+    prior: The KL where the steps begin, see ``bound.prior``.
+    vb: One term per step, the last is the decoder, bits per dimension.
+    mse: Mean squared error of the noise at each step.
+    x0_mse: Mean squared error of the clean data at each step.
   """
 
   total: Float[Array, " B"]
@@ -60,19 +60,19 @@ def variational_bound(
   pairs: timesteps.Pairs | None = None,
   first: int | Int[Array, ""] = 0,
 ) -> Bound:
-  """The bound on -log2 p(x_0) per dimension: one network call per move.
+  """The bound on -log2 p(x_0) per dimension: one network call per step.
 
   Each term is estimated with one fresh draw of x_t. The mean over images is
   unbiased; its standard error is that of the totals.
 
   Args:
-    predict: The network, clipped as the published evaluations do.
+    predict: The network, clipped as in the published evaluations.
     schedule: The noise schedule.
     x0: Data, 2 k / (levels - 1) - 1.
     key: The root of all noise; image k's draws depend on key and k alone.
-    cdf: Of the decoder, see ``bound.discretised_log_prob``.
-    levels: How many values a number of the data can have.
-    pairs: The (t, s) of the model, from where it starts; by default all T.
+    cdf: CDF of the decoder, see ``bound.discretised_log_prob``.
+    levels: The number of values that each pixel can have.
+    pairs: The steps (t, s) of the model, from its start; by default all T.
     first: The number of the first image.
 
   Returns:
@@ -128,10 +128,10 @@ def variational_bound_with(
 
 
 def _check_visited(schedule: Schedule, visited: np.ndarray) -> None:
-  """Refuses times that do not ascend, or leave out an end of a table.
+  """Checks that times ascend and include both ends of a table.
 
   Raises:
-    ValueError: Saying which.
+    ValueError: If they do not; names the fault.
   """
   ends = [*visited[:1].tolist(), *visited[-1:].tolist()]
   whole = in_whole_steps(schedule)
@@ -157,15 +157,15 @@ def probability_flow(
 ) -> Float[Array, " B"]:
   """-log2 of the density that the probability flow gives to x.
 
-  With r = sqrt(alpha_t^2 + sigma_t^2), which is 1 on the vp path, z = x / r
-  and the angle phi, tan phi = sigma_t / alpha_t, the flow is dz/dphi =
-  v_hat / r, and d log p(z) / dphi is minus its divergence (Song et al. 2021,
-  section 4.3, in the variable of Salimans and Ho 2022, appendix D), by
-  Hutchinson's estimator with random signs. Heun's method walks the steps
-  upwards; at T the density is that of the noise where sampling starts.
+  With r = sqrt(alpha_t^2 + sigma_t^2), which is 1 on a VP path, z = x / r and
+  the angle phi, tan phi = sigma_t / alpha_t, the flow is dz/dphi = v_hat / r,
+  and d log p(z) / dphi is minus its divergence (Song et al. 2021, section 4.3,
+  in the variable of Salimans and Ho 2022, appendix D), by Hutchinson's
+  estimator with random signs. Heun's method integrates upwards over the steps;
+  at T the density is that of the noise where sampling starts.
 
-  x is taken as a sample of step 1, the cleanest that the network knows: the
-  density is that of x_1 = alpha_1 x_0 + sigma_1 eps. For 8-bit images that
+  x is taken as a sample at step 1, the cleanest of the network: the density is
+  that of x_1 = alpha_1 x_0 + sigma_1 eps. For 8-bit images that
   were dequantised with uniform noise, add ``BITS_OF_A_BIN`` per dimension
   for a bound on their discrete likelihood. It is not the number that
   ``variational_bound`` estimates.
@@ -173,9 +173,9 @@ def probability_flow(
   Args:
     predict: The network. Not clipped: a clipped flow has no density.
     schedule: The noise schedule.
-    x: Data; of the whole real line, so dequantise.
+    x: Data with a density, so dequantise images.
     key: For the estimator: one draw of signs for each image.
-    visited: Steps to stand on, ascending from 1 to T; by default all.
+    visited: Steps of the integration, ascending from 1 to T; by default all.
 
   Returns:
     [B], bits per dimension.

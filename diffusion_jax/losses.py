@@ -2,9 +2,9 @@
 
 ``simple``, ``vlb`` and ``hybrid`` draw their own t and noise;
 ``weighted_mse``, ``vlb_at`` and ``hybrid_at`` are the deterministic cores that
-take them. Each calls the network once. The squared error is measured in the
-space of the network's target or, where another is asked for, converted to it.
-A weight is one of the noise's error: it means the same thing whatever the
+take them. Each calls the network once. The squared error is that of the
+network's target or, with ``space``, converted to another target. A weight
+always multiplies the error of the noise, so it means the same whatever the
 network predicts.
 """
 
@@ -80,9 +80,9 @@ def weighted_mse(
     x0: Clean data.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    weight: Of ||eps - eps_hat||^2, one of ``weights``; instead of a space.
-    space: The target whose squared error counts, by default the network's own
-      (JiT predicts x_0 and counts the error of v, Li and He 2025).
+    weight: Weight of ||eps - eps_hat||^2, see ``weights``; excludes ``space``.
+    space: The target whose squared error is the loss, by default the network's
+      own (JiT predicts x_0 and minimises the error of v, Li and He 2025).
 
   Returns:
     [B], the mean over all axes but the first.
@@ -120,7 +120,7 @@ def vlb_at(
   scaled: bool = True,
   levels: int = 256,
 ) -> Float[Array, " B"]:
-  """L_vlb: the bound's term of the move from t to t - 1.
+  """L_vlb: the bound's term for the step from t to t - 1.
 
   Args:
     predict: The network, see ``prediction``; not clipped.
@@ -128,9 +128,9 @@ def vlb_at(
     x0: Clean data, 2 k / (levels - 1) - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    scaled: T times the term: over uniform t its mean is the whole sum
+    scaled: Return T times the term: over uniform t its mean is the whole sum
       ("rescaled KL" in the published code). False is the term itself.
-    levels: How many values a number of the data can have.
+    levels: The number of values that each pixel can have.
 
   Returns:
     [B], bits per dimension.
@@ -165,25 +165,25 @@ def hybrid_at(
 ) -> Float[Array, " B"]:
   """L_hybrid = L_simple + lambda L_vlb (Improved DDPM, eq. 16).
 
-  The bound teaches the variance alone: it sees the mean through a
-  stop-gradient, and no clipping.
+  The bound trains only the variance: a stop-gradient holds the mean fixed.
+  Nothing is clipped.
 
   Args:
-    predict: The network, which learns its variance; not clipped.
+    predict: The network, with a learned variance; not clipped.
     schedule: The noise schedule.
     x0: Clean data, 2 k / (levels - 1) - 1.
     t: Steps, 1..T.
     eps: The noise to add, the shape of x0.
-    vlb_weight: lambda, of the whole sum (T times the term at t, in bits per
-      dimension). The published code's rescaled form is 1e-3; where it does
-      not rescale, 1 / T.
-    levels: How many values a number of the data can have.
+    vlb_weight: lambda, the weight of the whole sum (T times the term at t, in
+      bits per dimension). The published code's rescaled form is 1e-3; where
+      it does not rescale, 1 / T.
+    levels: The number of values that each pixel can have.
 
   Returns:
     [B].
 
   Raises:
-    ValueError: If the variance is not a learned one.
+    ValueError: If the variance is not learned.
   """
   x_t = process.q_sample(schedule, x0, t, eps)
   p = predict(x_t, t)
@@ -209,12 +209,12 @@ def uncertain(
 ) -> Float[Array, " B"]:
   """Loss / exp(u) + u (Karras et al. 2024, eq. 21).
 
-  Least where u is the logarithm of the loss that is to be expected: every noise
-  level then counts the same, whatever its loss.
+  Minimal where u is the logarithm of the expected loss, so that every noise
+  level counts the same.
 
   Args:
-    loss: Not negative.
-    u: Learnt with the network, from the noise level alone.
+    loss: [B], not negative.
+    u: [B], learned with the network, a function of the noise level.
 
   Returns:
     [B].

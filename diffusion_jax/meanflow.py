@@ -1,4 +1,4 @@
-"""MeanFlow: the average velocity over a step, by one forward derivative.
+"""MeanFlow: the average velocity over a step, by one forward-mode derivative.
 
 On the straight path of ``flow``, z = x / (alpha + sigma) and tau = sigma /
 (alpha + sigma), with the velocity v of the probability flow (Geng et al. 2025),
@@ -52,19 +52,19 @@ def identity(
   v: Batch,
   along: Batch,
 ) -> tuple[Batch, Batch]:
-  """U, and what it should be: v - (tau_t - tau_s) dU / dtau (eq. 6).
+  """U, and its target v - (tau_t - tau_s) dU / dtau (eq. 6).
 
   Args:
-    average: ``(z, t) -> U`` of steps to s.
-    schedule: The noise schedule, of real time.
-    z: Where the steps begin.
-    t: When; [B].
-    s: Where they lead; [B].
-    v: The velocity there, or an unbiased estimate of it.
-    along: The velocity of the derivative, v or a better estimate.
+    average: ``(z, t) -> U`` for steps to s.
+    schedule: The noise schedule, continuous.
+    z: The samples at the start of the steps.
+    t: Their times, [B].
+    s: The times that the steps move to, [B].
+    v: The velocity at (z, t), or an unbiased estimate of it.
+    along: The velocity along which to differentiate, v or a better estimate.
 
   Returns:
-    U and its target, no gradient in the target.
+    U and its target, without a gradient in the target.
   """
 
   def tau(t):
@@ -80,15 +80,15 @@ def identity(
 def guided(
   v: Batch, strong: Batch, weak: Batch, omega: Real | float, kappa: Real | float
 ) -> Batch:
-  """Omega v + kappa strong + (1 - omega - kappa) weak (eq. 19).
+  """The velocity omega v + kappa strong + (1 - omega - kappa) weak (eq. 19).
 
-  What a network learns with it is guided with scale omega / (1 - kappa), in one
+  A network trained on it has guidance of scale omega / (1 - kappa) in a single
   call. omega = 1 has the least variance (improved MeanFlow, Geng et al. 2025).
 
   Args:
     v: The velocity, or an unbiased estimate of it.
-    strong: The network's own, with its condition.
-    weak: The network's own, without.
+    strong: The network's velocity with its condition.
+    weak: The network's velocity without it.
     omega: See above.
     kappa: See above.
 
@@ -103,12 +103,12 @@ def adaptive(
 ) -> Float[Array, " B"]:
   """The mean square, with the gradient of |error|^2 / (|error|^2 + c)^p.
 
-  The divisor is a constant (eq. 22). With p = 1 the published loss is close to
-  1 whatever the network has learnt, so this one shows the error itself.
+  The divisor has no gradient (eq. 22). With p = 1 the published loss is close
+  to 1 however good the network is, so this one returns the error itself.
 
   Args:
-    error: U less its target.
-    power: p; 0 weighs all examples alike.
+    error: U minus its target.
+    power: p; 0 weights all examples equally.
     offset: c.
 
   Returns:
@@ -121,10 +121,10 @@ def adaptive(
 
 
 class Guidance(NamedTuple):
-  """Guidance that is learnt.
+  """Guidance that the network learns in training.
 
   Attributes:
-    null: ``cond -> cond`` without its condition, see ``conditions``.
+    null: ``cond -> cond``, the null condition, see ``conditions``.
     omega: See ``guided``.
     kappa: See ``guided``.
     interval: Times between which to guide, both included; None is all.
@@ -137,7 +137,7 @@ class Guidance(NamedTuple):
 
 
 class Spans(NamedTuple):
-  """Steps from t to s, and a teacher's velocity at t where there is one."""
+  """Steps from t to s, and the teacher's velocity at t, if there is one."""
 
   x0: Batch
   cond: Cond
@@ -163,29 +163,30 @@ def meanflow(
   condition: Callable[..., Cond] | None = None,
   teacher: Teacher | None = None,
 ) -> Objective:
-  """Learns U from data, or from a teacher's velocity.
+  """Trains U on data, or on a teacher's velocity.
 
   Args:
     apply: The network, which predicts ``targets.flow``.
-    schedule: The noise schedule, of real time.
-    scale: Of its input, see ``prediction.predictor``.
-    clock: Its two times, see ``prediction.predictor``; finite at 0.
-    draw: ``(key, B, T) -> t``, see ``timesteps``: of both times, sorted.
-    draw_s: Of the second time, where it has a distribution of its own.
-    equal: Part of the examples with s = t, whose target is v itself.
+    schedule: The noise schedule, continuous.
+    scale: Scales its input, see ``prediction.predictor``.
+    clock: The two times it gets, see ``prediction.predictor``; finite at 0.
+    draw: ``(key, B, T) -> t``, see ``timesteps``: draws both times, which are
+      then sorted.
+    draw_s: Draws the second time, if it has another distribution.
+    equal: Fraction of examples with s = t, whose target is v itself.
     power: See ``adaptive``.
     offset: See ``adaptive``.
-    improved: Derive along the network's own v, not along eps - x_0: the target
-      then has no more noise than v (improved MeanFlow).
+    improved: Differentiate along the network's own v, not along eps - x_0: the
+      target then has no more noise than v (improved MeanFlow).
     guidance: Guidance to learn.
     condition: See ``objectives.diffusion``.
     teacher: A diffusion model, ``state -> predict``.
 
   Returns:
-    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+    The objective, for batches with "image", [B, H, W, C] in [-1, 1].
 
   Raises:
-    ValueError: If the schedule has whole steps, or equal is no part.
+    ValueError: If the schedule is discrete, or ``equal`` is not in [0, 1].
   """
   if in_whole_steps(schedule):
     raise ValueError(
@@ -240,22 +241,22 @@ def _average(predict, schedule, z, t, s, cond) -> Batch:
 
 
 def _velocity(p: Prediction) -> Batch:
-  """Dz / dtau on the way from x0_hat to eps_hat."""
+  """The velocity dz / dtau of the line from x0_hat to eps_hat."""
   return p.eps_hat - p.x0_hat
 
 
 def _two_times(key, t, draw, T, equal) -> tuple[Any, Any]:
-  """T and a second time before it, which is t itself in a part of them."""
+  """Times t and s <= t, with s = t in a fraction ``equal`` of them."""
   key_s, key_order, key_equal = jax.random.split(key, 3)
   s = draw(key_s, len(t), T)
-  # Even draws would pair every t with an s as far away.
+  # Evenly spread draws would put every s at the same distance from its t.
   s = jax.random.permutation(key_order, s)
   t, s = jnp.maximum(t, s), jnp.minimum(t, s)
   return t, jnp.where(jax.random.bernoulli(key_equal, equal, t.shape), t, s)
 
 
 def _learnt_guidance(guidance: Guidance, now, cond, v, t):
-  """The guided velocity, where a condition is there and the time is right."""
+  """The guided velocity, for examples with a condition, within the interval."""
   null = guidance.null(cond)
   same = [
     (a == b).reshape(len(t), -1).all(axis=1)
@@ -270,7 +271,7 @@ def _learnt_guidance(guidance: Guidance, now, cond, v, t):
 
 
 def straight(schedule: Schedule, t: Time) -> tuple[Real, Real]:
-  """Alpha + sigma, and tau = sigmoid(-log SNR / 2)."""
+  """The sum alpha + sigma, and tau = sigmoid(-log SNR / 2)."""
   at = schedule.at(t)
   return at.alpha + at.sigma, jax.nn.sigmoid(-at.log_snr / 2)
 
@@ -285,18 +286,18 @@ def step(
 ) -> tuple[Batch, Batch]:
   """z_s = z_t - (tau_t - tau_s) U(z_t, t, s) (eq. 4).
 
-  DDIM's step of a network that knows where it leads; one from T to 0 is the
-  whole sampler.
+  DDIM's step with a network that takes both times; a single step from T to 0
+  is the whole sampler.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at t.
-    t: Where it stands.
-    s: Where to go, below t.
+    t: The time of x_t.
+    s: The time to move to, below t.
     eps: Unused; the step is deterministic.
 
   Returns:
-    x_s, and x0_hat as if the step went on to the end.
+    x_s, and x0_hat as if the step went all the way to 0.
   """
   return samplers.ddim_step(towards(predict, s), schedule, x_t, t, s, eps)

@@ -1,8 +1,8 @@
-"""What training makes small: a loss for each example, and how it is drawn.
+"""What training minimises: a random draw for a batch, and its losses.
 
-``training.train_step`` knows no more than this: what is drawn of a batch, all
-at once, and what it costs. A diffusion model and a classifier of noisy images
-are two objectives of one training program; so is a student of a teacher.
+``training.train_step`` uses nothing else: it draws once for the whole batch,
+then computes a loss for each example. A diffusion model, a classifier of noisy
+images and a student of a teacher are objectives of one training program.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ from diffusion_jax.schedules import Schedule, in_whole_steps
 from diffusion_jax.state import Params, TrainState
 from diffusion_jax.targets import Target
 
-BINS = 1000  # of real time
+BINS = 1000  # of continuous time
 
 
 class Draw(NamedTuple):
-  """What is drawn of a batch.
+  """What is drawn for a batch.
 
   Attributes:
-    examples: A pytree whose arrays have an entry for each example; cut into
+    examples: A pytree whose arrays have an entry for each example; split into
       micro-batches along that axis.
-    bin: Which of ``Objective.bins`` equal parts of time each is of, the
-      cleanest is 0.
-    scale: What each loss is multiplied with, where times are not drawn as the
-      loss means them.
+    bin: Which of ``Objective.bins`` equal parts of time each example falls in;
+      the cleanest is 0.
+    scale: Multiplies each loss, to correct for times that are not drawn from
+      the loss's own distribution.
   """
 
   examples: Any
@@ -42,12 +42,12 @@ class Draw(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """What training makes small.
+  """What training minimises.
 
   Attributes:
     draw: ``(key, state, batch) -> Draw``, from the run's training key.
     loss: ``(params, examples, key) -> [B]``; the key is dropout's.
-    bins: Parts of time that figures, and past losses, tell apart.
+    bins: How many parts of time logs and loss-aware sampling distinguish.
   """
 
   draw: Callable[[Key[Array, ""], TrainState, Any], Draw]
@@ -62,17 +62,17 @@ class Apply(Protocol):
   def __call__(
     self, params: Params, x_t: Batch, t: Any, cond: Cond, key: Key[Array, ""], /
   ) -> Any:
-    """What it returns, its dropout drawn with the key."""
+    """The network's output, with dropout drawn from the key."""
     ...
 
 
-# What there is to learn from beside the data: of its frozen parameters
-# (state.teacher), of an average, or of nothing in the state at all.
+# A second network to learn from: with frozen parameters (state.teacher), with
+# an average of the student's, or independent of the state.
 Teacher = Callable[[TrainState], Predict]
 
 
 class Noised(NamedTuple):
-  """Examples of a process: data, and where the noise takes them."""
+  """Examples of diffusion training: data, a time and noise."""
 
   x0: Batch
   cond: Cond
@@ -93,25 +93,25 @@ def diffusion(
   condition: Callable[..., Cond] | None = None,
   uncertainty: Callable[[Params, Any], Float[Array, " B"]] | None = None,
 ) -> Objective:
-  """Learns to predict (DDPM, algorithm 1).
+  """Trains a diffusion model (DDPM, algorithm 1).
 
   Args:
     apply: The network.
     schedule: The noise schedule.
     target: What the network predicts.
     variance: See ``prediction.predictor``.
-    scale: Of its input, see ``prediction.predictor``.
-    clock: Its time, see ``prediction.predictor``.
-    loss_at: ``(predict, schedule, x0, t, eps) -> [B]``: a core of ``losses``
-      with its options bound.
+    scale: Scales its input, see ``prediction.predictor``.
+    clock: The time it gets, see ``prediction.predictor``.
+    loss_at: ``(predict, schedule, x0, t, eps) -> [B]``: a function of
+      ``losses`` with its options bound.
     draw: ``(key, B, T) -> t``, see ``timesteps``.
     condition: ``(batch, key, step) -> cond``, see ``conditions``; by default
       there is none.
     uncertainty: ``(params, t) -> u``, see ``losses.uncertain``; by default the
-      loss is taken as it is.
+      loss is not changed.
 
   Returns:
-    The objective, of batches with "image", [B, H, W, C] in [-1, 1].
+    The objective, for batches with "image", [B, H, W, C] in [-1, 1].
   """
 
   def loss(params, examples, key):
@@ -134,9 +134,9 @@ def classification(
   *,
   draw: Callable[..., Any] = timesteps.uniform,
 ) -> Objective:
-  """Learns the class of noisy images: -log p(y | x_t), in nats.
+  """Trains a classifier of noisy images: -log p(y | x_t), in nats.
 
-  A classifier that knows nothing scores log of the number of classes.
+  The loss of a uniform guess is the log of the number of classes.
 
   Args:
     apply: The classifier; it returns logits.
@@ -144,7 +144,7 @@ def classification(
     draw: ``(key, B, T) -> t``, see ``timesteps``.
 
   Returns:
-    The objective, of batches with "image" and "label".
+    The objective, for batches with "image" and "label".
   """
 
   def loss(params, examples, key):
@@ -160,12 +160,12 @@ def classification(
 
 
 def bins_of(schedule: Schedule) -> int:
-  """Whole steps, or as many equal parts of real time."""
+  """The number of steps, or of equal parts of continuous time."""
   return int(schedule.T) if in_whole_steps(schedule) else BINS
 
 
 def bin_of(schedule: Schedule, t: Any) -> Int[Array, " B"]:
-  """Which part of time each t is in, the cleanest is 0."""
+  """The bin that each t falls in; the cleanest is 0."""
   bins = bins_of(schedule)
   whole = in_whole_steps(schedule)
   bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
@@ -173,7 +173,7 @@ def bin_of(schedule: Schedule, t: Any) -> Int[Array, " B"]:
 
 
 def noising(schedule: Schedule, draw, condition):
-  """Draws times, by past losses where there are any, and noise.
+  """Draws times (by past losses, if the state has them) and noise.
 
   Args:
     schedule: The noise schedule.

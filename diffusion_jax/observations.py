@@ -1,4 +1,4 @@
-"""Linear observations of images: what restoration undoes.
+"""Linear observations of images, for ``restoration`` to invert.
 
 An observation is any linear function of a batch, ``observe(x) -> y``; its
 transpose is JAX's.
@@ -21,13 +21,13 @@ Observe = Callable[[Batch], Observed]
 
 
 def inpainting(mask: np.ndarray) -> Observe:
-  """The values where ``mask`` [H, W, C] is not 0, in a row for each image."""
+  """The values where ``mask`` [H, W, C] is not 0, as a vector per image."""
   known = np.flatnonzero(mask)
   if not known.size:
     raise ValueError("the mask is 0 everywhere; 1 is where a value is known")
 
   def observe(x):
-    # Another mask would name other values, and none beyond the last.
+    # Indices beyond the image would be clamped without an error.
     _check_image("the mask is", np.shape(mask), x)
     return x.reshape(len(x), -1)[:, known]
 
@@ -48,7 +48,7 @@ def blurring(width: float) -> Observe:
     width: Standard deviation in pixels.
 
   Returns:
-    The blur, which leaves the shape as it is.
+    The blur; it keeps the shape.
 
   Raises:
     ValueError: If the width is not above 0.
@@ -70,7 +70,7 @@ def blurring(width: float) -> Observe:
 
 
 def downsampling(size: Sequence[int]) -> Observe:
-  """Means of equal boxes, size of them: to undo is to enlarge."""
+  """Means of equal boxes, to this size; its inverse is upsampling."""
   return functools.partial(upsampling.shrink, size=size)
 
 
@@ -78,15 +78,15 @@ def measuring(key: Key[Array, ""], shape: Sequence[int], count: int) -> Observe:
   """Random sums of all values of an image: compressed sensing.
 
   Args:
-    key: Of the matrix, whose entries are N(0, 1 / count).
-    shape: Of one image.
-    count: How many numbers are measured of it.
+    key: For the matrix, whose entries are N(0, 1 / count).
+    shape: The shape of one image.
+    count: The number of measurements of each.
 
   Returns:
     ``x -> [B, count]``.
 
   Raises:
-    ValueError: If nothing is measured, or pictures have another shape.
+    ValueError: If count is below 1, or images have another shape.
   """
   if not isinstance(count, int | np.integer) or count < 1:
     raise ValueError(f"{count=} must be a whole number, at least 1")

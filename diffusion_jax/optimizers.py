@@ -1,4 +1,4 @@
-"""Optimizers by name, and how the learning rate changes."""
+"""Optimizers and learning-rate schedules, by name."""
 
 import math
 from typing import Any
@@ -12,21 +12,21 @@ from optax import contrib
 from diffusion_jax.clipping import clip_by_global_norm
 from diffusion_jax.state import Params, TrainState
 
-# What is left of the learning rate at step / decay_steps.
+# Fraction of the learning rate at step / decay_steps.
 DECAYS = {
   "cosine": lambda part: 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(part, 1))),
   "linear": lambda part: 1 - jnp.minimum(part, 1),
-  # Constant, and in the last fifth to 0 (Hu et al. 2024, MiniCPM; Hagele et al.
-  # 2024).
+  # Constant, then to 0 in the last fifth (Hu et al. 2024, MiniCPM; Hagele et
+  # al. 2024).
   "stable": lambda part: jnp.minimum(5 * (1 - jnp.minimum(part, 1)), 1),
   # EDM2 (Karras et al. 2024, eq. 67): constant up to decay_steps.
   "inverse_sqrt": lambda part: jax.lax.rsqrt(jnp.maximum(part, 1.0)),
 }
-# Of these the rate is 0 from decay_steps on.
+# Decays after which the rate is 0, from decay_steps on.
 ENDING = ("cosine", "linear", "stable")
 NAMES = ("adam", "muon", "schedule_free")
-# Muon's updates then have the root mean square of Adam's, so that one rate
-# serves both (Liu et al. 2025, section 2.2).
+# Gives Muon's updates the root mean square of Adam's, so that one rate works
+# for both (Liu et al. 2025, section 2.2).
 MUON_RMS = 0.2
 
 
@@ -40,11 +40,11 @@ def rate(
   """The learning rate at each step.
 
   Args:
-    lr: The largest.
+    lr: The peak.
     warmup_steps: The rate grows linearly, lr * min(step / warmup_steps, 1);
       the first update has rate 0, as in the DDPM code.
     decay_steps: If set, the rate also falls: to 0 at this step or, with
-      "inverse_sqrt", from it on. None stays constant.
+      "inverse_sqrt", from it on. None keeps it constant.
     decay: How it falls, a name in ``DECAYS``.
 
   Returns:
@@ -77,17 +77,17 @@ def optimizer(
 
   Args:
     lr: Learning rate.
-    name: "adam" is Adam as the papers use it, and AdamW with a weight decay;
-      "muon" takes kernels as matrices of inputs x outputs and orthogonalises
-      their momentum (Jordan et al. 2024), the rest to Adam; "schedule_free" is
-      AdamW that averages instead of a decay (Defazio et al. 2024), see
+    name: "adam" is Adam as in the papers, and AdamW with a weight decay; "muon"
+      treats kernels as matrices of inputs x outputs and orthogonalises their
+      momentum (Jordan et al. 2024), with Adam for the rest; "schedule_free" is
+      AdamW with averaging instead of a decay (Defazio et al. 2024), see
       ``evaluated``.
     warmup_steps: See ``rate``.
     decay_steps: See ``rate``.
     decay: See ``rate``.
     clip: Largest global norm of the gradient; None does not clip.
-    b1: Decay of Adam's first moment; of schedule-free, how far gradients are
-      taken towards the average.
+    b1: Decay of Adam's first moment; for "schedule_free", the interpolation
+      between parameters (0) and average (1) where gradients are taken.
     b2: Decay of Adam's second moment.
     eps: Adam's epsilon.
     weight_decay: Decoupled weight decay (AdamW).
@@ -96,7 +96,7 @@ def optimizer(
     The gradient transformation.
 
   Raises:
-    ValueError: If a number is out of its range; names it.
+    ValueError: If a number is out of range; the message names it.
   """
   for key, value, right, meaning in (
     ("lr", lr, 0 < lr < math.inf, "above 0 and finite"),
@@ -143,7 +143,7 @@ def optimizer(
 def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
   return optax.chain(
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-    # No decay leaves nothing to compute, and the same state.
+    # Without a decay there is nothing to compute; the state is the same.
     optax.add_decayed_weights(weight_decay)
     if weight_decay
     else optax.identity(),
@@ -152,9 +152,9 @@ def _adam(lr_at, b1, b2, eps, weight_decay) -> optax.GradientTransformation:
 
 
 def as_matrices(params: Params) -> Any:
-  """How Muon reads each parameter: a kernel's last axis are its outputs.
+  """How Muon reads each parameter: a kernel's last axis is its outputs.
 
-  None, for Adam, is all else: biases, scales, embeddings of classes.
+  None, which means Adam, for all others: biases, scales, class embeddings.
   """
 
   def of(path, x: Float[Array, "..."]):
@@ -167,7 +167,7 @@ def as_matrices(params: Params) -> Any:
 
 
 def evaluated(state: TrainState) -> Params:
-  """The parameters to draw with: schedule-free's average, or those trained."""
+  """The parameters to sample with: schedule-free's average, or the trained."""
   free = [
     node
     for node in jax.tree.leaves(

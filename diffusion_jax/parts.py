@@ -1,8 +1,8 @@
-"""What is known of an example beside its class: numbers, pictures, masks.
+"""Conditions beside the class: numbers, images, masks.
 
-Each is a part with a name and a dropout of its own. A network gets all numbers
-in one row, and all pictures as channels beside x_t; a part is followed by 1,
-and is zeros where it is hidden.
+Each is a part with its own name and dropout. A network gets all numbers in one
+row, and all images as channels beside x_t; each part is followed by a 1, and
+both are zeros where it is hidden.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Key
 
 
 class Vector(NamedTuple):
-  """One part of what is known of an example: an angle, a position, a dose.
+  """Numbers of an example as a condition: an angle, a position, a dose.
 
   Attributes:
-    name: As the batch has it.
-    mean: Of each of its numbers over the data, which becomes 0.
-    std: Their standard deviations, which become 1.
-    dropout: Part of the examples from which training hides it.
+    name: Its key in the batch.
+    mean: The mean of each number over the data, subtracted from it.
+    std: Their standard deviations, divided by.
+    dropout: Fraction of examples in which training hides it.
   """
 
   name: str
@@ -31,17 +31,17 @@ class Vector(NamedTuple):
 
   @property
   def width(self) -> int:
-    """What a network gets: the numbers, and whether they are known."""
+    """The length of the network's input: the numbers, and a 1 if given."""
     return len(self.mean) + 1
 
 
 class Plane(NamedTuple):
-  """One picture that is known of each example: a mask, a sketch, a neighbour.
+  """An image of each example as a condition: a mask, a sketch, a neighbour.
 
   Attributes:
-    name: As the batch has it.
-    channels: Of the picture.
-    dropout: Part of the examples from which training hides it.
+    name: Its key in the batch.
+    channels: Channels of the image.
+    dropout: Fraction of examples in which training hides it.
   """
 
   name: str
@@ -50,25 +50,26 @@ class Plane(NamedTuple):
 
   @property
   def width(self) -> int:
-    """Channels that a network gets: the picture's, and whether it is known."""
+    """Channels of the network's input: the image's, and one of 1 if given."""
     return self.channels + 1
 
 
 def standardised(
   numbers: Mapping[str, np.ndarray], dropout: Mapping[str, float] | float = 0.0
 ) -> tuple[Vector, ...]:
-  """The parts of a source's ``vectors``, as ``Conditions`` takes them.
+  """The ``Conditions.vectors`` of a data source's ``vectors``.
 
   Args:
     numbers: [N, n] by name, of all examples.
-    dropout: Part of the examples from which training hides each; one number,
-      or by name.
+    dropout: Fraction of examples in which training hides each; one number, or
+      by name.
 
   Returns:
     The parts, with mean and standard deviation over the data.
 
   Raises:
-    ValueError: If a rate is none, is of no part, or a part is constant.
+    ValueError: If a rate is not in [0, 1) or names no part, or a part is
+      constant.
   """
   rates = dropout
   if not isinstance(rates, Mapping):
@@ -95,20 +96,20 @@ def standardised(
 def vector(
   parts: Sequence[Vector], numbers: Mapping[str, Any], count: int
 ) -> Float[Array, "B width"]:
-  """All parts in a row, each standardised and followed by 1; hidden, zeros.
+  """All parts in a row, each standardised and followed by 1; zeros if hidden.
 
-  The 1 tells a network what is hidden from what is average.
+  The 1 distinguishes an average value from a hidden one.
 
   Args:
-    parts: Which there can be.
-    numbers: Those that are known, by name: [B, n], or [n] for all alike.
+    parts: The parts in the order of the row.
+    numbers: Given values by name: [B, n], or [n] for the whole batch.
     count: B.
 
   Returns:
     The row of each example.
 
   Raises:
-    ValueError: If a part has another number of numbers.
+    ValueError: If the values of a part have a wrong shape.
   """
   row = []
   for part in parts:
@@ -137,22 +138,23 @@ def planes(
   count: int,
   size: tuple[int, ...] | None,
 ) -> Float[Array, "B H W width"]:
-  """All pictures side by side, each followed by a channel of 1; hidden, zeros.
+  """All images as channels, each followed by a channel of 1; zeros if hidden.
 
-  The 1 tells a network what is hidden from what is grey.
+  The 1 distinguishes a grey image from a hidden one.
 
   Args:
-    parts: Which there can be.
-    pictures: Those that are known, by name: [B, H, W, C] in [-1, 1], or
-      [H, W, C] for all alike.
+    parts: The parts in the order of the channels.
+    pictures: Given images by name: [B, H, W, C] in [-1, 1], or [H, W, C] for
+      the whole batch.
     count: B.
-    size: (H, W); None takes that of a picture that is known.
+    size: (H, W); None takes that of the first image given.
 
   Returns:
     The channels of each example.
 
   Raises:
-    ValueError: If a picture has another shape, or no size is known.
+    ValueError: If an image has a wrong shape, or there is neither a size nor an
+      image.
   """
   known = [pictures[p.name] for p in parts if pictures.get(p.name) is not None]
   if size is None and not known:
@@ -180,7 +182,7 @@ def planes(
 
 
 def width(parts: Sequence[Vector | Plane]) -> int:
-  """Of all parts in a row, which a network takes as ``vector``, ``planes``."""
+  """The total width of parts, that of ``vector`` or ``planes``."""
   return sum(part.width for part in parts)
 
 
@@ -202,7 +204,7 @@ def hide(
   row: Float[Array, "B ... width"],
   known: Sequence[Bool[Array, " B"]],
 ) -> Float[Array, "B ... width"]:
-  """The row, or the channels, in which parts that are not known are zeros."""
+  """The row, or the channels, with the parts that are not known set to 0."""
   widths = [part.width for part in parts]
   mask = jnp.repeat(
     jnp.stack(known, axis=1), np.array(widths), axis=1,

@@ -1,12 +1,12 @@
-"""The door: a network is met once, and what it says is read once.
+"""From a network to predictions: its output is interpreted in one place.
 
   predict = dj.predictor(apply, schedule, target=dj.targets.v)
   predict(x_t, t, cond) -> Prediction
 
-What a network's input is scaled by, what it gets for the time, what it predicts
-and how its variance is read are settled here and nowhere else. Steps,
-solvers, losses and likelihoods take a ``predict``; clipping and guidance make
-one of another. A closed form is as welcome as a U-Net.
+How a network's input is scaled, what it gets as its time, what it predicts and
+how its variance is parameterised are set here and nowhere else. Steps, solvers,
+losses and likelihoods take a ``predict``; clipping and guidance turn one into
+another. A closed form works as well as a U-Net.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from diffusion_jax.targets import Target
 Cond = Any
 # (schedule, x_t, t, s, above, raw) -> log-variance of p.
 Variance = Callable[..., Float[Array, "..."]]
-# The key of a condition that says where a step leads.
+# The key of a condition that holds the time a step moves to.
 END = "s"
 # A number for each time, [B] or [].
 Scale = Callable[[Schedule, Time], Any]
@@ -41,17 +41,17 @@ Apply = Callable[[Any, Any], Any] | Callable[[Any, Any, Cond], Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What is predicted of x_t, a pytree.
+  """A prediction from x_t, a pytree.
 
   Attributes:
-    output: The target F as the network, or its guide, predicts it.
+    output: The predicted target F, of the network or after guidance.
     x0_hat: The clean data.
     eps_hat: The noise that leads from x0_hat to x_t.
     mean_x0: The clean data for the mean of p: x0_hat, unless the network
       predicts that mean itself.
-    raw: What the network says of a learned variance.
+    raw: The network's output for a learned variance.
     target: What F is.
-    variance: How the variance of p is read, a name in ``VARIANCES``.
+    variance: How the variance of p is parameterised, a name in ``VARIANCES``.
   """
 
   # Any: libraries make trees of shapes or of truths of the same structure.
@@ -66,10 +66,10 @@ class Prediction:
 
 @runtime_checkable
 class Predict(Protocol):
-  """What steps, solvers, losses and likelihoods ask."""
+  """A network as steps, solvers, losses and likelihoods call it."""
 
   def __call__(self, x_t: Any, t: Any, /, cond: Cond = None) -> Prediction:
-    """A prediction of a batch at one time, or at one for each example."""
+    """The prediction for a batch at one time, or one for each example."""
     ...
 
 
@@ -95,7 +95,7 @@ def predictor(
   scale: Scale | None = None,
   clock: Scale | None = None,
 ) -> Predict:
-  """Makes a network one that predicts.
+  """Wraps a network, so that it returns a ``Prediction``.
 
   Args:
     apply: The network.
@@ -105,12 +105,12 @@ def predictor(
       is beta_{t|s}; "learned" is exp of the second half of the output's
       channels and "learned_range" interpolates between the two fixed ones in
       the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
-    scale: What the network's input is multiplied with (EDM's c_in).
-    clock: What it gets for a time (EDM's c_noise), by default t itself; also
-      for the second one of ``towards``.
+    scale: Multiplies the network's input (EDM's c_in).
+    clock: The time that the network gets (EDM's c_noise), by default t itself;
+      also applied to the second time of ``towards``.
 
   Returns:
-    The door to it. Nothing is clipped, see ``clipped``.
+    ``predict``. Nothing is clipped, see ``clipped``.
 
   Raises:
     ValueError: If the variance is not a known name.
@@ -136,7 +136,7 @@ def _split(output, shape: tuple[int, ...], variance: str):
   """The channels of the target, and those of a learned variance."""
   learned = variance.startswith("learned")
   expected = *shape[:-1], shape[-1] * (2 if learned else 1)
-  # One that broadcasts would be read, too, as the same number everywhere.
+  # An output that broadcasts would pass, too, as one number for all pixels.
   if output.shape != expected:
     raise ValueError(
       f"{variance=} with an input of shape {shape} needs an output of "
@@ -155,16 +155,16 @@ def read(
   target: Target = targets.x0,
   variance: str = "fixed_small",
 ) -> Prediction:
-  """The prediction that F stands for.
+  """The prediction that follows from a network's output F.
 
   Args:
     schedule: The noise schedule.
     x_t: The noisy sample.
-    t: Where it stands.
+    t: The time of x_t.
     F: The target as predicted; by default x0_hat itself.
-    raw: What is said of a learned variance.
+    raw: The output for a learned variance.
     target: What F is.
-    variance: How the variance of p is read.
+    variance: How the variance of p is parameterised.
 
   Returns:
     The prediction.
@@ -175,7 +175,7 @@ def read(
 
 
 def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
-  """Eps = (x_t - alpha_t x_0) / sigma_t."""
+  """The noise of x_t: eps = (x_t - alpha_t x_0) / sigma_t."""
   alpha, sigma = process.rates(schedule, t, x_t)
   return (x_t - alpha * x0) / sigma
 
@@ -184,9 +184,9 @@ def eps_from_x0(schedule: Schedule, x_t: Batch, t: Time, x0: Batch) -> Batch:
 
 
 def given(predict: Predict, condition: Cond) -> Predict:
-  """Binds a condition, for steps and losses, which know of none.
+  """Binds a condition, since steps and losses pass none.
 
-  All that a step may add is where it leads, see ``towards``.
+  A step may add only the time that it moves to, see ``towards``.
   """
 
   def bound(x_t, t, cond=None):
@@ -198,17 +198,17 @@ def given(predict: Predict, condition: Cond) -> Predict:
 
 
 def towards(predict: Predict, s: Time) -> Predict:
-  """Says where a step leads, to a network that has a second time as input.
+  """Passes the time that a step moves to, for networks that take two times.
 
-  What such a network predicts at t serves the step to s alone: ``flow``'s
-  velocity is then an average over the step (``meanflow``).
+  Such a network's prediction at t is for the step to s alone: the velocity of
+  ``flow`` is then an average over the step (``meanflow``).
 
   Args:
-    predict: What predicts; its condition is a dict, or none.
-    s: The second time, which the condition has under "s".
+    predict: The network; its condition is a dict, or None.
+    s: The second time, which becomes "s" in the condition.
 
   Returns:
-    The same, of that step.
+    ``predict`` for that step.
   """
 
   def bound(x_t, t, cond=None):
@@ -218,16 +218,16 @@ def towards(predict: Predict, s: Time) -> Predict:
 
 
 def clipped(predict: Predict, schedule: Schedule) -> Predict:
-  """Clips x0_hat to [-1, 1], where pictures are (DDPM's published code).
+  """Clips x0_hat to [-1, 1], the range of images (DDPM's published code).
 
-  A network that predicts the mean of a step keeps its mean.
+  The mean of a step that a network predicts directly is not changed.
 
   Args:
-    predict: What predicts.
+    predict: The network, as ``predictor`` returns it.
     schedule: The noise schedule.
 
   Returns:
-    The same, with x0_hat clipped and eps_hat that of the clipped x0_hat.
+    ``predict`` with x0_hat clipped and the eps_hat that belongs to it.
   """
   return _changed(predict, schedule, lambda x0_hat: jnp.clip(x0_hat, -1, 1))
 
@@ -241,13 +241,13 @@ def thresholded(
   to [-c, c] and divided by c: strong guidance then saturates no pixels.
 
   Args:
-    predict: What predicts.
+    predict: The network, as ``predictor`` returns it.
     schedule: The noise schedule.
-    quantile: The part of an image's values that is not clipped; the paper's
+    quantile: The fraction of an image's values that is not clipped; the paper's
       "high percentile".
 
   Returns:
-    The same, with x0_hat in [-1, 1] and eps_hat that of this x0_hat.
+    ``predict`` with x0_hat in [-1, 1] and the eps_hat that belongs to it.
 
   Raises:
     ValueError: If the quantile is not in (0, 1].
@@ -292,7 +292,7 @@ def p_mean_variance(
   *,
   above: Time | None = None,
 ) -> Reverse:
-  """The Gaussian p(x_s | x_t) that a prediction stands for.
+  """The Gaussian p(x_s | x_t) of a prediction.
 
   Its mean is that of q(x_s | x_t, x0_hat) (DDPM, eq. 11).
 
@@ -300,9 +300,9 @@ def p_mean_variance(
     schedule: The noise schedule.
     prediction: Of x_t at t.
     x_t: The noisy sample.
-    t: Where x_t stands.
-    s: Where to go, below t.
-    above: From where the walk came to t, where s = 0; see
+    t: The time of x_t.
+    s: The time to move to, below t.
+    above: The time before t in sampling, used only at s = 0; see
       ``process.posterior_log_var``.
 
   Returns:
@@ -321,8 +321,8 @@ def _small(schedule, x_t, t, s, above, raw=None):
 
 
 def _large(schedule, x_t, t, s, above, raw=None):
-  # The last move borrows the small variance for a better likelihood, as in
-  # the published code.
+  # The last step takes the small variance for a better likelihood, as in the
+  # published code.
   last = per_example(jnp.asarray(s), x_t) == 0
   small = _small(schedule, x_t, t, s, above)
   return jnp.where(last, small, _added(schedule, x_t, t, s))

@@ -1,7 +1,7 @@
 """The diffusion process: forward, and its posterior.
 
 Notation as in the papers: x0 is clean data, x_t its noisy version at time t,
-s < t the time that a reverse move walks to, eps standard Gaussian noise. A
+s < t the time that a reverse step moves to, eps standard Gaussian noise. A
 time may be a scalar or one per example, [B]; it is broadcast over the
 remaining axes. Formulas for a pair (t, s) hold for any s < t, not only
 s = t - 1, so skipping steps needs no new tables.
@@ -35,7 +35,7 @@ def per_example(
 
 
 def times(t: Time, like: Batch) -> Shaped[Array, " B"]:
-  """One time per example, which is what a network takes."""
+  """One time per example, as a network takes them."""
   return jnp.broadcast_to(jnp.asarray(t), like.shape[:1])
 
 
@@ -54,7 +54,7 @@ def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:
 
 
 def check_floats(x0: Batch) -> None:
-  """Refuses bytes, which would be images of a hundredfold contrast."""
+  """Raises ValueError for integers, such as bytes not scaled to [-1, 1]."""
   if not jnp.issubdtype(kind := jnp.result_type(x0), jnp.inexact):
     raise ValueError(f"x0 is {kind}; pass floats, see images.from_uint8")
 
@@ -84,7 +84,7 @@ def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
 
   Raises:
     ValueError: If x0 are integers, which would be bytes and not in [-1, 1], or
-      eps has another shape.
+      eps does not have the shape of x0.
   """
   check_floats(x0)
   _check_noise(eps, x0)
@@ -102,9 +102,9 @@ def q_step(
   Args:
     schedule: The noise schedule.
     x_s: The sample at step s.
-    t: Where to go, 1..T.
+    t: The time to move to, 1..T.
     eps: Standard Gaussian noise, the shape of x_s.
-    s: Where x_s stands, below t; by default t - 1.
+    s: The time of x_s, below t; by default t - 1.
 
   Returns:
     x_t, the shape of x_s.
@@ -151,16 +151,17 @@ def posterior_log_var(
 ) -> Float[Array, "..."]:
   """Log of ``posterior_var``, made finite at s = 0.
 
-  The posterior of the last move is a point. Its log-variance is replaced by
-  that of the move before it, (above, t), as in the published code; a walk of
-  one move has none, and takes that of x_t, sigma_t^2.
+  The posterior of the last step is a point. Its log-variance is replaced by
+  that of the step before it, from ``above`` to t, as in the published code. If
+  there is no step before it, log sigma_t^2 takes its place.
 
   Args:
     schedule: The noise schedule.
-    t: Where to start, 1..T.
-    s: Where to go, 0..t-1.
-    above: From where the walk came to t, used at s = 0 alone; t itself if it
-      began there. By default 2 t, that of an even walk, or T.
+    t: The time to start from, 1..T.
+    s: The time to move to, 0..t-1.
+    above: The time before t in sampling, used only at s = 0; t itself if
+      sampling starts there. By default the smaller of T and 2 t, the time
+      before t when steps are even.
 
   Returns:
     The shape of t.
@@ -168,7 +169,7 @@ def posterior_log_var(
   t, s = jnp.asarray(t), jnp.asarray(s)
   before = jnp.minimum(2 * t, schedule.T) if above is None else above
   last = s == 0
-  # Of the moves that are not chosen, none may be a logarithm of 0.
+  # The branch that is not taken must not be a logarithm of 0 either.
   var = posterior_var(
     schedule, jnp.where(last, before, t), jnp.where(last, t, s)
   )
@@ -187,8 +188,8 @@ def q_posterior(
     schedule: The noise schedule.
     x0: Clean data.
     x_t: The noisy sample, the shape of x0.
-    t: Where x_t stands, 1..T.
-    s: Where to go, 0..t-1; at s = 0 the posterior is a point at x0.
+    t: The time of x_t, 1..T.
+    s: The time to move to, 0..t-1; at s = 0 the posterior is a point at x0.
 
   Returns:
     Mean (the shape of x0) and variance (broadcastable to it).

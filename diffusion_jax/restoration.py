@@ -1,16 +1,16 @@
 """Restoration: the clean data behind y = A x_0 + std noise, A linear.
 
-A is one of ``observations``. An unconditional network becomes one of x_0 given
-x_t and y by one formula,
+A is one of ``observations``. One formula turns an unconditional network into
+one that predicts x_0 given x_t and y,
 
   E[x_0 | x_t, y] = x0_hat + (sigma^2 / alpha) J^T A^T S^-1 (y - A x0_hat),
   S = A Cov A^T + std^2,  J = d x0_hat / d x_t,
 
-in which the methods differ by what they take for Cov, the covariance of x_0
-given x_t: nothing (DPS), r^2 I (PiGDM), or (sigma^2 / alpha) J, which it is.
-Each is ``predict -> predict``, so every step and solver restores. J of a
-network that predicts eps is a difference of two numbers close to 1 / alpha, and
-loses digits where alpha is small; one of x_0 or v does not.
+The methods differ in Cov, their covariance of x_0 given x_t: 0 (DPS), r^2 I
+(PiGDM), or (sigma^2 / alpha) J (TMPD), the true one. Each is ``predict ->
+predict``, so it works with every step and solver. J of a network that predicts
+eps is a difference of two numbers close to 1 / alpha, and loses precision where
+alpha is small; that of one that predicts x_0 or v does not.
 """
 
 import math
@@ -40,17 +40,17 @@ def dps(
   predict: Predict, schedule: Schedule, observe: Observe, y: Observed, *,
   std: float,
 ) -> Predict:  # fmt: skip
-  """Takes x_0 for certain: Cov = 0 (DPS, Chung et al. 2023).
+  """Treats x_0 as certain: Cov = 0 (DPS, Chung et al. 2023).
 
   On Gaussian data of posterior variance r^2, with A = I, it goes r^2 / std^2
   of the way from x0_hat to y, where r^2 / (r^2 + std^2) is right: it trusts y
-  too much, the more so the more noise. ``dps_step`` is the published code.
+  too much, especially at high noise. ``dps_step`` is the published code.
 
   Args:
     predict: The unconditional network.
     schedule: The noise schedule.
     observe: A.
-    y: What was observed of each image.
+    y: The observation of each image.
     std: Standard deviation of its noise, above 0.
 
   Returns:
@@ -86,11 +86,11 @@ def pigdm(
     predict: The unconditional network.
     schedule: The noise schedule.
     observe: A.
-    y: What was observed of each image.
+    y: The observation of each image.
     std: Standard deviation of its noise.
     data_var: Variance of the clean data.
-    iterations: Most steps of conjugate gradients for S^-1; one is exact where
-      A A^T is a multiple of I, as for inpainting and downsampling.
+    iterations: Largest number of conjugate-gradient steps for S^-1; one is
+      exact if A A^T is a multiple of I, as for inpainting and downsampling.
 
   Returns:
     The network given y.
@@ -114,18 +114,18 @@ def tmpd(
   predict: Predict, schedule: Schedule, observe: Observe, y: Observed, *,
   std: float = 0.0, iterations: int = 30,
 ) -> Predict:  # fmt: skip
-  """Takes Cov = (sigma^2 / alpha) J, as it is (Boys et al. 2023).
+  """Takes Cov = (sigma^2 / alpha) J, the true one (TMPD, Boys et al. 2023).
 
-  Exact for any Gaussian data, at the price of one more pass through the
-  network for each iteration.
+  Exact for any Gaussian data, but needs one more pass through the network for
+  each iteration.
 
   Args:
     predict: The unconditional network.
     schedule: The noise schedule.
     observe: A.
-    y: What was observed of each image.
+    y: The observation of each image.
     std: Standard deviation of its noise.
-    iterations: Most steps of conjugate gradients.
+    iterations: Largest number of conjugate-gradient steps.
 
   Returns:
     The network given y.
@@ -135,7 +135,7 @@ def tmpd(
   """
 
   def covariance(u, alpha, sigma, pull_back):
-    # J is symmetric, up to what the network has not learnt.
+    # J is symmetric, up to errors of the network.
     return sigma**2 / alpha * pull_back(u)
 
   return _given(
@@ -189,22 +189,22 @@ def dps_step(
   zeta: float | Float[Array, ""],
   step: samplers.Step = samplers.ancestral_step,
 ) -> tuple[Batch, Batch]:
-  """A step, then zeta grad |y - A x0_hat(x_t)| off it (DPS, algorithm 1).
+  """A step, minus zeta grad |y - A x0_hat(x_t)| (DPS, algorithm 1).
 
-  Of the norm and not of its square, as in the published code; here the norm
-  is that of each image, so that none depends on its batch.
+  The gradient is that of the norm and not of its square, as in the published
+  code; here it is the norm of each image, so that none depends on its batch.
 
   Args:
     predict: The unconditional network.
     schedule: The noise schedule.
     x_t: The sample at t.
-    t: Where it stands.
-    s: Where to go.
+    t: The time of x_t.
+    s: The time to move to.
     eps: Standard Gaussian noise, the shape of x_t.
     observe: A.
-    y: What was observed of each image.
-    zeta: The paper has 0.3 for enlarging and deblurring, 0.5 for inpainting.
-    step: What is corrected.
+    y: The observation of each image.
+    zeta: The paper has 0.3 for upsampling and deblurring, 0.5 for inpainting.
+    step: The step to correct.
 
   Returns:
     x_s and the unconditional prediction of the clean data.
@@ -215,7 +215,7 @@ def dps_step(
     p = predict(x, t)
     squares = (y - observe(p.x0_hat)) ** 2
     square = squares.sum(axis=tuple(range(1, y.ndim)))
-    # The root has no gradient at 0, where there is nothing to correct.
+    # The root has no gradient at 0, but there is nothing to correct there.
     return jnp.sqrt(jnp.maximum(square, jnp.finfo(y.dtype).tiny)).sum(), p
 
   gradient, p = jax.grad(distance, has_aux=True)(x_t)
@@ -235,17 +235,18 @@ def _check_shape(observe: Observe, y: ArrayLike, x: Batch) -> None:
 def conjugate_gradients(
   S: Callable[[Observed], Observed], b: Observed, iterations: int
 ) -> Observed:
-  """Solves S w = b for each example, none of which depends on another.
+  """Solves S w = b for each example, independently of the others.
 
-  JAX's own takes a batch for one vector, and stops and steps for all at once.
+  JAX's own would treat the batch as one vector, with one step size and one
+  stopping rule for all.
 
   Args:
     S: Symmetric, positive semidefinite.
     b: [B, ...].
-    iterations: Most of them; an example that is solved stays as it is.
+    iterations: Largest number of steps; solved examples stay unchanged.
 
   Returns:
-    The shape of b; where S is singular and b in its range, the shortest w.
+    w, the shape of b; the shortest one if S is singular and b in its range.
   """
 
   def dot(a, b):

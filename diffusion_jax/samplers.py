@@ -1,14 +1,14 @@
 """Samplers: a step is one equation, ``sample`` is the one loop.
 
 A step is ``step(predict, schedule, x_t, t, s, eps) -> (x_s, x0_hat)``. It is
-deterministic: its Gaussian noise comes in as ``eps``. ``predict`` is the door
-to a network, or to several that guide one another, see ``prediction``. A
-``Solver`` is a step that remembers; those of higher order are in ``solvers``.
+deterministic: its Gaussian noise is the argument ``eps``. ``predict`` is a
+network, or several with guidance, see ``prediction``. A ``Solver`` is a step
+with a memory; those of higher order are in ``solvers``.
 
-Noise is named, not drawn from a stream: the noise that lands image k on step
-s comes from fold_in(fold_in(key, k), s), and x_T is the noise that lands on T.
-So image k is the same whatever the batch size or the number of devices, and a
-walk cut into pieces is the same walk.
+Noise does not come from a stream: for the step of image k to time s it comes
+from fold_in(fold_in(key, k), s), and x_T is that of time T. So image k is the
+same whatever the batch size or the number of devices, and also if sampling is
+split into several calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,10 +34,10 @@ Step = Callable[..., tuple[Batch, Batch]]
 
 
 class Solver(NamedTuple):
-  """A step with a memory, for methods that use what they saw before.
+  """A step with a memory, for methods that reuse earlier predictions.
 
   Attributes:
-    init: ``(x_T, t) -> history``, what is known before the first step: a pytree
+    init: ``(x_T, t) -> history``, the memory before the first step: a pytree
       whose shapes no step changes.
     step: ``(predict, schedule, x_t, t, s, eps, history) -> (x_s, x0_hat,
       history)``, with t and s scalars.
@@ -48,7 +48,7 @@ class Solver(NamedTuple):
 
 
 def as_solver(step: Step | Solver) -> Solver:
-  """The solver that a step is, one with nothing to remember."""
+  """A step as a solver with an empty memory."""
   if isinstance(step, Solver):
     return step
 
@@ -59,13 +59,13 @@ def as_solver(step: Step | Solver) -> Solver:
 
 
 class Trajectory(NamedTuple):
-  """What ``sample`` kept on its way, in the order of the steps asked for.
+  """What ``sample`` kept, in the order of ``keep``.
 
   Attributes:
     s: The steps.
     x: The samples x_s.
-    x0_hat: What the network took the clean data to be when it moved to s.
-    history: What the solver remembers at the end, for ``sample`` to go on.
+    x0_hat: The predicted clean data of the step to s.
+    history: The solver's memory at the end, from which ``sample`` can continue.
   """
 
   s: Int[Array, " K"]
@@ -88,8 +88,8 @@ def ancestral_step(
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
-    t: Where it stands, 1..T.
-    s: Where to go, 0..t-1. At s = 0 no noise is added.
+    t: The time of x_t, 1..T.
+    s: The time to move to, 0..t-1. At s = 0 no noise is added.
     eps: Standard Gaussian noise, the shape of x_t.
 
   Returns:
@@ -114,16 +114,16 @@ def ddim_step(
   """Moves to x_s along the predicted noise (DDIM, eqs. 12 and 16).
 
   x_s = alpha_s x0_hat + sqrt(sigma_s^2 - std^2) eps_hat + std eps, where std
-  is eta times that of the posterior. eps_hat belongs to x0_hat, clipped where
-  that is, as in the published code, which makes eta = 1 the same step as
+  is eta times that of the posterior. If x0_hat is clipped, eps_hat follows from
+  the clipped one, as in the published code. So eta = 1 is the same step as
   ``ancestral_step`` with fixed_small, clipping included.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
-    t: Where it stands, 1..T.
-    s: Where to go, 0..t-1.
+    t: The time of x_t, 1..T.
+    s: The time to move to, 0..t-1.
     eps: Standard Gaussian noise; unused where eta is 0.
     eta: 0 is deterministic, 1 is ancestral sampling.
 
@@ -137,8 +137,8 @@ def ddim_step(
   p = predict(x_t, t)
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
-  # sigma_s^2 - var without a difference of the two: where eta is 1 and the
-  # move is long, rounding would be all that is left of it.
+  # sigma_s^2 - var without a difference of the two: if eta is 1 and the step
+  # is long, only rounding errors would remain.
   to = schedule.at(s)
   old_noise = jnp.exp(schedule.at(t).log_snr - to.log_snr)
   rest = to.sigma**2 * (1 - eta**2 + eta**2 * old_noise)
@@ -160,14 +160,14 @@ def trapezoid(
   """Heun's method: x + h times the mean of the slopes at both ends of a step.
 
   Args:
-    x: Where it starts.
+    x: The start of the step.
     h: The length of the step.
-    slope: dx/dh there.
-    slope_at: The slope where Euler's step ends; not asked for at s = 0.
+    slope: dx/dh at the start.
+    slope_at: ``x -> slope`` at the end of Euler's step; not called at s = 0.
     s: The time where the step ends.
 
   Returns:
-    Where it ends; at s = 0 the end of Euler's step.
+    The end of the step; at s = 0 that of Euler's step.
   """
   return jax.lax.cond(
     jnp.asarray(s) > 0,
@@ -180,17 +180,17 @@ def trapezoid(
 def noise(
   key: Key[Array, ""], s: Time, images: Int[Array, " B"], shape: Sequence[int]
 ) -> Float[Array, "B *image"]:
-  """The standard Gaussian noise that lands these images on step s.
+  """The standard Gaussian noise of these images for the step to s.
 
   Args:
     key: The root of all of a run's noise.
-    s: The step.
+    s: The time that the step moves to.
     images: Numbers of the images, one key for each.
-    shape: Of one image.
+    shape: The shape of one image.
 
   Returns:
-    [B, *shape]; row k depends on key, s and images[k] alone. A real time
-    counts by its bits in float32.
+    [B, *shape]; row k depends on key, s and images[k] alone. A continuous time
+    enters by its bits in float32.
   """
   s = jnp.asarray(s)
   if jnp.issubdtype(s.dtype, jnp.floating):
@@ -211,14 +211,14 @@ def prior(
   images: Int[Array, " B"],
   shape: Sequence[int],
 ) -> Float[Array, "B *image"]:
-  """The noise that a walk from t starts at, of the schedule's scale.
+  """The noise from which sampling starts at t, at the schedule's scale.
 
   Args:
     schedule: The noise schedule.
     key: The root of all of a run's noise.
-    t: Where the walk starts.
+    t: The time where sampling starts.
     images: Numbers of the images.
-    shape: Of one image.
+    shape: The shape of one image.
 
   Returns:
     [B, *shape].
@@ -239,30 +239,30 @@ def sample(
   keep: Sequence[int] = (),
   history: Any = None,
 ) -> tuple[Batch, Trajectory]:
-  """Walks from noise to data (DDPM, algorithm 2): one ``lax.scan``.
+  """Samples from noise to data (DDPM, algorithm 2): one ``lax.scan``.
 
   Args:
     step: A step function, options bound with ``functools.partial``, or a
       solver.
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
-    shape: Of the batch, (B, H, W, C).
+    shape: The shape of the batch, (B, H, W, C).
     key: The root of all noise, x_T's included.
-    pairs: The (t, s) to walk, see ``timesteps``; by default all T.
-    x_T: Where to start, instead of noise.
-    first: The number of the first image; a run of images 64..127 is
-      ``first=64`` with B = 64.
-    keep: Steps s at which to keep x_s and x0_hat, for previews. Only these
+    pairs: The steps (t, s), see ``timesteps``; by default all T.
+    x_T: The sample to start from, instead of noise.
+    first: The number of the first image; images 64..127 are ``first=64`` with
+      B = 64.
+    keep: Times s at which to keep x_s and x0_hat, for previews. Only these
       are held in memory.
-    history: Where a walk is cut into pieces: that of the piece before. With
-      it a solver goes on as if there had been no cut.
+    history: If sampling is split into several calls, the ``history`` of the
+      call before. A solver then continues as if there had been one call.
 
   Returns:
-    The samples, and the trajectory at the steps in ``keep``.
+    The samples, and the trajectory at the times in ``keep``.
 
   Raises:
-    ValueError: If pairs are no walk within 1..T, a step to keep is not walked
-      to or named twice, or x_T is not of that shape.
+    ValueError: If pairs do not descend within 1..T, an entry of ``keep`` is not
+      visited or is repeated, or x_T does not have that shape.
   """
   pairs = timesteps.every(schedule.T) if pairs is None else pairs
   check_walk(pairs, schedule.T)
@@ -287,7 +287,7 @@ def sample(
     eps = noise(key, s, images, shape[1:])
     x_s, x0_hat, memory = solver.step(predict, schedule, x_t, t, s, eps, memory)
     if keep:
-      # A step nobody wants has slot len(keep), which mode="drop" ignores.
+      # A step that is not kept has slot len(keep), which mode="drop" ignores.
       slot = jnp.cumprod(wanted != s).sum()
       kept = jax.tree.map(
         lambda buffer, new: buffer.at[slot].set(new, mode="drop"),
@@ -302,13 +302,13 @@ def sample(
 
 
 def check_eta(eta: float | Array, most: float) -> None:
-  """Refuses an eta outside 0..most; a traced one cannot be looked at."""
+  """Raises for an eta outside 0..most; a traced one cannot be checked."""
   if not isinstance(eta, Tracer) and not 0 <= eta <= most:
     raise ValueError(f"eta={float(eta)} must be in [0, {most}]")
 
 
 def check_walk(pairs: Any, T: int | float) -> None:
-  """Refuses what is no walk within 0..T; a traced one cannot be looked at.
+  """Checks that pairs descend within 0..T; traced ones cannot be checked.
 
   Raises:
     ValueError: With the first pair that is wrong.

@@ -6,7 +6,7 @@ every table has length T + 1 with alpha[0] = 1 and sigma[0] = 0.
 
 The betas are the variances of the single steps,
 q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I), and
-abar_t = prod_{i<=t} (1 - beta_i) is what is left of the signal's power:
+abar_t = prod_{i<=t} (1 - beta_i) is the power of the signal that remains:
 alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t).
 
 Tables are computed in float64 on the host and rounded once: a float32
@@ -33,7 +33,7 @@ from diffusion_jax.levels import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A schedule of whole steps 0..T, a pytree of its tables.
+  """A discrete schedule of steps 0..T, a pytree of its tables.
 
   Attributes:
     alpha: sqrt(abar_t), the factor of the signal; alpha[0] = 1.
@@ -58,11 +58,11 @@ class Table:
     return 1
 
   def at(self, t: Time) -> Level:
-    """The tables' entries at whole steps.
+    """The tables' entries at steps t.
 
     Raises:
-      ValueError: If t is not whole; or not in 0..T, where that is known before
-        tracing.
+      ValueError: If t is not an integer, or not in 0..T; a traced t is not
+        checked against 0..T.
     """
     if not jnp.issubdtype(kind := jnp.result_type(t), jnp.integer):
       raise ValueError(f"t is {kind}; steps are whole numbers, 0..T={self.T}")
@@ -70,13 +70,13 @@ class Table:
     return Level(self.alpha[t], self.sigma[t], self.log_snr[t])
 
   def part(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Where arcsinh(sigma / alpha) is a: t / T, not always a whole step."""
+    """The t / T at which arcsinh(sigma / alpha) is a; t may be fractional."""
     table = jnp.arcsinh(self.sigma / self.alpha)
     steps = jnp.linspace(0, 1, self.T + 1, dtype=table.dtype)
     return jnp.interp(a, table, steps)
 
   def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
-    """Refuses: a table is known at its own steps only."""
+    """Always raises: a table has no values between its steps."""
     raise ValueError(
       "a schedule of whole steps has no noise level between two of them; use "
       "one of diffusion_jax.continuous, or no churn"
@@ -99,12 +99,12 @@ def from_betas(
   Args:
     betas: [T] values in (0, 1), from the first step to the last.
     shift: Multiplies sigma_t / alpha_t at every step: above 1 adds noise,
-      below 1 takes some away (Hoogeboom et al. 2023, section 3.1).
-    zero_terminal: Stretch sqrt(abar) so that it ends at exactly 0: a walk then
-      starts where training ended, and pictures may be darker or brighter than
-      the mean (Lin et al. 2023, algorithm 1). At t = T the noise says nothing
-      of the data: predict v, x0 or flow.
-    dtype: Of the tables; by default JAX's own (float32, or float64 under
+      below 1 removes some (Hoogeboom et al. 2023, section 3.1).
+    zero_terminal: Stretch sqrt(abar) so that it ends at exactly 0: sampling
+      then starts at the noise level where training ended, and images may be
+      darker or brighter than the mean (Lin et al. 2023, algorithm 1). At t = T
+      the noise does not determine the data: predict v, x0 or flow.
+    dtype: Dtype of the tables; by default JAX's own (float32, or float64 under
       ``jax_enable_x64``).
 
   Returns:
@@ -211,7 +211,7 @@ def warmup(
   beta_end: float = 0.02,
   dtype: DTypeLike | None = None,
 ) -> Table:
-  """Betas grow linearly over the first ``fraction`` of steps, then stay.
+  """Betas grow linearly for the first ``fraction`` of steps, then are constant.
 
   ``fraction`` 0.1 and 0.5 are ``warmup10`` and ``warmup50`` of the DDPM code.
   """
@@ -306,7 +306,7 @@ def sigmoid(
 
 
 def _rising(first: float, last: float, T: int) -> np.ndarray:
-  """From the first to the last; a single step is the last."""
+  """T even values from first to last; a single one is the last."""
   return np.linspace(first, last, _checked(T)) if T != 1 else np.array([last])
 
 

@@ -1,16 +1,16 @@
-"""Solvers of higher order: the same picture in far fewer network calls.
+"""Solvers of higher order: the same image in far fewer network calls.
 
 With u = sigma / alpha and y = x / alpha, the probability-flow ODE is
 dy/du = eps_hat, and Euler's method for it is DDIM. A solver of order p makes
 an error of order 1 / S^p in S steps, by calling the network twice per step
-(Heun) or by remembering what it said before (multistep, one call per step).
+(Heun) or by reusing its earlier outputs (multistep, one call per step).
 
-All multistep solvers here are one idea: the ODE is linear but for the
-network's output, so put a polynomial through the last outputs and integrate
-that exactly, see ``polynomials``. They differ in the output (x0_hat or eps_hat)
-and in the variable that the polynomial is in. The first steps have a shorter
-memory and so a lower order. The last step, to s = 0, has an infinite log-SNR:
-it returns x0_hat.
+All multistep solvers here share one idea: the ODE is linear except for the
+network's output, so put a polynomial through the last outputs and integrate it
+exactly, see ``polynomials``. They differ in the output (x0_hat or eps_hat) and
+in the variable of the polynomial. The first steps have fewer outputs to use and
+so a lower order. The last step, to s = 0, has an infinite log-SNR: it returns
+x0_hat.
 """
 
 import functools
@@ -31,14 +31,14 @@ from diffusion_jax.schedules import Schedule, Time
 
 
 class History(NamedTuple):
-  """What a multistep solver remembers, the newest first.
+  """The memory of a multistep solver, the newest first.
 
   Attributes:
     outputs: The network's outputs (as x0_hat or eps_hat).
-    nodes: Where on the polynomial's axis they are.
+    nodes: Their positions on the polynomial's axis.
     filled: How many there are.
-    x: The sample from which the last step was taken.
-    t: The step at which that sample stood.
+    x: The sample from which the last step started.
+    t: The time of that sample.
   """
 
   outputs: Float[Array, "P B *image"]
@@ -49,7 +49,7 @@ class History(NamedTuple):
 
 
 def _empty(size: int, x: Batch, t: Time) -> History:
-  """Nothing yet. The nodes are distinct so that no weight is NaN."""
+  """An empty history. The nodes are distinct so that no weight is NaN."""
   return History(
     outputs=jnp.zeros((size, *x.shape), x.dtype),
     nodes=-1e3 * jnp.arange(1, size + 1, dtype=x.dtype),
@@ -60,7 +60,7 @@ def _empty(size: int, x: Batch, t: Time) -> History:
 
 
 def _pushed(history: History, output, node, x, t) -> History:
-  """With one more output; the oldest is forgotten."""
+  """The history with one more output and without the oldest."""
   size = len(history.nodes)
 
   def newest(new, old):
@@ -83,10 +83,10 @@ def dpm(
   """DPM-Solver++ 2M and 3M, and with eta = 1 the SDE form.
 
   Lu et al. 2022 (DPM-Solver++), algorithm 2 and eq. 18 (SDE-DPM-Solver++).
-  x0_hat is a polynomial in lambda. Order 2 is the paper's, which takes the
-  linear term at the middle of the step; order 3 integrates the parabola
-  exactly. (Published code for 3M halves the quadratic term, which makes it
-  second order.)
+  x0_hat is a polynomial in lambda. Order 2 evaluates the linear term at the
+  middle of the step, as in the paper; order 3 integrates the parabola exactly.
+  (Published code for 3M halves the quadratic term, which makes it second
+  order.)
 
   The step adds noise of variance sigma_s^2 (1 - e^{-2 eta h}). At eta = 1 the
   first step is ``ancestral_step`` with fixed_small.
@@ -128,25 +128,25 @@ def unipc(
 ) -> Solver:
   """UniPC: a multistep predictor, corrected without another network call.
 
-  Zhao et al. 2023, algorithms 5 and 6, in data prediction. When the network
-  answers at t, that answer is one more point for the polynomial of the step
-  that led to t; the step is taken again with it (one order higher), and the
-  next one starts from there. The weights are the exact integrals, to which
-  the paper's B(h) cancels.
+  Zhao et al. 2023, algorithms 5 and 6, in data prediction. The network's output
+  at t is one more point for the polynomial of the step that led to t; that step
+  is repeated with it (one order higher), and the next one starts from the
+  result. The weights are the exact integrals, in which the paper's B(h)
+  cancels.
 
-  The paper's polynomial is in lambda, on which the noisiest steps are far
-  apart although nothing happens there. On the axis "scales" it is in
+  The paper's polynomial is in lambda, in which the noisiest steps are far
+  apart although x0_hat does not change there. With the axis "scales" it is in
   ``spacing.clock``: less error at 5 and 10 calls, see docs/solvers.md.
 
   Args:
-    order: Of the predictor, 1, 2 or 3.
+    order: Order of the predictor, 1, 2 or 3.
     axis: "scales", or "log_snr" as in the paper.
 
   Returns:
     The solver.
 
   Raises:
-    ValueError: If the order is not 1, 2 or 3, or the axis not known.
+    ValueError: If the order is not 1, 2 or 3, or the axis is unknown.
   """
   _check_order(order, (1, 2, 3))
   if axis not in AXES:
@@ -157,7 +157,7 @@ def unipc(
     return AXES[axis](polynomials.half_log_snr(schedule, t))
 
   def correct(schedule, x_t, x0_hat, t, history):
-    """The step that led to t once more, now that x0_hat at t is known."""
+    """Repeats the step that led to t, now that x0_hat at t is known."""
 
     def second(new, old):
       new = new[None].astype(x_t.dtype)
@@ -237,7 +237,7 @@ def _check_order(order: int, orders: Sequence[int]) -> None:
     raise ValueError(f"{order=} is not one of {', '.join(map(str, orders))}")
 
 
-# Euler's method for dy/du = eps_hat, under the name it is better known by.
+# Euler's method for dy/du = eps_hat, better known as DDIM.
 euler_step = functools.partial(ddim_step, eta=0.0)
 
 
@@ -249,21 +249,21 @@ def heun_step(
   s: Int[Array, ""] | int,
   eps: Batch,
 ) -> tuple[Batch, Batch]:
-  """Heun's method: a DDIM step, then again with the answer from its end.
+  """Heun's method: a DDIM step, repeated with the prediction at its end.
 
-  Two network calls, the second at s; at s = 0, where a network has no answer,
-  it is DDIM's step with one call. In place of the average of two slopes
-  (Karras et al. 2022, algorithm 1, for dy/du = eps_hat) x0_hat goes evenly
-  from one answer to the other on the axis "scales", integrated exactly. In u
-  itself the method explodes where a schedule starts at u = 20,000, as the
-  cosine one does.
+  Two network calls, the second at s; at s = 0, where a network predicts
+  nothing, it is DDIM's step with one call. Instead of averaging two slopes
+  (Karras et al. 2022, algorithm 1, for dy/du = eps_hat), x0_hat is interpolated
+  linearly between the two predictions on the axis "scales", and integrated
+  exactly. In u itself the method explodes if a schedule starts at u = 20,000,
+  as the cosine one does.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_t: The sample at step t.
-    t: Where it stands, 1..T; a scalar.
-    s: Where to go, 0..t-1; a scalar.
+    t: The time of x_t, 1..T; a scalar.
+    s: The time to move to, 0..t-1; a scalar.
     eps: Unused; the step is deterministic.
 
   Returns:
@@ -298,16 +298,16 @@ def ddim_encode_step(
 ) -> Batch:
   """DDIM's step the other way, from s up to t (DDIM, section 4.3).
 
-  x_t = alpha_t x0_hat + sigma_t eps_hat, both predicted at s. No network
-  answers at s = 0: there the noise is what it predicts at step 1, and x0_hat
-  is the picture itself.
+  x_t = alpha_t x0_hat + sigma_t eps_hat, both predicted at s. A network
+  predicts nothing at s = 0: there eps_hat is that of step 1, and x0_hat is the
+  image itself.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x_s: The sample at step s.
-    s: Where it stands, 0..T-1.
-    t: Where to go, s+1..T.
+    s: The time of x_s, 0..T-1.
+    t: The time to move to, s+1..T.
 
   Returns:
     x_t, the shape of x_s.
@@ -325,16 +325,16 @@ def encode(
   x0: Batch,
   pairs: timesteps.Pairs | Int[Array, "S 2"],
 ) -> Batch:
-  """From pictures to the noise that DDIM turns into them.
+  """From images to the noise that DDIM turns into them.
 
-  ``sample`` with ``ddim_step``, eta 0, the same pairs and ``x_T`` set to what
-  this returns gives x0 back, up to an error that falls as 1 / S.
+  ``sample`` with ``ddim_step``, eta 0, the same pairs and the result of this as
+  ``x_T`` returns x0, up to an error that falls as 1 / S.
 
   Args:
     predict: The network, see ``prediction``.
     schedule: The noise schedule.
     x0: Clean data, images in [-1, 1].
-    pairs: The (t, s) of sampling; walked from the last to the first.
+    pairs: The steps (t, s) of sampling, visited from the last to the first.
 
   Returns:
     x_T, the shape of x0.

@@ -1,8 +1,8 @@
-"""Where to put the steps of a short walk: [S, 2] pairs (t, s) by name.
+"""Where to put few sampling steps: [S, 2] pairs (t, s) by name.
 
-A spacing says where S steps lie among the T of a schedule. Steps are whole
-numbers, because a network was trained on those: targets between them are
-rounded, and moved apart where two would coincide. With u = sigma / alpha,
+A spacing places S steps among the T of a schedule. Steps are whole numbers,
+because the network was trained on those: times between them are rounded, and
+moved apart where two would coincide. With u = sigma / alpha,
 
   ==========  =============================================================
   even        t even, both ends included: the published "S"
@@ -14,9 +14,9 @@ rounded, and moved apart where two would coincide. With u = sigma / alpha,
   scales      arcsinh(u / fine) - arcsinh(u / coarse) even, see ``scales``
   ==========  =============================================================
 
-Published strings are understood too: "250", "10,10,15,20", "ddim25". A
-schedule of real time has those in ``REAL``, exactly, and walks to 0 from T, or
-from u = 1000 where T has no data left.
+The strings of the published code work too: "250", "10,10,15,20", "ddim25". A
+continuous schedule takes those in ``REAL``, without rounding; they go to 0 from
+T, or from u = 1000 if no signal is left at T.
 """
 
 from typing import Any
@@ -29,26 +29,26 @@ from diffusion_jax import timesteps
 from diffusion_jax.schedules import Schedule, Table
 from diffusion_jax.timesteps import Pairs, RealPairs
 
-# Standard deviations between which data's directions are expected: the noise
-# left in a pixel, and the brightness that all pixels share.
+# The range of standard deviations expected in data: from the noise of a pixel
+# to the brightness that all pixels share.
 FINE, COARSE = 0.03, 20.0
-# A walk in real time starts at this u where that of T is infinite.
+# In continuous time, sampling starts at this u if that of T is infinite.
 NOISIEST = 1000.0
 
 
 def clock(u, *, fine: float = FINE, coarse: float = COARSE):
-  """Time as data of many scales see it: even where x0_hat changes evenly.
+  """A function of u in which x0_hat changes evenly, for data of many scales.
 
   Along a direction in which data are Gaussian with standard deviation c,
-  x0_hat moves while u = sigma / alpha passes c: it is c^2 / (c^2 + u^2) of
-  the sample. Data have many such c. Spread evenly in log c from ``fine`` to
-  ``coarse``, with the share of u^2 / (u^2 + c^2) as each one's clock, they
-  ask for a density of steps in log u of
+  x0_hat changes while u = sigma / alpha passes c: it is c^2 / (c^2 + u^2) of
+  the sample. Data have many such c. If they are spread evenly in log c from
+  ``fine`` to ``coarse``, and u^2 / (u^2 + c^2) measures the progress of each,
+  the best density of steps in log u is
 
     u / sqrt(u^2 + fine^2) - u / sqrt(u^2 + coarse^2),
 
-  flat between the two, and falling off outside: as u below, so that u = 0 is
-  a finite way off, and as 1 / u^2 above, where there is only noise. This is
+  flat between the two and falling outside: like u below, so that u = 0 is at a
+  finite distance, and like 1 / u^2 above, where there is only noise. This is
   its integral.
 
   Args:
@@ -63,11 +63,11 @@ def clock(u, *, fine: float = FINE, coarse: float = COARSE):
 
 
 def clock_left(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
-  """log(coarse / fine) - ``clock``: how far it is from u to pure noise.
+  """log(coarse / fine) - ``clock``: the distance from u to pure noise.
 
-  It falls off as (coarse^2 - fine^2) / 4 u^2. ``clock`` stands still in
-  float32 where that is below 1e-7, from u = 30,000 on; this is exact to a few
-  of float32's rounding errors at every u.
+  It falls like (coarse^2 - fine^2) / 4 u^2. In float32 ``clock`` is constant
+  where that is below 1e-7, from u = 30,000 on; this is accurate to a few
+  rounding errors of float32 at every u.
 
   Args:
     u: As for ``clock``.
@@ -87,20 +87,20 @@ def clock_left(u, *, fine: float = FINE, coarse: float = COARSE, xp: Any = np):
 def named(
   schedule: Schedule, spec: str | int, num: int | None = None
 ) -> Pairs | RealPairs:
-  """The walk that a spacing's name, a published string or a number means.
+  """The pairs of a spacing: a name, a published string or a number.
 
   Args:
     schedule: The noise schedule.
     spec: A name in ``NAMES``, which needs ``num``; "250" or 250, that many
       even steps; "10,10,15,20", so many in each of four equal sections;
       "ddim25", every 40th of 1000 steps.
-    num: How many steps; may be left out where spec says it.
+    num: How many steps; not needed where spec contains it.
 
   Returns:
     [S, 2] rows (t, s).
 
   Raises:
-    ValueError: If spec means nothing, or not that many steps.
+    ValueError: If spec is unknown, or does not have that many steps.
 
   >>> from diffusion_jax import schedules
   >>> named(schedules.linear(1000), "ddim2").tolist()
@@ -122,7 +122,7 @@ def named(
 
 
 def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
-  """The walk in real time that a name, or a number of even steps, means."""
+  """The pairs in continuous time of a name, or of a number of even steps."""
   if spec.isdecimal():
     if num not in (None, int(spec)):
       raise ValueError(f"spacing {spec!r} has {spec} steps, not {num}")
@@ -133,12 +133,12 @@ def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
     )
   if num is None or num < 1:
     raise ValueError(f"spacing {spec!r} needs a number of steps, not {num}")
-  with jax.ensure_compile_time_eval():  # a walk is known before tracing
+  with jax.ensure_compile_time_eval():  # pairs are known before tracing
     return timesteps.real(REAL[spec](schedule, num))
 
 
 def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
-  """Times even in axis(u), from the noisiest to the first, or to 0."""
+  """Times even in axis(u), from the noisiest to ``first``, or to 0."""
   fine, noisy = (
     float(np.exp(-0.5 * float(schedule.at(t).log_snr)))
     for t in (schedule.first, schedule.T)
@@ -155,7 +155,7 @@ def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
 
 
 def _scale_times(schedule: Schedule, num: int):
-  """As ``scales``; clock has no inverse in closed form."""
+  """As ``scales``; ``clock`` has no inverse in closed form."""
   fine = max(FINE, 0.7 / num)
   u = np.append(0, np.geomspace(1e-6, 1e6, 20_000))
   return _times(
@@ -168,7 +168,7 @@ def _scale_times(schedule: Schedule, num: int):
 
 
 def _published(T: int, spec: str) -> Pairs:
-  """The walk that a respacing string of the published code means."""
+  """The pairs of a respacing string of the published code."""
   stride = spec.removeprefix("ddim")
   if stride != spec and stride.isdecimal():
     return _strided(T, int(stride))
@@ -197,10 +197,10 @@ def _sections(T: int, counts: list[int]) -> Pairs:
 
 
 def _strided(T: int, num: int) -> Pairs:
-  """Every i-th step from 1 on, where some whole i gives ``num`` of them.
+  """Every i-th step from 1 on, if an integer i gives ``num`` of them.
 
-  A stride of T is none, as in the published code: it would take step 1 alone,
-  which has no noise to start from.
+  As in the published code, i = T does not count: it would take step 1 alone,
+  which has almost no noise to start from.
   """
   legal = {-(-T // i): i for i in range(max(T - 1, 1), 0, -1)}
   if num not in legal:
@@ -217,7 +217,7 @@ def _check_num(T: int, num: int) -> None:
 
 
 def _nearest(T: int, targets) -> Pairs:
-  """The distinct whole steps nearest to falling targets, the first at T."""
+  """The distinct steps nearest to falling targets, the first at T."""
   t = np.rint(np.asarray(targets)).astype(int)
   t[0] = T
   for i in range(1, len(t)):
@@ -237,7 +237,8 @@ def leading(schedule: Table, num: int) -> Pairs:
   """Every (T // num)-th step from 1 on; the noisiest are left out.
 
   Raises:
-    ValueError: For one step of several: that is step 1, without any noise.
+    ValueError: If num is 1 and T is not: that would be step 1, almost without
+      noise.
   """
   if num == 1 < schedule.T:
     raise ValueError(
@@ -261,7 +262,7 @@ def quadratic(schedule: Table, num: int) -> Pairs:
 def _ratios(schedule: Table):
   """sigma_t / alpha_t for t = 0..T, in float64; rising from 0.
 
-  That of T - 1 where T has no data left: no step is that far away.
+  If no signal is left at T, its ratio is that of T - 1.
   """
   ratios = np.exp(-np.asarray(schedule.log_snr, np.float64) / 2)
   return np.where(np.isinf(ratios), ratios[-2], ratios)
@@ -288,16 +289,16 @@ def karras(schedule: Table, num: int, *, rho: float = 7.0) -> Pairs:
 def scales(schedule: Table, num: int) -> Pairs:
   """``clock`` even from T to 0; docs/solvers.md compares it with the others.
 
-  A short walk has no steps to spare for the finest scales: fine is 0.7 / num
-  where that is more than ``FINE``.
+  With few steps there are none to spare for the finest scales: fine is
+  0.7 / num where that is more than ``FINE``.
   """
   table = clock(_ratios(schedule), fine=max(FINE, 0.7 / num))
-  # num steps end at u = 0, which is no place to start one from.
+  # The num steps end at u = 0, from which no step starts.
   targets = np.linspace(table[-1], 0, num + 1)[:-1]
   return _nearest(schedule.T, np.interp(targets, table, np.arange(len(table))))
 
 
-# (schedule, num) -> falling times, of schedules of real time.
+# (schedule, num) -> falling times, for continuous schedules.
 REAL = {
   "even": lambda schedule, num: schedule.T * (1 - np.arange(num) / num),
   "quadratic": lambda schedule, num: (

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and saves."""
+"""The state of training: what every step updates and a checkpoint saves."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ Params = Any
 class TrainState(flax.struct.PyTreeNode):
   """The state of training, a pytree.
 
-  No random key is in it: keys are derived from the run's seed and ``step``,
-  which makes a resumed run the same run.
+  It has no random key: keys are derived from the run's seed and ``step``, so
+  that a resumed run is the same run.
 
   Attributes:
-    step: Number of updates made.
+    step: Number of updates so far.
     params: The network's parameters.
-    ema: Moving averages of params, by the name of their rate ("0.9999") or,
-      of ``averages``, their width ("std0.1").
+    ema: Moving averages of params, named by their rate ("0.9999") or, for
+      those of ``averages``, their width ("std0.1").
     opt_state: The optimizer's state.
-    history: An ``importance.LossHistory``, where past losses decide which
-      steps are drawn.
-    teacher: Parameters that stay as they are, of the network to learn from.
+    history: An ``importance.LossHistory``, if past losses decide which times
+      are drawn.
+    teacher: Frozen parameters of the network to learn from.
   """
 
   # Any: libraries make trees of shapes or save options of the same structure.
@@ -47,8 +47,8 @@ def create(
 ) -> TrainState:
   """The state before the first step; every EMA starts at the parameters.
 
-  An EMA that started elsewhere would, at rate 0.9999, still be 37 % made of
-  its random start after 10,000 steps.
+  With another start, an EMA of rate 0.9999 would still consist of it by 37 %
+  after 10,000 steps.
   """
   for rate in ema_rates:
     std = averages.std_in(rate) if isinstance(rate, str) else None
@@ -59,7 +59,7 @@ def create(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    # Copies: the state is donated to the step, and a buffer only once.
+    # Copies: the step donates the state, and a buffer can be donated only once.
     ema={str(r): jax.tree.map(jnp.copy, params) for r in ema_rates},
     opt_state=tx.init(params),
     history=history,
@@ -70,7 +70,7 @@ def create(
 def update_average(
   name: str, average: Params, params: Params, step, *, warmup: bool
 ) -> Params:
-  """The average of this name, one update on; see ``update_ema``."""
+  """The average of this name after one more update; see ``update_ema``."""
   std = averages.std_in(name)
   if std is None:
     return update_ema(average, params, float(name), step, warmup=warmup)
@@ -81,7 +81,7 @@ def update_average(
 def update_ema(
   ema: Params, params: Params, rate: float, step, *, warmup: bool
 ) -> Params:
-  """Ema <- rate ema + (1 - rate) params.
+  """Updates an average: ema <- rate ema + (1 - rate) params.
 
   Args:
     ema: The average so far.

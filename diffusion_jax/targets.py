@@ -1,4 +1,4 @@
-"""What a network is asked for: a linear map of clean data and noise.
+"""What a network predicts: a linear combination of clean data and noise.
 
   F = p x_0 + q eps,    p, q functions of the schedule and of t
 
@@ -19,7 +19,7 @@ weight of an error, is one formula:
   flow   eps - x_0, the velocity of a straight   -1   1
          path (Liu et al. 2022)
   jit    (x_t - x_0) / max(sigma, 0.05), the    see ``jit``
-         velocity that JiT counts (Li and He
+         velocity in JiT's loss (Li and He
          2025)
   edm    (D - c_skip x) / c_out (Karras et al.   see ``edm``
          2022, table 1)
@@ -47,12 +47,13 @@ class Target:
   """F = p x_0 + q eps.
 
   Attributes:
-    p: Of x_0.
-    q: Of eps.
+    p: Coefficient of x_0.
+    q: Coefficient of eps.
     c: c_t and c_0, where F is better written c_t x_t + c_0 x_0: then p is
-      c_0 + c_t alpha and q is c_t sigma, and d = -c_0 sigma does not cancel.
-    is_mean: Whether F is the mean of a step: the mean of p is then the
-      network's own, whatever becomes of x0_hat.
+      c_0 + c_t alpha and q is c_t sigma, and d = -c_0 sigma has no
+      cancellation.
+    is_mean: Whether F is the mean of a step: the mean of p(x_s | x_t) is then
+      the network's output, even if x0_hat is clipped.
   """
 
   p: Coefficient
@@ -61,8 +62,8 @@ class Target:
   is_mean: bool = False
 
   def of(self, schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
-    """F itself, what a network should return: p x_0 + q eps."""
-    if self.c is not None:  # As exact as ``to_x0`` takes it to be.
+    """F itself, the ideal output of a network: p x_0 + q eps."""
+    if self.c is not None:  # As exact as ``to_x0`` assumes.
       c_t, c_0 = (per_example(c, x0) for c in self.c(schedule, t))
       return c_0 * x0 + c_t * process.q_sample(schedule, x0, t, eps)
     p, q = (per_example(c(schedule, t), x0) for c in (self.p, self.q))
@@ -94,8 +95,8 @@ class Target:
 def error_ratio(a: Target, b: Target, schedule: Schedule, t: Time) -> Number:
   """|F_a - F_a_hat|^2 over |F_b - F_b_hat|^2, for the same prediction.
 
-  Infinite or not a number where b says nothing of x_0, or a is the constant
-  x_t (at t = 0).
+  Infinite or NaN where b does not determine x_0, or a is the constant x_t (at
+  t = 0).
   """
   return (a.det(schedule, t) / b.det(schedule, t)) ** 2
 
@@ -128,7 +129,7 @@ v = Target(
   q=lambda schedule, t: schedule.at(t).alpha,
 )
 flow = Target(p=_number(-1.0), q=_number(1.0))
-# Of the step to t - 1, so only of whole steps.
+# That of the step to t - 1, so only for discrete schedules.
 mean = _of_sample(_step, is_mean=True)
 
 
@@ -136,13 +137,13 @@ mean = _of_sample(_step, is_mean=True)
 def jit(least: float = 0.05) -> Target:
   """(x_t - x_0) / max(sigma, least): the velocity of a straight path.
 
-  A network that predicts x_0 learns by the error of this (JiT, Li and He 2025,
-  table 1), as the ``space`` of ``losses.weighted_mse``. Where sigma is below
-  ``least`` the velocity's own error would outweigh all others.
+  JiT predicts x_0 and minimises the error of this velocity (Li and He 2025,
+  table 1): pass it as the ``space`` of ``losses.weighted_mse``. Where sigma is
+  below ``least``, the error of the exact velocity would outweigh all others.
 
   Args:
-    least: The smallest divisor; c times as large on ``continuous.flow`` with
-      c times the noise, where the published loss is c^2 times this.
+    least: The smallest divisor. On ``continuous.flow`` with c times the noise
+      take c times as much; the published loss is c^2 times the one here.
 
   Returns:
     The target.
@@ -161,7 +162,7 @@ def edm(sigma_data: float = 0.5) -> Target:
 
   With h^2 = alpha^2 sigma_data^2 + sigma^2, F = (sigma / (sigma_data h)) x_0 -
   (alpha sigma_data / h) eps and d = -h / sigma_data: on a variance-preserving
-  path of data of unit variance F is -v.
+  path, with data of unit variance, F is -v.
 
   Args:
     sigma_data: Standard deviation of the data.

@@ -1,7 +1,7 @@
-"""Which steps to visit: random ones to train on, a list of pairs to sample.
+"""Times to visit: random ones to train on, a list of pairs to sample.
 
-A sampler walks pairs (t, s): it stands at t and moves to s < t. All T steps
-are the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
+A sampler visits pairs (t, s): each step moves from t to s < t. All T steps are
+the pairs (T, T-1), ..., (1, 0); fewer steps are simply fewer pairs.
 """
 
 import math
@@ -16,9 +16,9 @@ from diffusion_jax.levels import check_whole
 
 Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
-# (u, T) -> t, of u evenly distributed on (0, 1).
+# (u, T) -> t, for u uniform on (0, 1).
 Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
-# No draw is nearer to an end of (0, 1).
+# No draw is closer than this to an end of (0, 1).
 ENDS = 1e-6
 
 
@@ -28,7 +28,7 @@ def uniform(
   """Draws t uniformly from 1..T, one per example (DDPM, algorithm 1).
 
   Raises:
-    ValueError: If T is of real time, see ``drawn_by``.
+    ValueError: If time is continuous, see ``drawn_by``.
   """
   check_whole("timesteps.uniform", T)
   return jax.random.randint(key, (batch,), 1, T + 1)
@@ -37,13 +37,13 @@ def uniform(
 def antithetic(
   key: Key[Array, ""], batch: int, T: int | float
 ) -> Int[Array, " B"]:
-  """Draws t as evenly as a batch can: one offset, B equal strides.
+  """Draws t spread evenly over the batch: one offset, B equal strides.
 
   Each t is uniform on 1..T, but together they cover 1..T (Kingma et al. 2021,
-  appendix I.1), which takes most of the variance out of the batch's loss.
+  appendix I.1), which removes most of the variance of the batch's loss.
 
   Raises:
-    ValueError: If T is of real time, see ``drawn_by``.
+    ValueError: If time is continuous, see ``drawn_by``.
   """
   check_whole("timesteps.antithetic", T)
   u = _evenly(key, batch)
@@ -51,17 +51,17 @@ def antithetic(
 
 
 def _evenly(key: Key[Array, ""], batch: int) -> Float[Array, " B"]:
-  """Each uniform on [0, 1), all of them a stride apart."""
+  """Numbers that are each uniform on [0, 1), spaced 1 / batch apart."""
   return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1
 
 
 def drawn_by(quantile: Quantile, *, even: bool = True):
-  """Draws real times of any distribution, for ``objectives.diffusion``.
+  """Draws continuous times of any distribution, for ``objectives.diffusion``.
 
   Args:
-    quantile: Of the distribution: ``everywhere``, ``logit_normal(...)``,
-      ``log_normal(...)``, or one of your own.
-    even: As evenly as a batch can, see ``antithetic``; else independently.
+    quantile: Quantile function of the distribution: ``everywhere``,
+      ``logit_normal(...)``, ``log_normal(...)``, or your own.
+    even: Spread the times evenly, see ``antithetic``; else independently.
 
   Returns:
     ``(key, B, T) -> t``.
@@ -80,25 +80,25 @@ def everywhere(u, T):
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Quantile:
-  """For t / T = sigmoid(mean + std n) (Esser et al. 2024, section 3.1)."""
+  """For t / T = sigmoid(mean + std n), n normal (Esser et al. 2024, 3.1)."""
   _check_normal(mean, std)
 
   def quantile(u, T):
     part = jax.nn.sigmoid(mean + std * jax.scipy.special.ndtri(u))
-    # Float32 has 1 from sigmoid(17) on, where no signal is left at T.
+    # In float32 sigmoid is 1 from 17 on, and at T no signal is left.
     return T * jnp.clip(part, ENDS, 1 - ENDS)
 
   return quantile
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Quantile:
-  """For t = exp(mean + std n), where time is sigma (Karras et al. 2022)."""
+  """For t = exp(mean + std n), n normal, t is sigma (Karras et al. 2022)."""
   _check_normal(mean, std)
   return lambda u, T: jnp.exp(mean + std * jax.scipy.special.ndtri(u))
 
 
 def _check_normal(mean: float, std: float) -> None:
-  """Refuses a distribution of times that is none, or a single time."""
+  """Raises ValueError unless the mean is finite and the std above 0."""
   if not (math.isfinite(mean) and 0 < std < math.inf):
     raise ValueError(f"{mean=} must be finite and {std=} above 0, of the times")
 
@@ -127,7 +127,7 @@ def walk(visited: Sequence[int] | np.ndarray) -> Pairs:
 
 
 def real(visited: Sequence[float] | np.ndarray) -> RealPairs:
-  """The pairs that visit these real times from the noisiest down, then 0.
+  """The pairs that visit these continuous times from the noisiest down to 0.
 
   Args:
     visited: Distinct times above 0 of a continuous schedule, in any order.
@@ -148,7 +148,7 @@ def every(T: int | float) -> Pairs:
   """All T single steps: (T, T-1), ..., (1, 0).
 
   Raises:
-    ValueError: If T is no whole number, as that of a continuous schedule.
+    ValueError: If T is not an integer, as for a continuous schedule.
   """
   if not isinstance(T, int | np.integer):
     raise ValueError(f"{T=} is a real time; pass the pairs (t, s) to walk")
@@ -156,7 +156,7 @@ def every(T: int | float) -> Pairs:
 
 
 def above_last(pairs: Pairs | Int[Array, "S 2"]) -> Int[Array, ""]:
-  """From where a walk comes to its last step; that step if it is the only one.
+  """The time before the last step's; the last step's own if it is the only one.
 
   >>> int(above_last(walk([1, 500, 1000]))), int(above_last(walk([1000])))
   (500, 1000)
@@ -187,10 +187,10 @@ def spaced(T: int, num: int) -> Pairs:
 
 
 def strides(length: int, num: int) -> Int[np.ndarray, " num"]:
-  """``num`` of 0..length-1, evenly spaced, both ends included if two fit.
+  """``num`` of 0..length-1, evenly spaced, both ends included if num > 1.
 
-  Strides are added up, not multiplied: sums that should end in a half are
-  then rounded as in the published code.
+  Strides are added up, not multiplied, so that halves round as in the
+  published code.
   """
   stride = (length - 1) / max(num - 1, 1)
   sums = np.cumsum(np.full(num - 1, stride))

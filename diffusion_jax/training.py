@@ -23,9 +23,9 @@ class Metrics(NamedTuple):
   Attributes:
     loss: Mean over the batch; an unbiased estimate of that over uniform t,
       however t is drawn.
-    quartile_loss: Summed over the examples whose time is in each quarter of
-      all, the cleanest first.
-    quartile_count: How many those are.
+    quartile_loss: Sum over the examples in each quarter of time, the cleanest
+      first.
+    quartile_count: How many examples are in each.
     grad_norm: Global norm of the gradient, before clipping.
     param_norm: Global norm of the parameters, after the update.
   """
@@ -49,19 +49,19 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """Takes one gradient step.
 
-  All randomness comes from fold_in(key, state.step), and what the objective
-  draws is drawn for the whole batch: how often the batch is cut changes
-  nothing but memory (and the draws of dropout).
+  All randomness comes from fold_in(key, state.step), and the objective draws
+  once for the whole batch: the number of micro-batches changes only the memory
+  (and the draws of dropout).
 
   Args:
     state: The state so far.
-    batch: What the objective learns from, such as "image", [B, H, W, C] in
-      [-1, 1], and "label", [B].
+    batch: The data of the objective, such as "image", [B, H, W, C] in [-1, 1],
+      and "label", [B].
     key: The run's training key, the same at every step.
-    objective: What is made small, see ``objectives``.
+    objective: What to minimise, see ``objectives``.
     tx: The optimizer.
-    micro_batches: Cut the batch into this many pieces, one at a time in
-      memory; the gradient is the exact mean over the whole batch.
+    micro_batches: Split the batch into this many pieces, processed one at a
+      time; the gradient is the exact mean over the whole batch.
     ema_warmup: See ``state.update_ema``.
 
   Returns:
@@ -120,8 +120,8 @@ def train_block(
 ) -> tuple[TrainState, Metrics]:
   """Takes a step on each of K batches, in one program.
 
-  Between two steps nothing waits for the host: what counts where a step is
-  shorter than a dispatch.
+  No step waits for the host, which matters if a step is shorter than a
+  dispatch.
 
   Args:
     step: ``(state, batch, key) -> (state, metrics)``.
@@ -146,7 +146,7 @@ def _mean_gradient(loss_fn, params, parts):
   """Mean gradient, and all losses, over equal parts taken one at a time."""
   gradient = jax.grad(loss_fn, has_aux=True)
   count = len(parts[0])
-  if count == 1:  # No second copy of the gradient where none is needed.
+  if count == 1:  # Avoids a second copy of the gradient.
     grads, loss = gradient(params, jax.tree.map(lambda x: x[0], parts))
     return grads, loss[None]
 
@@ -161,8 +161,8 @@ def _mean_gradient(loss_fn, params, parts):
 def _cut(x: Array, parts: int) -> Array:
   """[B, ...] -> [parts, B / parts, ...], taking every parts-th example.
 
-  So each device's share of the batch gives an equal share to every part, and
-  nothing moves between devices.
+  So each part takes an equal share of every device's examples, and nothing
+  moves between devices.
   """
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
@@ -177,7 +177,7 @@ def quartiles(
   count: Float[np.ndarray, "4"],
   name: str = "loss",
 ) -> dict[str, float]:
-  """Mean loss by quarter of t, for logs; quarters without examples drop."""
+  """Mean loss by quarter of t, for logs; omits quarters without examples."""
   return {
     f"{name}_q{i}": float(total / n)
     for i, (total, n) in enumerate(zip(loss, count, strict=True))

@@ -1,8 +1,8 @@
-"""Upsampling: diffusion of large pictures, conditioned on small ones.
+"""Upsampling: diffusion of large images, conditioned on small ones.
 
-A cascade is a model of small pictures and one or more that enlarge them. The
-small pictures to learn from are made of the large ones. Those that a model
-draws differ from them a little; noise on both hides the difference
+A cascade is a model of small images and one or more that upsample them.
+Training makes the small images by downsampling the large ones. Those that a
+model samples differ from them a little; noise on both hides the difference
 (conditioning augmentation, Ho et al. 2021, "Cascaded Diffusion Models").
 """
 
@@ -20,17 +20,17 @@ from diffusion_jax.schedules import Schedule
 def shrink(
   x0: Float[Array, "B *size C"], size: Sequence[int]
 ) -> Float[Array, "B ... C"]:
-  """Means of equal boxes ("area"), as Improved DDPM's upsamplers learn.
+  """Means of equal boxes ("area"), as for Improved DDPM's upsamplers.
 
   Args:
-    x0: Pictures.
-    size: To come to, each axis of which must divide theirs.
+    x0: Images.
+    size: The new size, each axis of which must divide theirs.
 
   Returns:
-    Smaller pictures.
+    Smaller images.
 
   Raises:
-    ValueError: If the size does not divide that of the pictures.
+    ValueError: If the size does not divide that of the images.
   """
   b, *large, c = x0.shape
   check_size(large, size)
@@ -42,7 +42,7 @@ def shrink(
 
 
 def check_size(large: Sequence[int], small: Sequence[int]) -> None:
-  """Refuses sizes of which one does not divide the other.
+  """Raises ValueError unless the small size divides the large one.
 
   >>> check_size((8, 8), (3, 4))
   Traceback (most recent call last):
@@ -65,23 +65,23 @@ def check_size(large: Sequence[int], small: Sequence[int]) -> None:
 def augment(
   key: Key[Array, ""], schedule: Schedule, low_res: Batch, most: int
 ) -> tuple[Batch, Int[Array, " B"]]:
-  """Noises small pictures to random steps, for training.
+  """Noises small images to random steps, for training.
 
-  Each gets a step s of its own, uniform on 0..most, and is drawn from
-  q(x_s | x_0); the network gets s. So one network learns all amounts of
-  noise, and sampling chooses one. With most = 0 nothing changes.
+  For each image a step s is drawn uniformly from 0..most, and the image from
+  q(x_s | x_0); the network gets s. So one network learns all amounts of noise,
+  and sampling chooses one. With most = 0 nothing changes.
 
   Args:
     key: For the steps and the noise.
     schedule: The noise schedule.
-    low_res: The pictures.
+    low_res: The images.
     most: The largest step, 0..T.
 
   Returns:
-    The noisy pictures, and their steps.
+    The noisy images, and their steps.
 
   Raises:
-    ValueError: If there is no such step, or time is real.
+    ValueError: If ``most`` is not in 0..T, or time is continuous.
   """
   check_whole("noise on small pictures", schedule.T)
   if not 0 <= most <= schedule.T:

@@ -46,7 +46,7 @@ def bound(variance: str = "fixed_large") -> Weight:
 
 
 def _check_range(**numbers: tuple[float, bool]) -> None:
-  """Refuses a number that makes a weight negative, 0 or NaN everywhere."""
+  """Raises for a number that makes a weight negative, 0 or NaN everywhere."""
   for name, (value, right) in numbers.items():
     if not right or not value < math.inf:
       raise ValueError(f"{name}={value} must be positive and finite")
@@ -56,7 +56,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
   """1 / (k + SNR)^gamma (Choi et al. 2022, eq. 8).
 
   Raises:
-    ValueError: If the weight would be negative, or none.
+    ValueError: If the weight would be negative, 0 or NaN.
   """
   _check_range(gamma=(gamma, gamma >= 0), k=(k, k >= 0))
   return lambda schedule, t: (k + process.snr(schedule, t)) ** -gamma
@@ -65,7 +65,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
 def min_snr(gamma: float = 5.0) -> Weight:
   """min(SNR, gamma) / SNR (Hang et al. 2023, section 3.4).
 
-  For x_0-prediction this weighs the error with min(SNR, gamma), for v with
+  The weight of the error of x_0 is then min(SNR, gamma), and that of v is
   min(SNR, gamma) / (SNR + 1).
 
   Raises:
@@ -83,7 +83,7 @@ def truncated_snr() -> Weight:
 def edm(sigma_data: float = 0.5) -> Weight:
   """(SNR sigma_data^2 + 1) / (SNR sigma_data^2), the plain loss of EDM's F.
 
-  Karras et al. 2022, table 1: lambda = 1 / c_out^2, here of the noise's error.
+  Karras et al. 2022, table 1: lambda = 1 / c_out^2, here for the noise's error.
 
   Raises:
     ValueError: If sigma_data is not above 0.
@@ -95,21 +95,21 @@ def edm(sigma_data: float = 0.5) -> Weight:
 def sigmoid(bias: float = 2.0) -> Weight:
   """The sigmoid of bias - log SNR (Kingma and Gao 2023; Hoogeboom et al. 2024).
 
-  The bias moves the weight to cleaner steps. As any weight it counts together
-  with the density at which times are drawn.
+  A larger bias moves the weight to cleaner steps. As with any weight, what
+  counts is its product with the density of the training times.
   """
   return lambda schedule, t: jax.nn.sigmoid(bias - schedule.at(t).log_snr)
 
 
 def shifted(weight: Weight, k: float) -> Weight:
-  """A weight of the log-SNR, as it is where there is 1 / k of the noise.
+  """A weight of the log-SNR, evaluated at 1 / k of the noise.
 
-  What weighs well at 64 x 64 pixels does at d x d with k = d / 64, as the
-  schedule shifted by k (Hoogeboom et al. 2023, section 3.1).
+  A weight that works at 64 x 64 pixels then works at d x d with k = d / 64,
+  together with the schedule shifted by k (Hoogeboom et al. 2023, section 3.1).
 
   Args:
     weight: Any but ``bound``, which depends on more than the log-SNR.
-    k: Noise that there is more.
+    k: The factor by which the noise grows.
 
   Returns:
     The weight.
@@ -129,7 +129,7 @@ def shifted(weight: Weight, k: float) -> Weight:
 
 @dataclasses.dataclass(frozen=True)
 class _Cleaner:
-  """A schedule whose log-SNR is read as so much more."""
+  """A schedule with a constant added to its log-SNR."""
 
   schedule: Any
   more: float
@@ -146,6 +146,6 @@ class _Cleaner:
     )
 
   def at(self, t: Time) -> Level:
-    """The level, of another log-SNR."""
+    """The level at t, with the raised log-SNR."""
     at = self.schedule.at(t)
     return at._replace(log_snr=at.log_snr + self.more)

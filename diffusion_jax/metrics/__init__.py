@@ -1,7 +1,7 @@
 """Distances between sets of samples.
 
-Statistics are pure NumPy in float64 and know nothing of networks; any function
-``uint8 images [B, H, W, C] -> features [B, D]`` gives them their features.
+Statistics are pure NumPy in float64 and need no network: any function ``uint8
+images [B, H, W, C] -> features [B, D]`` can compute their features.
 """
 
 from diffusion_jax.metrics import inception, inception_weights, moments

@@ -1,4 +1,4 @@
-"""From pictures to feature vectors, on all devices."""
+"""From images to feature vectors, on all devices."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, UInt8
 
 from diffusion_jax import parallel
 
-# Pictures to their feature vectors, or to several kinds in a dict. Of a
-# jax.tree_util.Partial the arrays are handed over, not compiled in.
+# Images to their feature vectors, or to a dict of several kinds. The arrays of
+# a jax.tree_util.Partial are arguments, not constants of the program.
 Network = Callable[[Any], Any]
 
 
 def pixels(images: UInt8[Array, "B H W C"]) -> Float[Array, "B D"]:
-  """Pixels as features: bytes k as k / 127.5 - 1, in a row."""
+  """Pixels as features: bytes k as k / 127.5 - 1, flattened."""
   return images.reshape(len(images), -1) / 127.5 - 1
 
 
@@ -28,20 +28,19 @@ def extract(
   mesh: Mesh | None = None,
   jit: bool = True,
 ) -> Iterator[Any]:
-  """Features of pictures, batch by batch, in order.
+  """Features of images, batch by batch, in order.
 
   Args:
     network: ``images -> features``.
-    batches: Pictures of one shape; those of a batch may be fewer than
-      ``batch_size``, and not more. Under ``jax.distributed`` every process
-      passes the same.
-    batch_size: Pictures at a time, rounded up to fit the devices. Smaller
-      batches are filled up, so that one program serves all.
+    batches: Images of one shape, at most ``batch_size`` in a batch. Under
+      ``jax.distributed`` every process passes the same.
+    batch_size: Images at a time, rounded up to a multiple of the devices.
+      Smaller batches are padded, so that one program serves all.
     mesh: The devices; by default all.
-    jit: False for a network that JAX cannot trace, such as NumPy's.
+    jit: False for a network that JAX cannot trace, such as one in NumPy.
 
   Yields:
-    What the network returns of each batch, as NumPy arrays.
+    The network's output for each batch, as NumPy arrays.
 
   Raises:
     ValueError: If a batch is empty or larger than ``batch_size``.

@@ -13,7 +13,7 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
   """Squared 2-Wasserstein distance of two Gaussians.
 
   |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})  (Heusel et al. 2017,
-  eq. 6). Of Inception's 2048 features this is the FID, of its spatial ones
+  eq. 6). With Inception's 2048 features this is the FID, with its spatial ones
   the sFID (Nash et al. 2021).
 
   The trace of the root comes from the eigenvalues of the symmetric
@@ -22,13 +22,13 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 
   Args:
     a: Mean and covariance of one set.
-    b: Of the other.
+    b: Those of the other.
 
   Returns:
     The distance, at least 0, in squared feature units.
 
   Raises:
-    ValueError: If they are of different dimensions.
+    ValueError: If their dimensions differ.
   """
   if a.mean.shape != b.mean.shape or a.cov.shape != b.cov.shape:
     raise ValueError(
@@ -49,7 +49,7 @@ def _root(cov: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
 
 
 def _trace_of_root(square: Float[np.ndarray, "D D"]) -> float:
-  """Tr A^{1/2} of a symmetric A."""
+  """The trace of A^{1/2}, for a symmetric A."""
   return np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0)).sum()
 
 
@@ -60,11 +60,11 @@ def frechet_distance(
 
   Args:
     a: Feature vectors of one set, at least two.
-    b: Of the other.
+    b: Those of the other.
 
   Returns:
     The distance, at least 0, in squared feature units. It is biased upwards
-    for few samples: compare only numbers of equal N and M.
+    for few samples: compare only numbers with equal N and M.
 
   Raises:
     ValueError: If the shapes do not fit or a set has fewer than two.
@@ -92,23 +92,23 @@ def frechet_infinity(
   """The Frechet distance of infinitely many samples, extrapolated.
 
   To first order FID_n = FID_inf + b / n, where b depends on the model, so
-  that FIDs of equal n can still be in the wrong order. FID_n is measured at
-  ``points`` sizes between ``least`` and N, on random parts of the samples,
-  and the line through them followed to 1 / n = 0 (Chong & Forsyth 2020).
-  The bias of a finite reference stays.
+  that FIDs of equal n can still be in the wrong order. FID_n is computed for
+  ``points`` sizes between ``least`` and N, on random subsets of the samples,
+  and a line through them is extrapolated to 1 / n = 0 (Chong & Forsyth 2020).
+  The bias of a finite reference remains.
 
   Args:
-    features: Of the samples.
-    reference: Of the data.
-    key: Chooses the parts.
-    least: Fewest samples in a part.
-    points: Sizes, at least 2.
+    features: Features of the samples.
+    reference: Mean and covariance of the data.
+    key: Chooses the subsets.
+    least: The smallest subset.
+    points: The number of sizes, at least 2.
 
   Returns:
-    FID_inf, which chance can take below 0.
+    FID_inf, which can be below 0 by chance.
 
   Raises:
-    ValueError: If there are not more samples than ``least``.
+    ValueError: If there are not more than ``least`` samples.
   """
   n = len(features)
   _check_parts(n, least, points)
@@ -123,18 +123,18 @@ def frechet_std(
   *,
   replicates: int = 20,
 ) -> float:
-  """How far ``frechet`` moves from one set of samples to the next.
+  """How much ``frechet`` varies from one set of samples to the next.
 
   The bootstrap's estimate (Efron 1979): the standard deviation over sets of N
-  samples drawn from the N with replacement. Their mean is of no use, as
-  resampling adds the bias of N samples a second time. That the reference is
-  finite, too, is not in it.
+  samples drawn from the N with replacement. Their mean is of no use, since
+  resampling adds the bias of N samples a second time. The estimate does not
+  include that the reference is finite, too.
 
   Args:
-    features: Of the samples.
-    reference: Of the data.
+    features: Features of the samples.
+    reference: Mean and covariance of the data.
     key: Draws the sets.
-    replicates: How many; with 20 the result is known to 16 %.
+    replicates: The number of sets; with 20 the result is known to 16 %.
 
   Returns:
     The standard deviation, in squared feature units.
@@ -156,21 +156,21 @@ def frechet_infinity_std(
   points: int = 15,
   replicates: int = 10,
 ) -> float:
-  """How far ``frechet_infinity`` moves, as ``frechet_std``.
+  """How much ``frechet_infinity`` varies, see ``frechet_std``.
 
   Args:
-    features: Of the samples.
-    reference: Of the data.
-    key: Draws the sets and their parts.
-    least: As of ``frechet_infinity``.
-    points: As of ``frechet_infinity``.
-    replicates: How many sets; each costs ``points`` distances.
+    features: Features of the samples.
+    reference: Mean and covariance of the data.
+    key: Draws the sets and their subsets.
+    least: See ``frechet_infinity``.
+    points: See ``frechet_infinity``.
+    replicates: The number of sets; each costs ``points`` distances.
 
   Returns:
     The standard deviation, in squared feature units.
 
   Raises:
-    ValueError: As ``frechet_infinity`` and ``frechet_std``.
+    ValueError: See ``frechet_infinity`` and ``frechet_std``.
   """
   _check_parts(len(features), least, points)
   distance = _distance_of_rows(features, reference)
@@ -200,7 +200,7 @@ def _extrapolated(
   least: int,
   points: int,
 ) -> float:
-  """The distance at 1 / n = 0, from random parts of some rows."""
+  """The distance at 1 / n = 0, from random subsets of some rows."""
   sizes = np.linspace(least, len(rows), points).astype(int)
   distances = []
   for size, k in zip(sizes, jax.random.split(key, points), strict=True):
@@ -233,12 +233,12 @@ def _bootstrap(
 def _distance_of_rows(
   features: Float[np.ndarray, "N D"], reference: Gaussian
 ) -> Callable[[Rows], float]:
-  """``frechet`` of any rows of some features to one reference.
+  """``frechet`` from any rows of some features to one reference.
 
-  Row i, c_i times among n, counts c_i / n in the mean and c_i / (n - 1) in the
-  covariance z^T z. The root of the reference's covariance is computed once,
-  and of fewer rows than dimensions the smaller matrix with the same
-  eigenvalues is taken.
+  If row i occurs c_i times among n, its weight is c_i / n in the mean and
+  c_i / (n - 1) in the covariance z^T z. The root of the reference's covariance
+  is computed once; with fewer rows than dimensions, the smaller matrix with the
+  same eigenvalues is used.
   """
   x = finite(features)
   if x.ndim != 2 or x.shape[1:] != reference.mean.shape:

@@ -1,8 +1,8 @@
-"""The network that FID is defined by: Inception v3 of 2015-12-05.
+"""The network that defines FID: Inception v3 of 2015-12-05.
 
 TensorFlow's model as Heusel et al. (2017) used it, with the weights of the
-published PyTorch file. It is not torchvision's Inception v3: averages leave
-out the padding, the last block takes a maximum, there are 1008 classes.
+published PyTorch file. It is not torchvision's Inception v3: averages exclude
+the padding, the last block takes a maximum, and there are 1008 classes.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ FEATURES = ("64", "192", "768", "2048", "logits", "spatial")
 
 
 class Inception(nn.Module):
-  """Pictures to features; every convolution is called as in the file.
+  """Images to features; every convolution is named as in the file.
 
   Batch normalisation is part of the convolutions' weights, see
   ``inception_weights.from_published``.
@@ -36,13 +36,13 @@ class Inception(nn.Module):
       images: Colour or grey, of any size.
 
     Returns:
-      By name: "64", "192", "768" and "2048", the means over the picture of
-      so many channels, [B, so many]; "logits", [B, 1008], without the bias;
+      By name: "64", "192", "768" and "2048", the means over the image of
+      that many channels, [B, channels]; "logits", [B, 1008], without the bias;
       "spatial", [B, 2023], the first seven channels of one layer at each of
-      17 x 17 places, of which sFID is made (Nash et al. 2021).
+      17 x 17 positions, used by sFID (Nash et al. 2021).
 
     Raises:
-      ValueError: If the pictures have neither 1 nor 3 channels.
+      ValueError: If the images have neither 1 nor 3 channels.
     """
     x = prepare(images)
     x = _unit(x, "Conv2d_1a_3x3", 32, stride=2)
@@ -72,17 +72,17 @@ class Inception(nn.Module):
 
 
 def features(params: Any, names: Sequence[str]) -> jax.tree_util.Partial:
-  """The network as ``metrics.extract`` takes it.
+  """The network in the form that ``metrics.extract`` takes.
 
   Args:
-    params: Of ``Inception``, see ``inception_weights.load``.
-    names: Which of ``FEATURES``.
+    params: Parameters of ``Inception``, see ``inception_weights.load``.
+    names: Names from ``FEATURES``.
 
   Returns:
     ``images -> features``, by name.
 
   Raises:
-    ValueError: If there are no such features.
+    ValueError: If a name is unknown.
   """
   for name in names:
     if name not in FEATURES:
@@ -96,7 +96,7 @@ def features(params: Any, names: Sequence[str]) -> jax.tree_util.Partial:
 
 
 def prepare(images: UInt8[Array, "B H W C"]) -> Float[Array, "B 299 299 3"]:
-  """Bytes to (x - 128) / 128 at 299 x 299; grey becomes colour.
+  """Bytes to (x - 128) / 128 at 299 x 299; grey is converted to colour.
 
   Raises:
     ValueError: If there are neither 1 nor 3 channels.
@@ -114,15 +114,15 @@ def prepare(images: UInt8[Array, "B H W C"]) -> Float[Array, "B 299 299 3"]:
 def resize(x: Images, size: int) -> Float[Array, "B size size C"]:
   """TensorFlow 1's bilinear resize, corners not aligned.
 
-  Row i of the result is read at row i H / size, between the two rows there:
-  not at the centres of pixels, and without smoothing where it shrinks.
+  Row i of the result is read at row i H / size, interpolated between the two
+  nearest rows: not at the centres of pixels, and without antialiasing.
   """
   rows, columns = (_bilinear(side, size) for side in x.shape[1:3])
   return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision="highest")
 
 
 def _bilinear(side: int, size: int) -> Float[np.ndarray, "size side"]:
-  """Weights of the rows that are there in those that are wanted."""
+  """The resize of one axis as a matrix."""
   at = np.arange(size, dtype=np.float32) * np.float32(side / size)
   below = np.floor(at).astype(int)
   above = np.minimum(below + 1, side - 1)
@@ -141,7 +141,7 @@ def _unit(x, name, features, kernel=(3, 3), stride=1, padding=None):
     kernel,
     (stride, stride),
     padding or ("SAME" if stride == 1 else "VALID"),
-    precision="highest",  # of GPUs and TPUs too, or features lose digits
+    precision="highest",  # on GPUs and TPUs too, or features lose digits
     name=name,
   )
   return nn.relu(conv(x))
@@ -157,7 +157,7 @@ def _mean_pool(x):
 
 
 def _spread(x: Images) -> Float[Array, "B C"]:
-  """The mean over the picture."""
+  """The mean over the image."""
   return x.mean(axis=(1, 2))
 
 

@@ -26,13 +26,13 @@ def inception_score(
   """The score exp E_x KL(p(y | x) || p(y))  (Salimans et al. 2016, sec. 4).
 
   Args:
-    logits: Of the classes, log p(y | x) up to a constant. Published scores
-      are of Inception's 1008 without the bias.
-    splits: Parts, in order, of which each has its own p(y).
+    logits: log p(y | x) of the classes up to a constant. Published scores use
+      Inception's 1008 without the bias.
+    splits: Number of parts, in order, each with its own p(y).
 
   Returns:
-    Mean and standard deviation over the parts. It grows with the number of
-    samples: published numbers are of 50,000 in 10 parts.
+    Mean and standard deviation over the parts. The score grows with the number
+    of samples: published ones use 50,000 in 10 parts.
 
   Raises:
     ValueError: If there are fewer samples than parts.
@@ -56,6 +56,6 @@ def mutual_information(logits: Float[np.ndarray, "N K"]) -> float:
   log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
   p = np.exp(log_p)
   marginal = p.mean(axis=0)
-  # 0 log 0 = 0, of classes that no sample has.
+  # 0 log 0 = 0, for classes without samples.
   log_marginal = np.log(np.where(marginal > 0, marginal, 1))
   return float((p * (log_p - log_marginal[None])).sum(axis=1).mean())

@@ -23,9 +23,9 @@ def load(source: pathlib.Path | None = None, *, download: bool = False) -> Any:
   """The parameters of ``Inception``.
 
   Args:
-    source: The file (a .pth takes PyTorch, a .safetensors of the same tensors
+    source: The file (a .pth needs PyTorch, a .safetensors with the same tensors
       does not), or the folder that holds it; by default ``CACHE``.
-    download: Fetch the file into the folder if it is not there.
+    download: Download the file into the folder if it is missing.
 
   Returns:
     The parameters.
@@ -114,8 +114,8 @@ def from_published(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     The parameters of ``Inception``.
 
   Raises:
-    ValueError: Naming a tensor that is missing, left over or of another
-      shape.
+    ValueError: If a tensor is missing, unexpected or has a wrong shape; the
+      message names it.
   """
   state = {
     name: array

@@ -1,4 +1,4 @@
-"""The kernel distance (KID): an unbiased distance of few samples."""
+"""The kernel distance (KID): unbiased also for few samples."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,14 @@ LEAST_SUBSETS = 10  # a standard error of fewer is itself a guess
 
 
 class KernelDistance(NamedTuple):
-  """KID and how sure it is.
+  """KID and its standard error.
 
   Attributes:
-    distance: The mean over subsets; about 0, and below it half of the time,
-      where both sets are of one distribution.
-    standard_error: Of that mean.
+    distance: The mean over subsets; about 0, and below it half of the time, if
+      both sets have the same distribution.
+    standard_error: Standard error of that mean.
     subset_size: Samples of each set in a subset.
-    subsets: How many; no sample is in two of them.
+    subsets: Number of subsets; no sample is in two of them.
   """
 
   distance: float
@@ -45,7 +45,7 @@ def squared_mmd(
 
   Args:
     x: Feature vectors of one set, at least two.
-    y: Of the other.
+    y: Those of the other.
 
   Returns:
     The estimate, which may be negative.
@@ -77,17 +77,17 @@ def kernel_distance(
 ) -> KernelDistance:
   """KID: the mean of ``squared_mmd`` over random subsets.
 
-  Subsets share no samples, so that they are independent and their scatter
-  gives an honest standard error. The published code lets them overlap; the
-  expectation is the same.
+  Subsets share no samples, so they are independent and their spread gives a
+  valid standard error. In the published code they overlap; the expectation is
+  the same.
 
   Args:
     x: Features of one set.
-    y: Of the other.
+    y: Those of the other.
     key: Shuffles both.
-    subset_size: Samples of each set in a subset; fewer where the sets are
-      small, so that there are at least 10 subsets.
-    subsets: At most so many, at least 2.
+    subset_size: Samples of each set in a subset; fewer if the sets are small,
+      so that there are at least 10 subsets.
+    subsets: The largest number of subsets, at least 2.
 
   Returns:
     The distance and its standard error.

@@ -1,4 +1,4 @@
-"""Improved precision and recall: quality and coverage apart."""
+"""Improved precision and recall: separate numbers for quality and coverage."""
 
 import concurrent.futures
 import os
@@ -18,8 +18,8 @@ class PrecisionRecall(NamedTuple):
   """Both in [0, 1].
 
   Attributes:
-    precision: The part of the samples that lie where data are.
-    recall: The part of the data that lie where samples are.
+    precision: The fraction of samples that lie where data are.
+    recall: The fraction of data that lie where samples are.
   """
 
   precision: float
@@ -31,21 +31,21 @@ def precision_recall(
 ) -> PrecisionRecall:
   """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
-  A set covers the balls around its vectors that reach to the k-th nearest
-  other of the set. Precision is the part of the samples in the balls of the
-  data, recall the part of the data in those of the samples.
+  Each vector of a set has a ball that reaches to its k-th nearest neighbour in
+  the set. Precision is the fraction of samples in the balls of the data, recall
+  the fraction of data in the balls of the samples.
 
   Args:
     data: Features of the data.
-    samples: Of the samples. Both depend on N and M: compare only numbers of
-      equal ones.
-    k: Neighbour that gives the radius; 3 is usual.
+    samples: Features of the samples. Both numbers depend on N and M: compare
+      only results with equal ones.
+    k: The neighbour that gives the radius; 3 is usual.
 
   Returns:
     Both.
 
   Raises:
-    ValueError: If the shapes do not fit, or a set has no k other vectors.
+    ValueError: If the shapes do not fit, or a set has at most k vectors.
   """
   data, samples = finite(data), finite(samples)
   if data.ndim != 2 or samples.ndim != 2 or data.shape[1] != samples.shape[1]:
@@ -58,7 +58,7 @@ def precision_recall(
       f"{k=} must be at least 1 and less than the {len(data)} and "
       f"{len(samples)} vectors of the sets"
     )
-  # Differences of large squares lose digits: the origin moves to the data.
+  # Differences of large squares lose digits: move the origin to the data.
   centre = data.mean(axis=0)
   data, samples = data - centre, samples - centre
   return PrecisionRecall(
@@ -69,7 +69,7 @@ def precision_recall(
 
 def radii(x: Float[np.ndarray, "N D"], k: int) -> Float[np.ndarray, " N"]:
   """Squared distance of each vector to its k-th nearest other."""
-  # The nearest of all, in place 0, is the vector itself.
+  # The nearest, at index 0, is the vector itself.
   return _by_blocks(
     lambda block: np.partition(squared_distances(block, x), k, axis=1)[:, k], x
   )
@@ -95,7 +95,7 @@ def squared_distances(
 
 
 def _by_blocks(function: Callable, x: np.ndarray) -> np.ndarray:
-  """A function of rows, of some rows at a time."""
+  """A function of rows, applied to a block of rows at a time."""
   blocks = [x[start : start + BLOCK] for start in range(0, len(x), BLOCK)]
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     return np.concatenate(list(pool.map(function, blocks)))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 class Gaussian(NamedTuple):
-  """A mean and a covariance, all that FID looks at.
+  """A mean and a covariance, all that FID depends on.
 
   Attributes:
     mean: float64.
@@ -20,11 +20,11 @@ class Gaussian(NamedTuple):
 
 
 class Moments(NamedTuple):
-  """What is remembered of vectors that were seen once.
+  """Running sums over vectors that are seen only once.
 
   Attributes:
-    n: How many.
-    mean: Of them, m.
+    n: The number of vectors.
+    mean: Their mean m.
     scatter: sum of (x - m) (x - m)^T over them.
   """
 
@@ -49,7 +49,7 @@ def finite(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
   """Features in float64.
 
   Raises:
-    FloatingPointError: If any is NaN or infinite, of which no distance is.
+    FloatingPointError: If any is NaN or infinite.
   """
   x = np.asarray(x, np.float64)
   wrong = x.size - np.isfinite(x).sum()
@@ -65,7 +65,7 @@ def moments(x: Float[np.ndarray, "N D"]) -> Moments:
   """Moments of the rows of x.
 
   Raises:
-    ValueError: If x is no matrix or has no rows.
+    ValueError: If x is not a matrix or has no rows.
     FloatingPointError: See ``finite``.
   """
   x = finite(x)
@@ -100,7 +100,7 @@ def stream(batches: Iterable[Float[np.ndarray, "B D"]]) -> Moments:
   array([3.])
 
   Raises:
-    ValueError: If there are none.
+    ValueError: If there are no batches.
   """
   total = None
   for batch in batches:

@@ -1,4 +1,4 @@
-"""Features of pictures that need no trained network."""
+"""Features of images without a trained network."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,15 @@ def random_features(
 
   Convolutions of 3 taps an axis and ReLUs without biases, each after the first
   at half the size, until the shortest side is at most 4; then the mean over the
-  picture. For a Frechet distance while training: few enough features that 64
-  samples fill their covariance, which pixels are not, and nothing to
-  download. The distances compare previews of one kind of data with each other
-  and mean nothing elsewhere; they are no FID.
+  image. It is for a Frechet distance during training: there are few enough
+  features that 64 samples give a covariance of full rank, unlike for pixels,
+  and nothing to download. The distances only compare previews of one kind of
+  data with each other; they are not an FID.
 
   Args:
     x: Images in [-1, 1], of any size and any number of channels.
-    key: Of the filters: the same key is the same network.
-    features: How many.
+    key: For the filters: the same key gives the same network.
+    features: The number of features.
 
   Returns:
     The features, linear in the contrast: those of 2 x are twice those of x.

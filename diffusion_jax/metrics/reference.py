@@ -10,18 +10,18 @@ import numpy as np
 
 from diffusion_jax.metrics.moments import Gaussian
 
-# Features, and what a file calls their mean and covariance.
+# Features, and the names of their mean and covariance in a file.
 KEYS = {"2048": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 IMAGES = "arr_0"
 
 
 class Reference(NamedTuple):
-  """What a file says of data.
+  """The statistics of data in a file.
 
   Attributes:
-    gaussians: Mean and covariance by feature name, "2048" and "spatial" of
-      Inception; what the file has of them.
-    has_images: Whether it also has the pictures, which ``data.load`` reads.
+    gaussians: Mean and covariance by feature name, those of Inception's "2048"
+      and "spatial" that the file has.
+    has_images: Whether it also has the images, which ``data.load`` reads.
     fingerprint: First 16 digits of the file's SHA-256.
   """
 
@@ -34,11 +34,11 @@ def read_reference(path: pathlib.Path) -> Reference:
   """Reads an .npz of statistics, or one of OpenAI's reference batches.
 
   The former has mu and sigma, as pytorch-fid writes them; the latter arr_0,
-  pictures in uint8, and often mu, sigma, mu_s and sigma_s.
+  images in uint8, and often mu, sigma, mu_s and sigma_s.
 
   Raises:
-    ValueError: If the file is damaged, has none of these, or they do not fit
-      together.
+    ValueError: If the file is damaged or has none of these, or if their shapes
+      do not fit.
     OSError: If there is no such file.
   """
   try:
@@ -82,8 +82,8 @@ def write_reference(
   """Writes an .npz that ``read_reference`` and pytorch-fid read.
 
   Args:
-    path: Of the file.
-    gaussians: By feature name, of ``KEYS``.
+    path: The file.
+    gaussians: Mean and covariance by feature name, see ``KEYS``.
   """
   arrays = {}
   for feature, gaussian in gaussians.items():

@@ -1,4 +1,4 @@
-"""Networks. They know nothing of the process: (x_t, t) in, an image out."""
+"""Networks, independent of the process: (x_t, t) in, an image out."""
 
 from diffusion_jax.models import edm2, named
 from diffusion_jax.models.backbone import Backbone

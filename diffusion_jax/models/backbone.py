@@ -1,4 +1,4 @@
-"""What a network has to be, for everything outside this room."""
+"""The interface of a network, for the rest of the library."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import concrete
 
-# All that a network may be conditioned on, besides x_t and the time.
+# Everything that a network can be conditioned on, besides x_t and the time.
 PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
 
 
@@ -16,30 +16,31 @@ PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
 class Backbone(Protocol):
   """A network: (x_t, time, cond) -> a prediction of x_t's size.
 
-  Any Flax module with two names more is one. ``init`` and ``apply`` take, after
-  what Flax wants first, x_t [B, *size, C], a time for each example, a condition
-  or None, and the keyword ``train``, which lets dropout draw with the rng
-  "dropout". What comes out is float32.
+  Any Flax module with ``takes`` and ``check_size`` is one. Its ``init`` and
+  ``apply`` take, after Flax's own arguments, x_t [B, *size, C], a time for each
+  example, a condition or None, and the keyword ``train``, which turns on
+  dropout (rng "dropout"). The output is float32.
   """
 
   @property
   def takes(self) -> Sequence[str]:
-    """The parts of a condition that it can be given, out of ``PARTS``."""
+    """The parts of a condition that it accepts, out of ``PARTS``."""
     ...
 
   def check_size(self, size: Sequence[int], /) -> None:
-    """Refuses images that it cannot take.
+    """Checks that it can process images of this size.
 
     Args:
-      size: (H, W), or (L,) of signals, (D, H, W) of volumes.
+      size: (H, W), or (L,) for signals, (D, H, W) for volumes.
 
     Raises:
-      ValueError: In one line: the size, what is allowed, the nearest that is.
+      ValueError: If it cannot. One line has the size, what is allowed, and the
+        nearest allowed size.
     """
     ...
 
   def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
-    """Parameters, from a key and examples of what ``apply`` takes."""
+    """Parameters, from a key and example arguments of ``apply``."""
     ...
 
   def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,13 +55,13 @@ def parts(
 
   Args:
     cond: The condition.
-    takes: The parts that a network can be given.
+    takes: The parts that a network accepts.
 
   Returns:
     One for each of ``takes``.
 
   Raises:
-    ValueError: If there is another, or it is no mapping.
+    ValueError: If the condition has another part, or is not a mapping.
   """
   cond = {} if cond is None else cond
   if not isinstance(cond, Mapping):
@@ -77,10 +78,10 @@ def parts(
 
 
 def check_classes(net: Any, y: Any) -> None:
-  """Refuses classes for a network without, none for one with, and unknown ones.
+  """Checks that a network with classes gets known ones, and another gets none.
 
   Raises:
-    ValueError: Saying which.
+    ValueError: If not; the message says which.
   """
   if (y is None) != (net.num_classes is None):
     raise ValueError(
@@ -91,10 +92,10 @@ def check_classes(net: Any, y: Any) -> None:
 
 
 def check_low_res(net: Any, low_res_t: Any) -> None:
-  """As ``check_classes``, of the noise on small pictures.
+  """As ``check_classes``, for the noise on small images.
 
   Raises:
-    ValueError: Saying which.
+    ValueError: If not; the message says which.
   """
   if net.noisy_low_res != (low_res_t is not None):
     raise ValueError(
@@ -104,10 +105,10 @@ def check_low_res(net: Any, low_res_t: Any) -> None:
 
 
 def check_vector(net: Any, vector: Any) -> None:
-  """As ``check_classes``, of the numbers of each example.
+  """As ``check_classes``, for the numbers of each example.
 
   Raises:
-    ValueError: Saying how many are expected.
+    ValueError: If not; the message says how many are expected.
   """
   if (0 if vector is None else vector.shape[-1]) != net.vector:
     raise ValueError(
@@ -121,14 +122,14 @@ def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
 
   Args:
     net: The network.
-    t: Where a step begins.
-    s: Where it leads; by default nowhere.
+    t: The time where a step begins.
+    s: The time it moves to; by default t.
 
   Returns:
     The length; None for a network without spans.
 
   Raises:
-    ValueError: If such a network was called with s.
+    ValueError: If a network without spans gets s.
   """
   if s is not None and not net.spans:
     raise ValueError("a network without spans was called with a second time s")
@@ -138,7 +139,7 @@ def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
 def beside(
   x_t: jax.Array, low_res: jax.Array | None, planes: jax.Array | None = None
 ) -> jax.Array:
-  """x_t and, in further channels, pictures, and small ones enlarged."""
+  """x_t and, in further channels, planes and upsampled small images."""
   joined = [x_t]
   if low_res is not None:
     size = (*x_t.shape[:-1], low_res.shape[-1])
@@ -149,10 +150,10 @@ def beside(
 
 
 def check_halvings(size: Sequence[int], levels: int) -> None:
-  """Refuses images that a U-Net of this many levels cannot halve.
+  """Checks that a U-Net of this many levels can halve images of this size.
 
   Raises:
-    ValueError: Naming the nearest size that will do.
+    ValueError: If it cannot; the message has the nearest size that works.
   """
   check_multiple(
     size,
@@ -162,7 +163,7 @@ def check_halvings(size: Sequence[int], levels: int) -> None:
 
 
 def check_multiple(size: Sequence[int], unit: int, why: str) -> None:
-  """Refuses a size of which an axis is no multiple of a number.
+  """Raises ValueError unless every axis is a multiple of ``unit``.
 
   >>> check_multiple((8, 10), 4, "patches are of 4 x 4")
   Traceback (most recent call last):

@@ -24,16 +24,16 @@ HIDDEN = 2048  # of the spatial pools
 
 
 class Classifier(Encoder):
-  """The way down and the middle of the U-Net, and a pool.
+  """The encoder and the middle of the U-Net, and a pooling layer.
 
   The attributes are those of ``Encoder`` and:
 
   Attributes:
-    num_labels: Number of classes to tell apart.
+    num_labels: The number of classes.
     pool: "attention" lets the mean of all positions attend to them (the
       published classifiers), "adaptive" averages over positions, "spatial"
-      and "spatial_v2" average every activation on the way down and put two
-      layers on top, the second with a normalisation between them.
+      and "spatial_v2" average every activation of the encoder and put two
+      layers on top, "spatial_v2" with a normalisation between them.
   """
 
   num_labels: int = 1000
@@ -55,7 +55,7 @@ class Classifier(Encoder):
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
-      cond: None; a classifier gets nothing else.
+      cond: None; a classifier takes no condition.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -63,7 +63,7 @@ class Classifier(Encoder):
 
     Raises:
       ValueError: If the size cannot be halved often enough or a setting is
-        not a known one.
+        unknown.
     """
     del cond
     if self.pool not in POOLS:
@@ -93,10 +93,10 @@ class AttentionPool(nn.Module):
   """The mean of all positions attends to itself and to them (CLIP's pool).
 
   Attributes:
-    features: That come out.
+    features: Output features.
     heads: Attention heads.
     head_channels: Channels per head, instead of ``heads``.
-    dtype: Of the activations.
+    dtype: Dtype of the activations.
   """
 
   features: int

@@ -1,18 +1,17 @@
-"""Convolutions as a CPU has fast code for them.
+"""Convolutions in the form that is fast on a CPU.
 
-For a CPU, XLA has fast code for convolutions of one layout and of stride 1. It
-brings others into that layout, but not inside a loop: there, in a ``lax.scan``
-over training steps, micro-batches or a guided walk, a gradient takes fifty
+On a CPU, XLA is fast for convolutions of one layout and of stride 1. It brings
+others into that layout, but not inside a loop: there, in a ``lax.scan`` over
+training steps, micro-batches or guided sampling steps, a gradient takes fifty
 times as long. So on a CPU
 
 - the derivative is written such that its transpose, which is the gradient,
   comes out in that layout;
-- strides, and images whose pixels are repeated, become several convolutions
-  of stride 1, one for each phase: for each place that a pixel can have within
-  a stride, or within the pixels that are equal. None computes what is thrown
-  away, or twice.
+- strided convolutions, and those of images whose pixels are repeated, become
+  several of stride 1, one for each phase: for each position of a pixel within a
+  stride, or within the equal pixels. Nothing is computed twice or thrown away.
 
-Where JAX runs on anything else, all of this is ``lax.conv_general_dilated``.
+On other devices, all of this is ``lax.conv_general_dilated``.
 """
 
 import functools
@@ -45,13 +44,13 @@ def conv_general_dilated(
   Args:
     lhs: [B, *size, C], of any rank.
     rhs: [*taps, C, C_out].
-    window_strides: Of each axis of the size.
+    window_strides: The stride of each axis of the size.
     padding: A name, or (low, high) of each axis.
-    dimension_numbers: Those above, which need not be said.
-    lhs_dilation: Left as it is with ones, as is all that follows.
+    dimension_numbers: Those above; optional.
+    lhs_dilation: Ones, for the fast form; so are those that follow.
     rhs_dilation: Ones.
     feature_group_count: 1.
-    precision: Of the products.
+    precision: Precision of the products.
 
   Returns:
     [B, *size_out, C_out].
@@ -93,7 +92,7 @@ def conv_of_upsampled(
   Of three taps along an axis two meet the same pixel of the small image:
   y[2 i] = k[0] x[i - 1] + (k[1] + k[2]) x[i] and
   y[2 i + 1] = (k[0] + k[1]) x[i] + k[2] x[i + 1]. A convolution of two taps
-  an axis for each of the phases of y makes 2/3 of the multiplications, for
+  an axis for each of the phases of y needs 2/3 of the multiplications, for
   each axis.
 
   Args:
@@ -101,8 +100,8 @@ def conv_of_upsampled(
     rhs: [3, ..., 3, C, C_out].
     window_strides: Ones.
     padding: "SAME".
-    precision: Of the products.
-    **settings: As above.
+    precision: Precision of the products.
+    **settings: See ``conv_general_dilated``.
 
   Returns:
     [B, *(2 size), C_out].
@@ -124,7 +123,7 @@ def conv_of_upsampled(
 def _rewritten(
   lhs_dilation=None, rhs_dilation=None, feature_group_count=1, **_
 ) -> bool:
-  """Whether a convolution is one that a CPU has another way for."""
+  """Whether to rewrite a convolution, as on a CPU."""
   dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
   simple = dilations == {1} and feature_group_count == 1
   return simple and jax.default_backend() == "cpu"
@@ -136,7 +135,7 @@ def _rewritten(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _strided(strides, pads, precision, x, kernel):
-  """The sum over the phases of the image, with the taps that each meets."""
+  """The sum over the phases of the image, each with the taps that meet it."""
   axes = zip(x.shape[1:-1], kernel.shape[:-2], strides, pads, strict=True)
   parts = []
   for phases in itertools.product(*(list(_phases(*axis)) for axis in axes)):
@@ -154,7 +153,7 @@ def _every(first: int, stride: int) -> slice:
 def _phases(
   size: int, taps: int, stride: int, pads: tuple[int, int]
 ) -> Iterator[tuple[int, int, tuple[int, int]]]:
-  """Of one axis: first pixel and first tap of each phase, and its padding."""
+  """First pixel, first tap and padding of each phase of one axis."""
   low, high = pads
   outputs = (size + low + high - taps) // stride + 1
   for start in range(min(stride, size)):
@@ -172,7 +171,7 @@ def phases_of_two_taps(precision, x, kernel):
   b, *size, _ = x.shape
 
   def joined(kernel, pads):
-    """Of the axes that have their padding, each phase; of the others, all."""
+    """All phases, axis by axis; ``pads`` has the axes that are done."""
     axis = len(pads)
     if axis == len(size):
       return _convolve(pads, precision, x, kernel)
@@ -185,7 +184,7 @@ def phases_of_two_taps(precision, x, kernel):
 
 
 def _taps_met(kernel, axis):
-  """At even and odd places: padding, and three taps as the two pixels met."""
+  """Padding and two summed taps, for even and for odd outputs of an axis."""
   first, second, third = jnp.split(kernel, 3, axis)
   return (
     ((1, 0), jnp.concatenate([first, second + third], axis)),
@@ -218,16 +217,15 @@ def _derivative(pads, precision, primals, tangents):
   (x, kernel), (dx, dk) = primals, tangents
   parts = []
   if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
-    # Transposed, in and out change places in the kernel: here they already
-    # have.
+    # A transpose swaps in and out of the kernel: here they are swapped already.
     parts.append(
       convolve(
         dx, kernel.swapaxes(-2, -1), dimension_numbers=layout(rank, "OI")
       )
     )
   if not isinstance(dk, jax.custom_derivatives.SymbolicZero):
-    # Transposed, channels take the place of examples in x, and the output
-    # that of the kernel.
+    # A transpose puts channels in the place of examples in x, and the output
+    # in that of the kernel.
     y = convolve(
       x.swapaxes(0, -1),
       jnp.moveaxis(dk, -2, 0),

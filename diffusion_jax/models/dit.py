@@ -24,8 +24,8 @@ SMALL = nn.initializers.normal(0.02)
 class DiT(nn.Module):
   """Patches of an image as tokens; the defaults are DiT-S/2.
 
-  Of signals a patch has ``patch`` places, of volumes it is a cube; the axes
-  share the channels of positions, see ``transformer.angles``.
+  Patches of signals have ``patch`` positions, those of volumes are cubes; the
+  axes share the channels of the position embedding, see ``transformer.angles``.
 
   The blocks are equal and run as one loop: neither the program nor the time to
   compile it grows with ``depth``. A new network predicts zero.
@@ -33,34 +33,35 @@ class DiT(nn.Module):
   Attributes:
     patch: Side of a patch, along every axis.
     width: Channels of a token.
-    depth: Blocks.
-    heads: Of the attention.
+    depth: Number of blocks.
+    heads: Attention heads.
     mlp_ratio: Channels inside an MLP for each channel of a token; "swiglu" has
       two thirds of them, twice.
     mlp: "gelu" or "swiglu".
     norm: "layer" without parameters, or "rms".
     qk_norm: Normalise each head's queries and keys.
-    rope: Turn queries and keys by their place, besides adding positions.
-    bottleneck: Channels through which patches are projected; None is none.
-    class_tokens: Tokens of the class that precede those of the image, where
-      there are classes.
-    class_start: The block before which they come in, 0 is the first.
+    rope: Rotate queries and keys by their position (RoPE), besides adding
+      position embeddings.
+    bottleneck: Channels through which patches are projected; None projects
+      them directly.
+    class_tokens: Number of class tokens before those of the image, if there
+      are classes.
+    class_start: The block before which class tokens are added, 0 is the first.
     dropout: Rate inside the blocks of the middle half, as in JiT.
-    out_channels: Of the output; by default those of the input.
+    out_channels: Channels of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is unconditional.
-    time_scale: The network gets (t - time_origin) * time_scale: 0..T-1 of
-      whole steps 1..T; -1 is JiT's 1 - t, in which 1 is clean.
-    time_origin: 1 for steps.
-    augment_labels: How many numbers say how a picture was augmented.
+    time_scale: The network gets (t - time_origin) * time_scale: 0..T-1 for
+      steps 1..T; -1 is JiT's 1 - t, in which 1 is clean.
+    time_origin: 1 for discrete time.
+    augment_labels: How many numbers describe an image's augmentation.
     vector: How many numbers describe each example; 0 is none.
-    noisy_low_res: Whether the small pictures, where it enlarges any, come with
-      noise, whose step it then gets.
-    spans: Whether the time s to which a step leads is an input, as t - s;
-      without one it is t itself.
-    dtype: Of the activations. Parameters, statistics of normalisation, softmax
-      and output are float32.
-    remat: Forget what a block computes inside, and compute it again for the
-      gradient.
+    noisy_low_res: Whether the small images have noise (if it upsamples any);
+      its step is then an input.
+    spans: Whether the time s that a step moves to is an input, as t - s; if it
+      is missing, s is t.
+    dtype: Dtype of the activations. Parameters, statistics of normalisation,
+      softmax and output are float32.
+    remat: Recompute a block's activations for the gradient, to save memory.
   """
 
   patch: int = 2
@@ -90,10 +91,10 @@ class DiT(nn.Module):
   takes: ClassVar[Sequence[str]] = backbone.PARTS
 
   def check_size(self, size: Sequence[int], /) -> None:
-    """Refuses images that patches do not fill, and settings that are wrong.
+    """Checks that patches fill images of this size, and checks the settings.
 
     Raises:
-      ValueError: Naming the nearest size that will do.
+      ValueError: If not; the message has the nearest size that works.
     """
     self._check_settings()
     sides = " x ".join(str(self.patch) for _ in size)
@@ -120,12 +121,12 @@ class DiT(nn.Module):
     Args:
       x_t: Noisy images.
       t: Their times.
-      cond: "y", their classes, where it has any; "low_res", small images to
-        be upsampled, which are enlarged linearly and joined to x_t's
-        channels; "low_res_t", their steps, where ``noisy_low_res``; "augment",
-        [B, augment_labels]; "s", where a step leads, where ``spans``;
-        "vector", [B, vector]; "planes", pictures [B, H, W, k], which are
-        joined to x_t's channels.
+      cond: "y", their classes, if it has any; "low_res", small images to
+        upsample, which are enlarged linearly and joined to x_t's channels;
+        "low_res_t", their steps, with ``noisy_low_res``; "augment",
+        [B, augment_labels]; "s", the time that a step moves to, with ``spans``;
+        "vector", [B, vector]; "planes", images [B, H, W, k], which are joined
+        to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -155,7 +156,7 @@ class DiT(nn.Module):
     return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
 
   def _embed(self, t, y, low_res_t, augment, span, vector):
-    """The activated sum of all that it is conditioned on; the class alone."""
+    """The activated sum of all embeddings, and that of the class alone."""
 
     def mapped(h, name, last=SMALL):
       h = nn.silu(self._dense(self.width, f"{name}1", SMALL)(h))
@@ -174,7 +175,7 @@ class DiT(nn.Module):
       c += classes
     if low_res_t is not None:
       c += of_time(low_res_t, "low_res")
-    if span is not None:  # it begins as a network without spans
+    if span is not None:  # starts as a network without spans
       c += of_time(span, "span", ZERO)
     if self.augment_labels:
       labels = jnp.zeros((len(t), self.augment_labels))
@@ -184,7 +185,7 @@ class DiT(nn.Module):
     return nn.silu(c), classes
 
   def _tokens(self, x, grid: Sequence[int]):
-    """Patches, projected, and where they are."""
+    """Projected patches, plus their position embeddings."""
     h = transformer.patchify(x.astype(self.dtype), self.patch)
     if self.bottleneck is not None:
       h = nn.Dense(
@@ -195,7 +196,7 @@ class DiT(nn.Module):
     return self._dense(self.width, "patches")(h) + where[None]
 
   def _class_tokens(self, classes):
-    """The class, as tokens that differ by a learned position."""
+    """The class as tokens with learned position embeddings."""
     if classes is None or not self.class_tokens:
       return None
     shape = (self.class_tokens, self.width)
@@ -203,7 +204,7 @@ class DiT(nn.Module):
     return classes[:, None] + where.astype(self.dtype)[None]
 
   def _through(self, h, c, classes, grid: Sequence[int], train):
-    """All blocks; the tokens of the class join on the way."""
+    """All blocks; the class tokens join at ``class_start``."""
     head = self.width // self.heads
     rates = None
     if train and self.dropout:
@@ -244,10 +245,10 @@ class DiT(nn.Module):
     return self._dense(features, "out", ZERO)(h)
 
   def _check_settings(self) -> None:
-    """Refuses settings that would fail far from here.
+    """Checks settings that would fail only later.
 
     Raises:
-      ValueError: Naming the setting, its value and what is allowed.
+      ValueError: With the setting, its value and what is allowed.
     """
     for name, allowed in {
       "mlp": transformer.MLPS, "norm": transformer.NORMS,
@@ -281,19 +282,19 @@ class DiT(nn.Module):
 
 
 def dropout_rates(depth: int, rate: float) -> np.ndarray:
-  """Of each block: none in the first and the last quarter (JiT's code)."""
+  """The rate of each block: 0 in the first and last quarter (JiT's code)."""
   block, quarter = np.arange(depth), depth // 4
   middle = (block >= quarter) & (block < 3 * quarter)
   return np.where(middle, rate, 0.0).astype(np.float32)
 
 
 class JiT(DiT):
-  """DiT as JiT has it, for large patches; the defaults are JiT-B/16.
+  """JiT, a DiT for large patches; the defaults are JiT-B/16.
 
   RMS norms, also of queries and keys, RoPE, SwiGLU, a bottleneck for the
-  pixels of a patch, and the class as tokens besides. It is made to predict x_0
-  (``targets.x0``) and to learn by the error of the velocity (``targets.jit``).
-  The attributes are those of ``DiT``.
+  pixels of a patch, and class tokens. It should predict x_0 (``targets.x0``)
+  and minimise the error of the velocity (``targets.jit``). The attributes are
+  those of ``DiT``.
   """
 
   patch: int = 16
@@ -309,7 +310,7 @@ class JiT(DiT):
   time_scale: float = -1.0
 
 
-# By the names of the papers; a patch of n x n makes DiT-S/n of "S".
+# Sizes by the papers' names; with patches of n x n, "S" is DiT-S/n.
 DIT: dict[str, dict[str, int]] = {
   "S": {"width": 384, "depth": 12, "heads": 6},
   "B": {"width": 768, "depth": 12, "heads": 12},

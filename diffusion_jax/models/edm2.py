@@ -1,11 +1,10 @@
-"""EDM2's U-Net, whose layers keep the magnitude of what passes through.
+"""EDM2's U-Net, whose layers preserve the magnitude of their inputs.
 
 Karras et al. 2024, appendix B. Activations, weights and updates have unit
 expected magnitude by construction: no normalisation of groups, no biases.
 
-- A ``unit_weight`` is divided by its magnitude where it is used, and stored so
-  after each update, see ``forced``: an update turns it, and cannot make it
-  longer.
+- A ``unit_weight`` is divided by its magnitude where it is used, and also after
+  each update, see ``forced``: an update rotates it, and cannot make it longer.
 - Sums, concatenations, SiLU and Fourier features are scaled such that unit
   variance in is unit variance out.
 """
@@ -33,7 +32,7 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.models.resampling import RESAMPLE
 from diffusion_jax.models.settings import check_dtype
 
-WEIGHT = "unit_weight"  # what each parameter of unit magnitude is called
+WEIGHT = "unit_weight"  # the name of every parameter of unit magnitude
 Real = Float[Array, "..."]
 
 
@@ -41,27 +40,27 @@ def normalised(x: Real, axis: int | Sequence[int], eps: float = 1e-4) -> Real:
   """Divides by eps + the root mean square over these axes (eq. 47)."""
   x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   square = jnp.square(x32).mean(axis=axis, keepdims=True)
-  # The root's slope at 0 is infinite; what is 0 stays 0.
+  # The slope of the root at 0 is infinite; zeros stay 0.
   rms = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
   return x / (eps + rms).astype(x.dtype)
 
 
 def unit(weight: Real) -> Real:
-  """A weight whose inputs to each output have unit magnitude."""
+  """A weight, scaled to unit magnitude for each output."""
   return normalised(weight, tuple(range(weight.ndim - 1)))
 
 
 def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
   """Keeps every ``unit_weight`` at unit magnitude; changes nothing else.
 
-  Forced weight normalization (eq. 66): an update turns a weight and cannot
-  lengthen it, which would be a decay of the learning rate.
+  Forced weight normalization (eq. 66): an update rotates a weight and cannot
+  lengthen it, which would act as a decay of the learning rate.
 
   Args:
     tx: An optimizer.
 
   Returns:
-    The same, with the same state.
+    The optimizer with that, and with the same state.
   """
 
   def update(updates, state, params=None):
@@ -88,7 +87,7 @@ def mp_sum(a: Real, b: Real, t: float) -> Real:
 
 
 def mp_cat(a: Real, b: Real, t: float = 0.5) -> Real:
-  """Channels of both; b counts t of the next layer, whatever their number.
+  """Concatenates channels; b has weight t in the next layer, whatever its size.
 
   Eq. 103: a and b are scaled by C (1 - t) / sqrt(N_a) and C t / sqrt(N_b) with
   C^2 = (N_a + N_b) / ((1 - t)^2 + t^2).
@@ -127,8 +126,8 @@ class Conv(nn.Module):
   """A layer of unit weights, without bias (eq. 47).
 
   Attributes:
-    features: Channels that come out.
-    size: Of the kernel; 1 is a matrix.
+    features: Output channels.
+    size: Size of the kernel; 1 is a matrix.
   """
 
   features: int
@@ -136,7 +135,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Real, gain: Any = 1.0) -> Real:
-    """Runs the layer; ``gain`` multiplies what comes out."""
+    """Runs the layer; ``gain`` multiplies the output."""
     rank = 0 if self.size == 1 else x.ndim - 2
     shape = (*(self.size,) * rank, x.shape[-1], self.features)
     weight = unit(self.param(WEIGHT, nn.initializers.normal(1.0), shape))
@@ -148,17 +147,17 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-  """A block of the way down (encoder) or up (decoder) (figure 21).
+  """A block of the encoder or the decoder (figure 21).
 
   Attributes:
-    features: Channels that come out.
-    decodes: Whether its input is to be left as it is: an encoder's is brought
-      to its channels and normalised, pixel by pixel, before all else.
+    features: Output channels.
+    decodes: Whether it is a decoder block. An encoder block first projects its
+      input to ``features`` and normalises every pixel.
     resample: "up", "down" or None.
-    head_channels: Of each attention head; None is no attention.
+    head_channels: Channels per attention head; None is no attention.
     dropout: Rate before the second convolution.
-    residual_balance: t of the sum with what the convolutions make.
-    attention_balance: t of the sum with what attention makes.
+    residual_balance: t of the sum with the convolutions' output.
+    attention_balance: t of the sum with the attention's output.
     clip: The largest activation, for float16.
   """
 
@@ -193,7 +192,7 @@ class Block(nn.Module):
     return jnp.clip(x, -self.clip, self.clip)
 
   def attend(self, x: Images) -> Images:
-    """Attention by the cosine: q, k and v have unit magnitude."""
+    """Cosine attention: q, k and v have unit magnitude."""
     b, *_, c = x.shape
     heads = num_heads(c, 1, self.head_channels)
     qkv = Conv(3 * c, name="qkv")(x).reshape(b, -1, 3 * c)
@@ -203,23 +202,23 @@ class Block(nn.Module):
 
 
 class EDM2(nn.Module):
-  """EDM2's network, of ``targets.edm``'s F with ``edm.c_in`` and ``c_noise``.
+  """EDM2's network, for ``targets.edm`` with ``edm.c_in`` and ``c_noise``.
 
   Attributes:
     channels: The unit that ``multipliers`` multiply, see ``presets.EDM2``.
     multipliers: Channels of each level; each level but the first has half the
       size of the one before.
-    num_blocks: Blocks per level, one more on the way up.
+    num_blocks: Blocks per level; the decoder has one more.
     attention_levels: Levels with self-attention, 0 is the full size.
     head_channels: Channels per attention head.
     dropout: Rate inside the blocks.
-    out_channels: Of the output; by default those of the input.
-    num_classes: Condition on classes 0..num_classes-1, the class after them is
-      none; None is unconditional.
+    out_channels: Channels of the output; by default those of the input.
+    num_classes: Condition on classes 0..num_classes-1; the next number means no
+      class. None is unconditional.
     label_balance: t of the sum of time and class.
-    skip_balance: t of the concatenation with the way down.
-    dtype: Of the activations; weights, embedding and output are float32.
-    remat: Compute activations again for the gradient, see ``unet.Encoder``.
+    skip_balance: t of the concatenation with the encoder's activations.
+    dtype: Dtype of the activations; weights, embedding and output are float32.
+    remat: Recompute activations for the gradient, see ``unet.Encoder``.
   """
 
   channels: int = 192
@@ -238,10 +237,10 @@ class EDM2(nn.Module):
   takes: ClassVar[Sequence[str]] = ("y",)
 
   def check_size(self, size: Sequence[int], /) -> None:
-    """Refuses images that cannot be halved as often as there are levels.
+    """Checks that images of this size can be halved for every level.
 
     Raises:
-      ValueError: Naming the nearest size that will do.
+      ValueError: If not; the message has the nearest size that works.
     """
     backbone.check_halvings(size, len(self.multipliers))
 
@@ -257,7 +256,7 @@ class EDM2(nn.Module):
     return mp_silu(emb)
 
   def block(self, level, name, *, decodes, resample=None, attention=None):
-    """A block with a level's channels, and attention where the level has it."""
+    """A block with a level's channels, and attention if the level has it."""
     make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
     attends = level in self.attention_levels if attention is None else attention
     return make(
@@ -278,8 +277,8 @@ class EDM2(nn.Module):
 
     Args:
       x_t: Noisy images of unit magnitude.
-      t: What says how noisy, of order 1: ``edm.c_noise``.
-      cond: {"y": classes}, where it is conditioned on them.
+      t: Their noise level, ``edm.c_noise``, of order 1.
+      cond: {"y": classes}, if it is class-conditional.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -324,7 +323,7 @@ class EDM2(nn.Module):
 
 
 class Uncertainty(nn.Module):
-  """u, the logarithm of the loss that is to be expected at a noise level.
+  """u, the logarithm of the expected loss at a noise level.
 
   Attributes:
     channels: Fourier features of the noise level.
@@ -334,8 +333,8 @@ class Uncertainty(nn.Module):
 
   @nn.compact
   def __call__(self, clock: Num[Array, " B"]) -> Float[Array, " B"]:
-    """Its value for what a network is given as its time, ``edm.c_noise``."""
-    # Where nothing is left of the data, or of the noise, it is infinite.
+    """The value at the network's time, ``edm.c_noise``."""
+    # The time is infinite if no data, or no noise, is left.
     clock = jnp.clip(clock, -10, 10)
     features = Fourier(self.channels, name="fourier")(clock)
     return Conv(1, name="linear")(features)[:, 0]

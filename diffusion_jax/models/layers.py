@@ -21,7 +21,7 @@ Images = Float[Array, "B *size C"]
 # at zero, so that the network starts as (almost) the identity.
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 # One Dense layer for q, k and v has three times the fan-out of each; twice
-# the scale gives each the variance that it would have had on its own.
+# the scale gives each the variance of a layer of its own.
 QKV_INIT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
@@ -39,7 +39,7 @@ def sinusoid(
   frequency 10000^(-i / (dim / 2)). An odd dim ends with a column of zeros.
 
   Args:
-    t: Times, counted as the network counts them.
+    t: Times, in the network's units.
     dim: Number of columns, at least 4.
     order: "sin_cos" or "cos_sin".
 
@@ -62,12 +62,12 @@ def sinusoid(
 
 
 def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
-  """How many equal groups to normalise channels in.
+  """The number of groups in which to normalise channels.
 
   The largest divisor up to ``most`` that leaves ``least_size`` channels in a
   group. From 128 channels on this is the published 32. Narrow networks need
-  the second rule: a group of one channel would take out again the constant
-  that a residual block adds for the time, and the network would not know t.
+  the second rule: a group of one channel would remove the constant that a
+  residual block adds for the time, and the network would not see t.
 
   >>> num_groups(128), num_groups(64), num_groups(100), num_groups(6)
   (32, 16, 25, 1)
@@ -76,8 +76,8 @@ def num_groups(channels: int, most: int = 32, least_size: int = 4) -> int:
   return max(g for g in range(1, limit + 1) if channels % g == 0)
 
 
-# A function to XLA and to JAX, so that its derivative is found once for each
-# shape and not for each layer.
+# jit makes it one function, so that it is differentiated once for each shape
+# and not for each layer.
 @functools.partial(jax.jit, static_argnames=("groups", "epsilon"))
 def group_norm(
   x: Images,
@@ -92,16 +92,16 @@ def group_norm(
   a = scale / std and b = bias - mean a, with mean and std over the pixels and
   channels of a group (Wu and He 2018). Both have one number for each example
   and channel, so that the gradient, too, is two sums over pixels and one pass
-  over x. Pixels are summed channel by channel before the channels of a group
-  are: the wide sums then run along the axis that lies together in memory.
+  over x. Sums go over pixels first, channel by channel, and then over the
+  channels of a group: the wide sums then run along contiguous memory.
 
-  The variance is E[d^2] - E[d]^2 with d = x - one number of the group. Of x
-  itself the two would be the same number where the mean is large.
+  The variance is E[d^2] - E[d]^2, where d is x minus one number of its group:
+  without that, the difference would cancel if the mean is large.
 
   Args:
     x: Activations.
-    scale: Of each channel.
-    bias: Of each channel.
+    scale: The scale of each channel.
+    bias: The bias of each channel.
     groups: Number of groups; must divide the channels.
     epsilon: Added to the variance.
 
@@ -118,8 +118,8 @@ def group_norm(
     return x.sum(axis=pixels).reshape(batch, *each).sum(axis=-1) / count
 
   x = x.astype(jnp.float32)
-  # In the middle, away from padding. Whichever it is, the result is the same,
-  # and so is the gradient without it.
+  # A pixel in the middle, away from padding. Any pixel gives the same result,
+  # so no gradient needs to flow through it.
   middle = (slice(n // 2, n // 2 + 1) for n in size)
   one = x[(slice(None), *middle, slice(None, None, each[1]))]
   d = x - jnp.repeat(jax.lax.stop_gradient(one), each[1], axis=-1)
@@ -151,7 +151,7 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-  """Group normalisation, computed in float32 whatever comes in.
+  """Group normalisation, computed in float32 for inputs of any dtype.
 
   Attributes:
     groups: Number of groups; None chooses with ``num_groups``.
@@ -163,7 +163,7 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Images) -> Images:
-    """Normalises; the shape and dtype stay."""
+    """Normalises; shape and dtype do not change."""
     groups = self.groups or num_groups(x.shape[-1])
     if groups < 1 or x.shape[-1] % groups:
       raise ValueError(
@@ -187,7 +187,7 @@ def conv(
   init=INIT,
   name: str | None = None,
 ) -> Float[Array, "B ... C_out"]:
-  """A convolution of 3 taps an axis, of twice the image where ``upsampled``."""
+  """A convolution of 3 taps an axis, of the doubled image if ``upsampled``."""
   rank = x.ndim - 2
   return nn.Conv(
     features,
@@ -208,7 +208,7 @@ def conv(
 def everywhere(
   emb: Float[Array, "B D"], like: Images
 ) -> Float[Array, "B ... D"]:
-  """A vector of each example, for each of its pixels."""
+  """A vector of each example, broadcast to its pixels."""
   return jnp.expand_dims(emb, tuple(range(1, like.ndim - 1)))
 
 
@@ -220,7 +220,7 @@ class ResBlock(nn.Module):
   """GN-SiLU-conv, time, GN-SiLU-dropout-conv, plus the input.
 
   Attributes:
-    features: Channels that come out.
+    features: Output channels.
     dropout: Rate, between the second norm and its convolution.
     scale_shift: How time enters. False adds it after the first convolution
       (DDPM); True makes it scale and shift the second norm, GN(h) (1 + scale)
@@ -228,11 +228,11 @@ class ResBlock(nn.Module):
     resample: "up" or "down" doubles or halves the size between the first
       SiLU and its convolution, and the input alike (ADM).
     norm: Makes a normalisation.
-    dtype: Of the activations.
-    taps: Of the filter that resamples, see ``resampling.filtered``.
-    project: Whether the input that is resampled passes a layer of its own, as
-      where its channels change (NCSN++).
-    skip_scale: What the sum with the input is multiplied with.
+    dtype: Dtype of the activations.
+    taps: Taps of the filter that resamples, see ``resampling.filtered``.
+    project: Whether a resampled input goes through a layer, as it does if its
+      channels change (NCSN++).
+    skip_scale: Factor of the sum with the input.
   """
 
   features: int
@@ -256,7 +256,7 @@ class ResBlock(nn.Module):
 
     h = nn.silu(self.norm()(x))
     up = self.resample == "up" and tuple(self.taps) == (1, 1)
-    if not up:  # By repeating pixels, a convolution does it itself.
+    if not up:  # The convolution doubles the size, by repeating pixels.
       h = filtered(h, self.taps, self.resample)
     h = conv(h, self.features, self.dtype, upsampled=up, name="conv1")
     x = filtered(x, self.taps, self.resample)
@@ -281,12 +281,12 @@ class Attention(nn.Module):
   Attributes:
     heads: Number of heads; must divide the channels.
     head_channels: Channels per head, instead of ``heads``.
-    qkv_order: How the channels of the fused projection are read: "qkv" has
-      all of q first, "heads" has q, k and v of the first head first. Nothing
-      in the shapes tells them apart.
+    qkv_order: The order of the fused projection's channels: "qkv" has all of q
+      first, "heads" has q, k and v of the first head first. The shapes are the
+      same.
     norm: Makes a normalisation.
-    dtype: Of the activations; the softmax is float32.
-    skip_scale: What the sum with the input is multiplied with.
+    dtype: Dtype of the activations; the softmax is float32.
+    skip_scale: Factor of the sum with the input.
   """
 
   heads: int = 1
@@ -298,7 +298,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Images) -> Images:
-    """Attends; the shape stays."""
+    """Attends; the shape does not change."""
     b, *_, c = x.shape
     tokens = self.norm()(x).reshape(b, -1, c)
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(
@@ -312,10 +312,10 @@ class Attention(nn.Module):
 
 
 def num_heads(channels: int, heads: int, head_channels: int | None) -> int:
-  """How many heads attend over these channels.
+  """The number of heads for this many channels.
 
   Raises:
-    ValueError: If they cannot share the channels equally.
+    ValueError: If it does not divide the channels.
   """
   if head_channels is not None:
     heads = channels // head_channels
@@ -330,7 +330,7 @@ def num_heads(channels: int, heads: int, head_channels: int | None) -> int:
 def split_qkv(
   qkv: Float[Array, "B N C3"], heads: int, order: str
 ) -> list[Float[Array, "B N heads C"]]:
-  """Cuts the fused projection into q, k and v, by head.
+  """Splits the fused projection into q, k and v, by head.
 
   Raises:
     ValueError: If order is neither "qkv" nor "heads".

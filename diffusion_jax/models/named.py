@@ -1,4 +1,4 @@
-"""Networks by name: ours, and a Flax module in a file of one's own."""
+"""Networks by name: ours, or a Flax module in your own file."""
 
 import dataclasses
 import importlib
@@ -22,9 +22,9 @@ from diffusion_jax.models.unet import UNet
 NETWORKS: Mapping[str, type[nn.Module]] = {
   "unet": UNet, "dit": DiT, "jit": JiT, "edm2": EDM2, "classifier": Classifier,
 }  # fmt: skip
-# What follows from the data and from what is asked for is not a setting.
+# Fields that follow from the data or the configuration, so not settings.
 DERIVED = ("out_channels", "noisy_low_res", "spans", "vector")
-# What a setting can be: all that a line of text, or JSON, can say.
+# Types of settings: those that a flag, or JSON, can express.
 KINDS = (bool, int, float, str, tuple)
 
 
@@ -32,8 +32,8 @@ class Setting(typing.NamedTuple):
   """A setting of a network.
 
   Attributes:
-    value: The usual one.
-    kind: Of its values.
+    value: The default.
+    kind: The type of its values.
   """
 
   value: Any
@@ -44,11 +44,11 @@ def find(name: str) -> type[nn.Module]:
   """The class of a network.
 
   Args:
-    name: Of ours, "unet", "dit", "jit" or "edm2"; or of one's own,
-      "path/to/mine.py:MyNet" or "module:MyNet".
+    name: "unet", "dit", "jit" or "edm2"; or your own, "path/to/mine.py:MyNet"
+      or "module:MyNet".
 
   Raises:
-    ValueError: If there is none, or the file fails; says why.
+    ValueError: If there is none, or the file fails; the message says why.
   """
   if name in NETWORKS:
     return NETWORKS[name]
@@ -72,7 +72,7 @@ def find(name: str) -> type[nn.Module]:
 
 
 def placed(name: str) -> str:
-  """The name, that of a file valid from wherever a command is run.
+  """The name, with the absolute path of a file.
 
   >>> placed("dit"), placed("mine.py:MyNet").startswith("/")
   ('dit', True)
@@ -88,18 +88,18 @@ def _module(name: str) -> types.ModuleType:
 
 
 def _file(path: str) -> types.ModuleType:
-  """Runs a file as a module of its own."""
+  """Imports a file as a module."""
   place = pathlib.Path(path).expanduser()
   name = f"own_{place.stem}"
   spec: Any = importlib.util.spec_from_file_location(name, place)
   module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # where annotations that are texts are looked up
+  sys.modules[name] = module  # where annotations that are strings are resolved
   spec.loader.exec_module(module)
   return module
 
 
 def settings(network: type[nn.Module]) -> dict[str, Setting]:
-  """What may be set of a network: the fields of its class that text can say."""
+  """The settings of a network: the fields of its class that a flag can set."""
   hints = typing.get_type_hints(network)
   found = {}
   for field in dataclasses.fields(typing.cast(Any, network)):
@@ -115,7 +115,7 @@ def settings(network: type[nn.Module]) -> dict[str, Setting]:
 
 
 def _kind(value: Any, hint: Any) -> type | None:
-  """Of values; None is a value that text cannot say."""
+  """The type of a setting's values; None if a flag cannot express them."""
   if value is not None:
     return type(value) if isinstance(value, KINDS) else None
   return next((kind for kind in typing.get_args(hint) if kind in KINDS), None)
@@ -131,16 +131,16 @@ def make(
 
   Args:
     name: See ``find``.
-    options: By field of its class; "num_classes" may be None for any.
+    options: Values by field; "num_classes" may be None for any network.
     size: Height and width.
-    cond: The parts of a condition that it will be given.
+    cond: The parts of its condition.
 
   Returns:
     The network, a ``Backbone``.
 
   Raises:
-    ValueError: If it has no such field, takes no such images or conditions, or
-      is no network.
+    ValueError: If it has no such field, rejects the size or the condition, or
+      is not a network.
   """
   network = find(name)
   fields = {field.name for field in dataclasses.fields(network)}

@@ -1,7 +1,7 @@
 """The published models by name: network, process, training, sampling.
 
-A name gives everything that its paper or code settles, also what leaves no
-trace in the shapes of the weights: heads, order of q, k and v, embedding,
+A preset has all the settings of its paper or code, also those that the shapes
+of the weights do not show: heads, order of q, k and v, embedding,
 normalisation, padding, scale of time, kind of variance.
 
 Sources: Ho et al. 2020, appendix B; Nichol and Dhariwal 2021, appendix A;
@@ -85,11 +85,11 @@ class Preset:
     params: Number of its parameters, as published.
     schedule: A function of ``schedules`` by name, and its arguments.
     training: Batch size, steps, optimizer and so on, where published.
-    variance: Of p(x_s | x_t).
-    loss: "simple", "hybrid", "vlb", or "cross_entropy" of a classifier.
-    low_res: Height and width of the images it enlarges; None for others.
+    variance: Variance of p(x_s | x_t).
+    loss: "simple", "hybrid", "vlb", or "cross_entropy" for a classifier.
+    low_res: Height and width of the images it upsamples; None for others.
     sampling: Sampler, steps and guidance of the published figures.
-    source: Paper.
+    source: The paper.
   """
 
   net: Encoder
@@ -221,8 +221,7 @@ def _adm_classifier(
   weight_decay=0.05,
 ) -> Preset:
   # Table 12; the linear decay and the flips are those of the published
-  # classifier_train.py, as are the random crops that data have (see
-  # ``data.load``).
+  # classifier_train.py, as are the random crops (see ``data.load``).
   return Preset(
     net=Classifier(
       **{

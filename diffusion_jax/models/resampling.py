@@ -1,4 +1,4 @@
-"""Twice and half the size, along each axis of it."""
+"""Doubling and halving the size, along each axis."""
 
 import functools
 from collections.abc import Sequence
@@ -39,9 +39,10 @@ def filtered(
 
   Args:
     x: Images.
-    taps: Of each axis; their sum does not matter.
+    taps: The filter's taps along each axis; their sum does not matter.
     resample: "up", "down" or None.
-    padded: Whether the sides are padded with zeros, to exactly twice or half.
+    padded: Whether to pad the sides with zeros, for exactly twice or half the
+      size.
 
   Returns:
     The images resampled.
@@ -69,7 +70,7 @@ def filtered(
 
 
 def layout(rank: int, kernel: str = "IO") -> tuple[str, str, str]:
-  """Examples, size, channels; a kernel has its size, channels in and out.
+  """Dimension numbers: batch, size, channels; kernels: size, in, out.
 
   >>> layout(2)
   ('N01C', '01IO', 'N01C')

@@ -1,4 +1,4 @@
-"""What the settings of a U-Net may be."""
+"""Checks of a U-Net's settings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ CHOICES = {
 
 
 def check_settings(net: Any) -> None:
-  """Refuses settings that would only be misread, or fail far from here.
+  """Checks settings that would be misread, or fail only later.
 
   Args:
     net: An ``Encoder``.
 
   Raises:
-    ValueError: Naming the setting, its value and what is allowed.
+    ValueError: With the setting, its value and what is allowed.
   """
   for name, allowed in CHOICES.items():
     if getattr(net, name) not in allowed:
@@ -66,10 +66,10 @@ def _check_numbers(name: str, values: Sequence[Any], *, least: int) -> None:
 
 
 def check_dtype(dtype: Any) -> None:
-  """Refuses what activations cannot be.
+  """Checks the dtype of activations.
 
   Raises:
-    ValueError: If it is no type of real numbers.
+    ValueError: If it is not a floating-point type.
   """
   try:
     floats = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)

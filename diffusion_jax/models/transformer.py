@@ -1,4 +1,4 @@
-"""The parts of a vision transformer that diffuses."""
+"""The parts of a diffusion transformer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.models.layers import INIT, ZERO, Images, split_qkv
 
 Tokens = Float[Array, "B N D"]
-OfAll = Float[Array, "B #N D"]  # the same for every token, or one for each
+OfAll = Float[Array, "B #N D"]  # one for all tokens, or one for each
 # Cosines and sines of each token's angles, [N, head / 2] each.
 Turn = tuple[Any, Any]
 
@@ -26,7 +26,7 @@ EPSILON = 1e-6
 
 
 def patchify(x: Images, patch: int) -> Tokens:
-  """Cuts images into patches, row by row; a patch is (row, column, channel)."""
+  """Splits images into patches, row by row; each is (row, column, channel)."""
   b, *size, c = x.shape
   rank = len(size)
   x = x.reshape(b, *(n for side in size for n in (side // patch, patch)), c)
@@ -36,7 +36,7 @@ def patchify(x: Images, patch: int) -> Tokens:
 
 
 def unpatchify(tokens: Tokens, patch: int, size: Sequence[int]) -> Images:
-  """Puts patches together to images of this size."""
+  """Assembles patches into images of this size."""
   b, rank = len(tokens), len(size)
   grid = (side // patch for side in size)
   x = tokens.reshape(b, *grid, *(patch for _ in size), -1)
@@ -48,17 +48,17 @@ def unpatchify(tokens: Tokens, patch: int, size: Sequence[int]) -> Images:
 
 
 def angles(grid: Sequence[int], pairs: int) -> list[np.ndarray]:
-  """Of every token, for each axis of the grid, place times frequencies.
+  """Position times frequency of every token, for each axis of the grid.
 
-  The axes share the pairs of channels equally; of volumes, depth has as well
-  what is left. Frequency i of an axis with n of them is 10000^(-i / n).
+  The axes share the pairs of channels equally; in volumes, depth also gets the
+  remainder. Frequency i of an axis with n of them is 10000^(-i / n).
 
   Args:
     grid: Tokens along each axis.
-    pairs: Of channels, at least one for each axis.
+    pairs: Pairs of channels, at least one for each axis.
 
   Returns:
-    [N, n] of each axis, in order.
+    [N, n] for each axis, in order.
 
   >>> [a.shape for a in angles((2, 4, 4), 16)]
   [(32, 6), (32, 5), (32, 5)]
@@ -72,10 +72,10 @@ def angles(grid: Sequence[int], pairs: int) -> list[np.ndarray]:
 
 
 def sin_cos(grid: Sequence[int], dim: int) -> np.ndarray:
-  """Fixed positions, [N, dim]: sines and cosines of the last axis first.
+  """Fixed position embeddings, [N, dim]: the last axis comes first.
 
-  Of images, of columns and then of rows (DiT's code; Vaswani et al. 2017,
-  section 3.5, for each axis).
+  For images, sines and cosines of the column and then of the row (DiT's code;
+  Vaswani et al. 2017, section 3.5, for each axis).
   """
   parts = [
     wave(angle)
@@ -88,13 +88,13 @@ def sin_cos(grid: Sequence[int], dim: int) -> np.ndarray:
 def turn(grid: Sequence[int], head: int, ahead: int = 0) -> Turn:
   """The rotation of each token's queries and keys (RoPE, along each axis).
 
-  Of images half of the pairs turn with the row, half with the column (Su et
+  In images half of the pairs rotate with the row, half with the column (Su et
   al. 2021; JiT's code); see ``angles``.
 
   Args:
     grid: Tokens along each axis.
     head: Channels of a head, even.
-    ahead: Tokens before those of the image, which do not turn.
+    ahead: Tokens before those of the image, which are not rotated.
 
   Returns:
     Cosines and sines, [ahead + N, head / 2], float32.
@@ -107,7 +107,7 @@ def turn(grid: Sequence[int], head: int, ahead: int = 0) -> Turn:
 def rotate(
   x: Float[Array, "B N heads C"], by: Turn
 ) -> Float[Array, "B N heads C"]:
-  """Turns channels 2 i and 2 i + 1 by angle i, in float32."""
+  """Rotates channels 2 i and 2 i + 1 by angle i, in float32."""
   cos, sin = (jnp.asarray(part)[None, :, None] for part in by)
   a, b = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
   turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -118,7 +118,7 @@ def rotate(
 
 
 def norm(kind: str, dtype: DTypeLike, name: str) -> nn.Module:
-  """A normalisation over channels: "layer" learns nothing, "rms" a scale."""
+  """A normalisation over channels: "layer" has no parameters, "rms" a scale."""
   if kind == "rms":
     return nn.RMSNorm(epsilon=EPSILON, dtype=dtype, name=name)
   return nn.LayerNorm(
@@ -135,17 +135,17 @@ def modulated(x: Tokens, shift: OfAll, scale: OfAll) -> Tokens:
 class Block(nn.Module):
   """Attention and an MLP, each modulated and gated by the condition.
 
-  x += gate f(norm(x) (1 + scale) + shift), and shift, scale and gate are a
-  layer of the condition that begins at zero (adaLN-zero; Peebles and Xie 2023,
-  section 3.2): a new block is the identity.
+  x += gate f(norm(x) (1 + scale) + shift), where a layer that starts at zero
+  computes shift, scale and gate from the condition (adaLN-zero; Peebles and Xie
+  2023, section 3.2): a new block is the identity.
 
   Attributes:
-    heads: Of the attention.
+    heads: Attention heads.
     hidden: Channels inside the MLP.
     mlp: "gelu", or "swiglu": silu(a) b of two halves (Shazeer 2020).
     norm: "layer" or "rms".
     qk_norm: Whether each head's queries and keys are normalised.
-    dtype: Of the activations.
+    dtype: Dtype of the activations.
   """
 
   heads: int
@@ -169,10 +169,10 @@ class Block(nn.Module):
       x: Tokens.
       c: The activated condition.
       by: The rotation of queries and keys, if any.
-      rate: Of dropout, if any; a number that may differ from block to block.
+      rate: Dropout rate, if any; it may differ from block to block.
 
     Returns:
-      Tokens, and nothing.
+      Tokens, and None.
     """
     six = self._dense(6 * x.shape[-1], "modulation", ZERO)(c)[:, None]
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(six, 6, axis=-1)
@@ -207,7 +207,7 @@ class Block(nn.Module):
     return self._dense(features, "mlp2")(h)
 
   def _dropped(self, x, rate):
-    """Dropout, of a rate that a scan hands in; ``nn.Dropout`` takes none."""
+    """Dropout with a traced rate, which ``nn.Dropout`` does not take."""
     if rate is None:
       return x
     kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
@@ -217,18 +217,18 @@ class Block(nn.Module):
 def stack(
   block: type[Block], length: int, *, remat: bool = False
 ) -> type[nn.Module]:
-  """Equal blocks one after another, as one program that runs ``length`` times.
+  """Equal blocks one after another, as one loop of ``length`` steps.
 
-  Parameters have an axis more, the first, with an entry for each block. What
-  is compiled does not grow with their number.
+  Parameters have one more axis, the first, with an entry for each block. The
+  compiled program does not grow with their number.
 
   Args:
-    block: The kind.
+    block: The class of the blocks.
     length: How many.
-    remat: Whether to compute what is inside a block again for the gradient.
+    remat: Whether to recompute a block's activations for the gradient.
 
   Returns:
-    A module like ``Block``, which takes a rate of dropout for each block.
+    A module like ``Block``, which takes a dropout rate for each block.
   """
   once: Any = nn.remat(block, prevent_cse=False) if remat else block
   axes: Any = (nn.broadcast, nn.broadcast, 0)  # Flax's annotation: an int

@@ -30,10 +30,10 @@ from diffusion_jax.models.settings import check_settings
 
 
 class Encoder(nn.Module):
-  """What the U-Net and the classifier share: embedding and the way down.
+  """The embedding and the encoder, shared by the U-Net and the classifier.
 
-  Every level has ``num_blocks`` residual blocks; time, and the class where
-  there is one, enter each of them.
+  Every level has ``num_blocks`` residual blocks; time, and the class if there
+  is one, enter each of them.
 
   Attributes:
     channels: The unit that ``multipliers`` multiply.
@@ -48,36 +48,39 @@ class Encoder(nn.Module):
     dropout: Rate inside the residual blocks; one number, or one per level.
     scale_shift: Time scales and shifts (adaptive group normalisation)
       instead of being added.
-    resample: "conv" changes size with a convolution (DDPM), "block" with a
-      residual block of its own (ADM).
-    out_channels: Of the output; by default those of the input.
+    resample: "conv" changes size with a convolution (DDPM), "block" with an
+      extra residual block (ADM).
+    out_channels: Channels of the output; by default those of the input.
     num_classes: Condition on classes 0..num_classes-1; None is
       unconditional.
     time_scale: The network gets (t - time_origin) * time_scale: published
       networks count steps from 0, and some expect them rescaled by 1000 / T.
-    time_origin: 1 for steps, 0 for real times.
-    embedding: Of time, see ``layers.sinusoid``.
-    groups: Of every normalisation; None chooses, see ``layers.num_groups``.
-    epsilon: Of every normalisation.
-    padding: Of the convolutions that halve the size: "same" pads below and
-      to the right (TensorFlow), "symmetric" all around (PyTorch).
-    dtype: Of the activations. Parameters, normalisation, softmax and output
-      are float32.
+    time_origin: 1 for discrete time, 0 for continuous time.
+    embedding: Embedding of the time, see ``layers.sinusoid``.
+    groups: Groups of every normalisation; None chooses, see
+      ``layers.num_groups``.
+    epsilon: Epsilon of every normalisation.
+    padding: Padding of the convolutions that halve the size: "same" pads below
+      and to the right (TensorFlow), "symmetric" all around (PyTorch).
+    dtype: Dtype of the activations. Parameters, normalisation, softmax and
+      output are float32.
     stem: Channels of the first convolution, by default those of its level.
-    skip_scale: What every sum of a block with its input is multiplied with:
-      sqrt(1/2) keeps the variance (DDPM++, NCSN++; Song et al. 2021).
-    taps: Of the filter by which "block" resamples, see ``resampling.filtered``.
-    project: Whether resampled inputs pass a layer, see ``layers.ResBlock``.
-    up_attention: "every" block of a level on the way up has attention, or the
-      "last" alone.
-    pyramid: Whether the image, made smaller, is added at each level (the
-      "residual" encoder of NCSN++).
-    early_classes: Whether classes are added to the embedding of the time before
-      it is mapped (EDM), or after.
-    augment_labels: How many numbers say how a picture was augmented.
-    vector: How many numbers say something of each image; 0 is none.
-    remat: Forget what residual and attention blocks compute inside, and
-      compute it again for the gradient: memory for about a third more FLOPs.
+    skip_scale: Factor of every sum of a block with its input: sqrt(1/2) keeps
+      the variance (DDPM++, NCSN++; Song et al. 2021).
+    taps: Taps of the filter with which "block" resamples, see
+      ``resampling.filtered``.
+    project: Whether resampled inputs go through a layer, see
+      ``layers.ResBlock``.
+    up_attention: Whether "every" block of a decoder level has attention, or
+      only the "last".
+    pyramid: Whether to add the downsampled image at each level (the "residual"
+      encoder of NCSN++).
+    early_classes: Whether classes are added to the time embedding before its
+      layers (EDM), or after.
+    augment_labels: How many numbers describe an image's augmentation.
+    vector: How many numbers describe each example; 0 is none.
+    remat: Recompute the activations of residual and attention blocks for the
+      gradient: less memory for about a third more FLOPs.
   """
 
   channels: int = 128
@@ -111,10 +114,10 @@ class Encoder(nn.Module):
   remat: bool = False
 
   def check_size(self, size: Sequence[int], /) -> None:
-    """Refuses images that cannot be halved as often as there are levels.
+    """Checks that images of this size can be halved for every level.
 
     Raises:
-      ValueError: Naming the nearest size that will do.
+      ValueError: If not; the message has the nearest size that works.
     """
     backbone.check_halvings(size, len(self.multipliers))
 
@@ -128,7 +131,7 @@ class Encoder(nn.Module):
     return int(self.channels * self.multipliers[level])
 
   def _time(self, time):
-    """The sines of times; "fourier" has random frequencies (NCSN++)."""
+    """The embedding of times; "fourier" has random frequencies (NCSN++)."""
     if self.embedding != "fourier":
       return sinusoid(time, self.channels, self.embedding)
     freqs = self.param(
@@ -138,7 +141,7 @@ class Encoder(nn.Module):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
   def embed(self, t, y, low_res_t=None, augment=None, span=None, vector=None):
-    """The activated embedding of all but x_t, [B, 4 * channels]."""
+    """The activated embedding of all inputs but x_t, [B, 4 * channels]."""
     check_settings(self)
     backbone.check_classes(self, y)
     backbone.check_vector(self, vector)
@@ -173,7 +176,7 @@ class Encoder(nn.Module):
       )(y)
     for name, time, init in (
       ("low_res", low_res_t, INIT),
-      ("span", span, ZERO),  # A network without spans begins as one with them.
+      ("span", span, ZERO),  # Starts as a network without spans.
     ):
       if time is not None:
         h = sinusoid(time * self.time_scale, self.channels, self.embedding)
@@ -218,16 +221,16 @@ class Encoder(nn.Module):
     return self._saving(block)(self, h)
 
   def _saving(self, block):
-    """The block, whose inside is computed again where memory is to be saved."""
+    """The block, with its activations recomputed if ``remat``."""
     return nn.remat(block) if self.remat else block
 
   def block(self, h, emb, train, level):
-    """A residual block, and attention where the level has it."""
+    """A residual block, and attention if the level has it."""
     h = self.res_block(h, emb, train, level)
     return self.attend(h) if level in self.attention_levels else h
 
   def down(self, x, emb, train):
-    """The first convolution and all levels: every activation on the way."""
+    """The encoder: all activations of the first convolution and the levels."""
     self.check_size(x.shape[1:-1])
     h = conv(x.astype(self.dtype), self.stem or self.width(0), self.dtype)
     outputs, image = [h], x
@@ -269,20 +272,20 @@ class Encoder(nn.Module):
 class UNet(Encoder):
   """Predicts, from (x_t, t), an image of x_t's size.
 
-  Of images [B, H, W, C], signals [B, L, C] or volumes [B, D, H, W, C]:
+  For images [B, H, W, C], signals [B, L, C] or volumes [B, D, H, W, C]:
   convolutions have 3 taps along each axis of the size, levels halve each, and
   attention and normalisation go over all pixels.
 
-  The way up has one block more per level than the way down; each activation
-  of the way down is handed across to its mirror image. With a learned
-  variance, ``out_channels`` is twice the image's. The attributes are those of
-  ``Encoder`` and:
+  The decoder has one more block per level than the encoder; each of its blocks
+  also gets the encoder's activation of the same level. With a learned variance,
+  ``out_channels`` is twice the image's. The attributes are those of ``Encoder``
+  and:
 
   Attributes:
-    noisy_low_res: Whether the small pictures, where it enlarges any, come
-      with noise; then it gets the step to which they are noised.
-    spans: Whether the time s to which a step leads is an input, as t - s;
-      without one it is t itself.
+    noisy_low_res: Whether the small images have noise (if it upsamples any);
+      its step is then an input.
+    spans: Whether the time s that a step moves to is an input, as t - s; if it
+      is missing, s is t.
   """
 
   noisy_low_res: bool = False
@@ -304,12 +307,12 @@ class UNet(Encoder):
     Args:
       x_t: Noisy images.
       t: Their steps, 1..T.
-      cond: What else it gets, see ``conditions``: "y", their classes,
-        where it knows any; "low_res", smaller images to be upsampled, which
-        are enlarged linearly and joined to x_t's channels; "low_res_t", the
-        steps to which these are noised, 0..T, where ``noisy_low_res``; "s",
-        where a step leads, where ``spans``; "vector", [B, vector]; "planes",
-        pictures [B, H, W, k], which are joined to x_t's channels.
+      cond: The condition, see ``conditions``: "y", their classes, if it has
+        any; "low_res", small images to upsample, which are enlarged linearly
+        and joined to x_t's channels; "low_res_t", the steps to which these are
+        noised, 0..T, with ``noisy_low_res``; "s", the time that a step moves
+        to, with ``spans``; "vector", [B, vector]; "planes", images
+        [B, H, W, k], which are joined to x_t's channels.
       train: Whether to apply dropout (needs the rng "dropout").
 
     Returns:
@@ -317,7 +320,7 @@ class UNet(Encoder):
 
     Raises:
       ValueError: If the size cannot be halved often enough, classes are
-        missing or not expected, or a setting is not a known one.
+        missing or not expected, or a setting is unknown.
     """
     y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
     backbone.check_low_res(self, low_res_t)
