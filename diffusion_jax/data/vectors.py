@@ -78,8 +78,8 @@ def _is_number(cell: str) -> bool:
 
 def _npy(path: Path) -> dict[str, np.ndarray]:
   array = np.load(path, allow_pickle=False)
-  kinds = array.dtype.kind in "iuf" and array.ndim in (1, 2, 3)
-  if not kinds or 0 in array.shape:
+  fits = array.dtype.kind in "iuf" and array.ndim in (1, 2, 3)
+  if not fits or 0 in array.shape:
     raise ValueError(
       f"it is {array.dtype} {list(array.shape)}, must be [N, n], or [N, L, D]"
       " of tokens"

@@ -10,9 +10,11 @@ give others more channels, levels and steps. Variants:
   fields   [N, H, W, C], of which data.cond knows some numbers
 """
 
+from typing import Any
+
 from experiments.configs import common
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
   "signals": {
     "rank": 1, "num_steps": 1000, "batch_size": 32,
     "model": {

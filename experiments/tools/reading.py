@@ -7,8 +7,8 @@ A cache of made pictures is written to --out, or the one that is there is read,
 whatever it holds. --step_rate is what a step takes: "images/s" of the log of
 experiments.train. Reading keeps up if it is faster; CPU seconds say how many
 cores that takes, and are the same on a busy machine. What has just been written
-may still be in memory: --cold has the system forget it, and the line says how
-much then came from the disk.
+may still be in memory: --cold, of a cache that is there already, has the system
+forget it, and the line says how much then came from the disk.
 """
 
 import os
@@ -134,9 +134,9 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(values.out).expanduser()
     if not dj.data.cache.is_cache(out):
       write(out, values.num, values.size)
+    if values.cold:  # of what is mapped, nothing is dropped
+      forget(out / "images.npy")
     source = dj.data.cache.load(out, verify=False)
-  if values.cold:
-    forget(out / "images.npy")
   one = cost(source, values.batch, values.batches, values.threads)
   size = sources.num_bytes(source.image_shape, source.values)
   cli.say(
