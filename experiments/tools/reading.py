@@ -1,12 +1,12 @@
-r"""How fast training reads a cache, against how fast its step is.
+r"""Compares how fast training reads a cache with how fast its step is.
 
   python -m experiments.tools.reading --num=200000 --size=256 --out=CACHE \
       --batch=256 --step_rate=1500
 
-A cache of made pictures is written to --out, or the one that is there is read,
-whatever it holds. --step_rate is what a step takes: "images/s" of the log of
-experiments.train. Reading keeps up if it is faster. What has just been written
-may still be in memory; for the disk's own speed make the cache larger than
+It writes a cache of random images to --out, or reads the cache that is there.
+--step_rate is the speed of a training step: "images/s" in the log of
+experiments.train. Reading keeps up if it is faster. A cache that was just
+written may still be in memory; for the disk's own speed make it larger than
 memory, or read it after a restart.
 """
 
@@ -25,7 +25,7 @@ from experiments import cli
 
 
 def made(num: int, size: int) -> dj.data.Source:
-  """Pictures of noise, [size, size, 3], each a function of its number."""
+  """Images of noise, [size, size, 3], each a function of its number."""
 
   def read(index: int) -> tuple[np.ndarray, int]:
     bits = np.random.Philox(index).random_raw(size * size * 3 // 8 + 1)
@@ -43,7 +43,7 @@ def made(num: int, size: int) -> dj.data.Source:
 
 
 def write(out: pathlib.Path, num: int, size: int) -> None:
-  """Writes the cache, or what of it is missing.
+  """Writes the cache, or its missing parts.
 
   Raises:
     ValueError: If the disk has no room for it.
@@ -66,13 +66,13 @@ def write(out: pathlib.Path, num: int, size: int) -> None:
 def rate(
   source: dj.data.Source, batch: int, batches: int, threads: int
 ) -> float:
-  """Pictures a second, as training reads them: shuffled, mirrored, as floats.
+  """Images per second, read as in training: shuffled, mirrored, as floats.
 
   Args:
     source: The data.
-    batch: Pictures in a batch.
-    batches: How many to time, after as many as are made ahead.
-    threads: That read.
+    batch: Images in a batch.
+    batches: How many to time, after those that are read ahead.
+    threads: How many threads read.
   """
   each = dj.data.batches(source, batch_size=batch, seed=0, flip=True)
   ahead = 2 * threads
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("out", None, "the cache", flag_values=values)
   flags.DEFINE_float(
-    "step_rate", None, "pictures a second of a training step",
+    "step_rate", None, "images per second of a training step",
     flag_values=values, lower_bound=0.0,
   )  # fmt: skip
   for name, default, text in (
