@@ -1,7 +1,7 @@
 """Commands: thin programs around the library. Run with python -m.
 
-Each file here is one; cli/ is what they share, configs/ what they train, and
-tools/ is for developers.
+Each file here is one command; cli/ has what they share, configs/ what they
+train, and tools/ commands for developers.
 """
 
 import importlib
@@ -12,10 +12,10 @@ from experiments import moved
 
 
 def fill() -> None:
-  """Opens those of the three standard files that are closed.
+  """Opens those of the three standard streams that are closed.
 
-  The next file that is opened would take their place otherwise, and a
-  checkpoint get what a library prints.
+  Otherwise the next open file would take their place, and a checkpoint could
+  receive what a library prints.
   """
   for number in range(3):
     try:
@@ -25,7 +25,7 @@ def fill() -> None:
 
 
 def check_installed() -> None:
-  """Ends the program where the library is installed without its extra."""
+  """Exits if the library is installed without its extra."""
   try:
     importlib.import_module("ml_collections")
   except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-r"""Edits pictures with a trained model: fills in, restores, varies, mixes.
+r"""Edits images with a trained model: inpaint, restore, vary, interpolate.
 
   python -m experiments.edit --workdir=runs/digits --edit=inpaint
   python -m experiments.edit --workdir=runs/digits --edit=restore \
@@ -6,9 +6,9 @@ r"""Edits pictures with a trained model: fills in, restores, varies, mixes.
   python -m experiments.edit --workdir=runs/digits --edit=vary
   python -m experiments.edit --workdir=runs/digits --edit=interpolate
 
-The pictures are the first of the run's data, or those of --images. The result
-is one picture, by default samples/EDIT.png in the run directory; what its rows
-are is printed.
+The images are the first of the run's data, or those of --images. The result is
+one grid, by default samples/EDIT.png in the run directory; the command prints
+what its rows are.
 """
 
 import functools
@@ -31,10 +31,10 @@ from diffusion_jax.runs import (
 from experiments import cli
 from experiments.cli import devices, options
 
-JUMP = 10  # moves that inpainting repeats at a time
-PARTS = (0.25, 0.5, 0.75)  # of the way to T, from where pictures are varied
-NOISE = 0.02  # standard deviation of that on what is to be restored
-# What of a picture's rows and columns is to be filled in.
+JUMP = 10  # steps that inpainting repeats at a time
+PARTS = (0.25, 0.5, 0.75)  # of the way to T, where variations start
+NOISE = 0.02  # standard deviation of the noise on what is restored
+# The rows and columns to fill in.
 REGIONS = {
   "right": (slice(None), slice(1, 2)),
   "left": (slice(None), slice(0, 1)),
@@ -44,13 +44,13 @@ REGIONS = {
 
 
 class Model(NamedTuple):
-  """What editing needs of a run.
+  """What editing needs from a run.
 
   Attributes:
-    schedule: Its noise.
+    schedule: Its noise schedule.
     predict: Its network, without a class.
-    pairs: The (t, s) to walk.
-    bounded: Whether its data lie in [-1, 1], to which x0_hat is clipped then.
+    pairs: The steps (t, s).
+    bounded: Whether its data lie in [-1, 1], so that x0_hat is clipped to it.
   """
 
   schedule: dj.Schedule
@@ -60,7 +60,7 @@ class Model(NamedTuple):
 
 
 class Request(NamedTuple):
-  """What the command line asks for."""
+  """The options of an edit."""
 
   key: jax.Array
   region: str
@@ -68,7 +68,7 @@ class Request(NamedTuple):
 
 
 def mask_of(shape: tuple[int, ...], region: str) -> jax.Array:
-  """1 where an image stays as it is, 0 in the half to be filled in.
+  """1 where an image is known, 0 in the half to fill in.
 
   >>> mask_of((2, 4, 1), "right")[..., 0].tolist()
   [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
@@ -104,10 +104,10 @@ def inpaint(model: Model, x0: jax.Array, asked: Request) -> list[jax.Array]:
 def observation(
   name: str, x0: jax.typing.ArrayLike, region: str
 ) -> dj.restoration.Observe:
-  """What is seen of pictures, as ``dj.restoration`` takes it.
+  """The observation of an operator, for ``dj.restoration``.
 
   Raises:
-    ValueError: If they are not of a size that can be halved.
+    ValueError: If the images have an odd size, which cannot be halved.
   """
   _, h, w, c = np.shape(x0)
   if name == "inpaint":
@@ -204,7 +204,7 @@ EDITS: dict[str, Callable[..., list[jax.Array]]] = {
 
 
 def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
-  """The model of the run, and the pictures to edit.
+  """The model of the run, and the images to edit.
 
   Raises:
     ValueError: If there is no such run or its model cannot edit.
@@ -225,7 +225,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
       "which editing does not have; train with cond_dropout above 0"
     )
-  restoring.average(config, values.ema)  # refuses one that is not there
+  restoring.average(config, values.ema)  # raises if there is none
   pairs = dj.spacing.named(run.schedule, "even", values.steps)
   if values.edit == "inpaint" and len(pairs) % JUMP:
     raise ValueError(
@@ -257,7 +257,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
 
 
 def pictures(values, config, shape) -> np.ndarray:
-  """The first pictures of --images, or of the run's data: [N, H, W, C]."""
+  """The first images of --images, or of the run's data: [N, H, W, C]."""
   if values.images is None:
     source = datasets.source(config, elsewhere="--images")
   else:
@@ -277,15 +277,15 @@ def main(argv: list[str]) -> None:
   values = flags.FlagValues()
   for name, text in {
     "workdir": "run directory",
-    "images": "pictures to edit: folder, .zip, .npz, .npy; by default the data",
+    "images": "images to edit: folder, .zip, .npz, .npy; by default the data",
     "ema": "average: its rate, std:WIDTH, or raw; by default the slowest",
     "out": "the .png to write; by default samples/EDIT.png in the run",
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
   for name, usual, text in (
-    ("num", 8, "how many pictures"),
-    ("steps", 100, "moves of a walk from noise to picture"),
-    ("seed", 0, "of all noise"),
+    ("num", 8, "how many images"),
+    ("steps", 100, "sampling steps from pure noise to an image"),
+    ("seed", 0, "seed of all noise"),
   ):
     flags.DEFINE_integer(
       name,
@@ -298,7 +298,7 @@ def main(argv: list[str]) -> None:
   for name, usual, known, text in (
     ("edit", "inpaint", EDITS, "what to do"),
     ("region", "right", REGIONS, "the half that inpaint fills in"),
-    ("operator", "inpaint", OPERATORS, "what restore undoes"),
+    ("operator", "inpaint", OPERATORS, "the damage that restore undoes"),
   ):
     flags.DEFINE_enum(name, usual, list(known), text, flag_values=values)
   cli.parse(argv, values)

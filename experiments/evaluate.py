@@ -1,4 +1,4 @@
-"""Measures samples of a run, or any pictures, and how likely data are.
+"""Evaluates samples of a run, or any images, and the likelihood of data.
 
   python -m experiments.evaluate --workdir=runs/digits
   python -m experiments.evaluate --workdir=runs/digits --metrics=frechet,bpd
@@ -10,17 +10,17 @@
   python -m experiments.evaluate --workdir=runs/digits --curve --ema=sweep
 
 "frechet" is the Frechet distance in pixel space, next to that of one random
-half of the data to the other, and which classes the samples look like. "bpd"
+half of the data to the other, and the classes that the samples look like. "bpd"
 is the variational bound on -log2 p(x_0) in bits per dimension. "agreement" is
-how often a classifier sees the class that was asked for. fid, sfid, is, kid,
-pr, fid_inf and halves are explained in docs/evaluation.md.
+how often a classifier predicts the requested class. docs/evaluation.md explains
+fid, sfid, is, kid, pr, fid_inf and halves.
 
---features names what they look at, any network of JAX, PyTorch or NumPy.
---curve measures each checkpoint that is kept, --ema=sweep each average.
+--features chooses their feature network, in JAX, PyTorch or NumPy. --curve
+measures every checkpoint that was kept, --ema=sweep every average.
 
-Samples that are done are kept until the end, so that the same command goes on
-after an interruption and gives the same figures. These are appended to
-evaluation.jsonl in the run directory with how they were made.
+Finished samples are kept until the end, so that the same command continues
+after an interruption and gives the same results. These are appended to
+evaluation.jsonl in the run directory, with the settings that produced them.
 """
 
 from absl import flags

@@ -5,11 +5,11 @@
   python -m experiments.export_weights --workdir=runs/imagenet64 \
     --format=openai --out=imagenet64.pt
 
-"diffusers" makes a folder that UNet2DModel and DDPMPipeline load; "openai"
-makes a .pt file in the layout of improved-diffusion and guided-diffusion, and
-beside it a .json file with the flags that their scripts then need; "dit", of
-transformers, a .safetensors or .pt file in the layout of DiT and JiT. Networks
-that the other code would load and run wrongly are refused.
+"diffusers" writes a folder that UNet2DModel and DDPMPipeline load; "openai"
+writes a .pt file in the layout of improved-diffusion and guided-diffusion, and
+beside it a .json file with the flags that their scripts need; "dit" writes a
+transformer to a .safetensors or .pt file in the layout of DiT and JiT. Networks
+that the other code cannot run correctly are refused.
 """
 
 import math
@@ -80,7 +80,7 @@ def to_dit(out: pathlib.Path, config, net, params, image_shape) -> None:
 
 
 def script_flags(config, image_shape) -> dict[str, Any]:
-  """What guided-diffusion's scripts call the settings of a run."""
+  """The settings of a run as flags of guided-diffusion's scripts."""
   model = config.model
   size = image_shape[0]
   return {
@@ -132,7 +132,7 @@ def export(values: flags.FlagValues) -> None:
   """Reads the run and writes its weights.
 
   Raises:
-    ValueError: For anything a user may have got wrong.
+    ValueError: For any mistake of the user.
   """
   write = FORMATS[choices.named("--format", values.format, FORMATS)]
   out, workdir = pathlib.Path(values.out), pathlib.Path(values.workdir)

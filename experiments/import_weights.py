@@ -1,16 +1,16 @@
-"""Makes a run directory of published weights.
+"""Makes a run directory from published weights.
 
   python -m experiments.import_weights --source=google/ddpm-cifar10-32 \
     --workdir=runs/cifar
   python -m experiments.import_weights --source=64x64_diffusion.pt \
     --preset=adm-imagenet64 --workdir=runs/imagenet64
 
-The source is a file of OpenAI's (.pt), a diffusers folder or its name on the
-Hugging Face hub, a TensorFlow checkpoint of the first DDPM code, or a file in
-the layout of DiT and JiT. What its shapes do not tell comes from the preset,
-from the folder's own settings or from a configuration file of yours (--config).
-Sample, evaluate and train take the run like any other; to measure or train,
-name the data: --config.data.name=PATH.
+The source is a .pt file from OpenAI, a diffusers folder or its name on the
+Hugging Face hub, a TensorFlow checkpoint of the original DDPM code, or a file
+in the layout of DiT and JiT. What the shapes of the weights do not show comes
+from the preset, from the folder's own settings or from a configuration file of
+yours (--config). Sample from the run, evaluate it and train it like any other;
+to evaluate or train, pass the data: --config.data.name=PATH.
 """
 
 import pathlib
@@ -37,12 +37,12 @@ PROCESS = ("schedule.name", "schedule.T", "target", "variance")
 
 
 class Source(NamedTuple):
-  """Where weights come from, and what can be said before they are read.
+  """Where weights come from, and their settings.
 
   Attributes:
     path: File, folder, or prefix of a TensorFlow checkpoint.
     unet: The settings of a diffusers folder.
-    process: What its scheduler says of the process.
+    process: The process of its scheduler.
   """
 
   path: pathlib.Path
@@ -54,7 +54,7 @@ def look(name: str) -> Source:
   """Finds a source, on the hub if need be, and reads its settings.
 
   Raises:
-    ValueError: If there is no such source or its settings are refused.
+    ValueError: If there is no such source or its settings are not supported.
   """
   path = files.find(name)
   if not path.is_dir():
@@ -81,7 +81,7 @@ def tensors(source: Source) -> dict[str, np.ndarray]:
 
 
 def usual(source: Source, preset: str | None) -> Config:
-  """The configuration that a source and a preset make, to be overridden.
+  """The configuration of a source and a preset, before overrides.
 
   Raises:
     ValueError: If the preset is unknown, or is not the source's model.
@@ -119,20 +119,20 @@ def usual(source: Source, preset: str | None) -> Config:
 
 
 def _no_data(size) -> dict[str, Any]:
-  """The data of weights that have seen none here; their size is known."""
+  """The section ``data`` of imported weights: only the size is known."""
   sizes = () if size is None else (size,) if isinstance(size, int) else size
   return {"name": "", "size": tuple(sizes)}
 
 
 def _model(unet: Mapping[str, Any]) -> dict[str, Any]:
-  """The part of a config.json that a configuration's ``model`` holds."""
+  """The section ``model`` from the settings of a config.json."""
   settings = diffusers_config.settings(unet)
   del settings["out_channels"]  # the image's, or twice if it learns variances
   return settings
 
 
 def _check_preset(source: Source, config: Config, preset: str) -> None:
-  """Refuses a preset that a folder's own settings contradict."""
+  """Checks a preset against a folder's own settings."""
   if source.unet is None:
     return
   theirs = continuing.flat(
@@ -157,7 +157,7 @@ def _check_preset(source: Source, config: Config, preset: str) -> None:
 
 
 def check_said(source: Source, preset, argv: Sequence[str]) -> None:
-  """Asks by name for what neither source nor preset nor command line says."""
+  """Raises for settings missing in source, preset and command line."""
   if preset is not None or source.unet is None:
     return
   known = continuing.flat(source.process or {})
@@ -197,7 +197,7 @@ def image_shape(
   shape = weights[layout.first].shape
   if len(shape) != 4:
     raise ValueError(f"{layout.first} is {shape} in the weights, not a kernel")
-  # A network that enlarges is given the small picture beside the noisy one.
+  # An upsampler gets the small image beside the noisy one.
   channels = shape[layout.axis] // (2 if config.low_res.size else 1)
   said = None if source.unet is None else source.unet.get("in_channels", 3)
   if said not in (None, channels):
@@ -208,7 +208,7 @@ def image_shape(
 
 
 def describe(config: Config, shape, name: str) -> dict[str, Any]:
-  """What data.json says of data that this run has not seen."""
+  """The data.json of data that this run has not seen."""
   classes = config.model.get("num_labels") or config.model.num_classes or 0
   return {
     "name": f"none yet; the weights are {name}",
@@ -243,7 +243,7 @@ def write(
 
 
 def check_empty(workdir: pathlib.Path) -> None:
-  """Refuses a directory that holds something."""
+  """Raises for a directory that is not empty."""
   directory.check_place(workdir)
   if directory.is_run(workdir):
     raise ValueError(
@@ -289,7 +289,7 @@ def run(source: Source, config: Config, values: flags.FlagValues) -> None:
   """Reads, checks, writes.
 
   Raises:
-    ValueError: For anything a user may have got wrong.
+    ValueError: For any mistake of the user.
   """
   workdir = pathlib.Path(values.workdir)
   checks.check(config, processes.schedule(config))

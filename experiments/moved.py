@@ -1,4 +1,4 @@
-"""Commands that have moved to ``tools``, under their old names once more."""
+"""Old names of commands that have moved to ``tools``."""
 
 import importlib.abc
 import importlib.util

@@ -1,12 +1,12 @@
-r"""Writes a cache of the data of a configuration, so that no epoch decodes any.
+r"""Writes a cache of a configuration's data, so that training decodes nothing.
 
   python -m experiments.prepare --config=configs/NAME.py \
       --config.data.name=PATH --config.data.size=64 --out=CACHE
   python -m experiments.train --config=configs/NAME.py \
       --config.data.name=CACHE
 
-Pictures are decoded, resized and cut once, by --processes at a time. The same
-command again goes on where it was stopped, or checks a cache that is whole.
+Images are decoded, resized and cropped once, by --processes processes at a
+time. Run the same command again to continue it, or to check a complete cache.
 """
 
 import concurrent.futures
@@ -27,10 +27,10 @@ from experiments import cli
 
 
 def options(config: Config) -> dict[str, Any]:
-  """What of the configuration says which data these are.
+  """The keys of the configuration that determine the data.
 
   Raises:
-    ValueError: If they are cut anew each time.
+    ValueError: If the data have random crops.
   """
   # Without data.cond: numbers are small, training reads them as they are.
   asked = datasets.load_options(config)
@@ -43,7 +43,7 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def opened(asked: dict[str, Any]) -> dj.data.Source:
-  """The data, of which nothing is decoded before it is needed."""
+  """The data, decoded only when needed."""
   return dj.data.load(**asked, max_bytes=0)
 
 
@@ -53,7 +53,7 @@ def _write(asked: dict[str, Any], out: pathlib.Path, index: int, count: int):
 
 
 def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
-  """Writes what is not there.
+  """Writes what is missing.
 
   Args:
     asked: Arguments of ``dj.data.load``.
@@ -62,7 +62,7 @@ def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
   """
   source = opened(asked)
   cli.say(f"data: {dj.data.summary(source)}")
-  # Where data lie is not what they are.
+  # The path of data does not identify them.
   what = {
     k: v for k, v in asked.items() if k not in ("name", "data_dir", "rank")
   }
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
   cli.define_config(values, argv, "configs/folder.py")
   flags.DEFINE_string("out", None, "the cache to write", flag_values=values)
   flags.DEFINE_integer(
-    "processes", 1, "that decode at a time", flag_values=values,
+    "processes", 1, "how many processes decode", flag_values=values,
     lower_bound=1,
   )  # fmt: skip
   cli.parse(argv, values)

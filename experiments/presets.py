@@ -2,7 +2,7 @@
 
 python -m experiments.presets
 
-configs/improved.py and configs/guided.py train them,
+configs/improved.py and configs/guided.py train them, and
 experiments.import_weights reads their weights.
 """
 

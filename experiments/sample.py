@@ -1,4 +1,4 @@
-"""Draws samples from a trained run; needs nothing but its directory.
+"""Draws samples from a trained run; it needs only the run directory.
 
 python -m experiments.sample --workdir=runs/digits
 python -m experiments.sample --workdir=runs/digits --num=1797 --out=out.npz
@@ -26,7 +26,7 @@ def save(
   quantise: str = "round",
   values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> None:
-  """Writes a .png grid to look at, or the data's own units: an array, files."""
+  """Writes a .png grid; or an array or files, in the data's own units."""
   suffix = out.suffix.lower()
   if suffix == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
@@ -50,10 +50,10 @@ def check_out(
   shape: tuple[int, ...],
   values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> None:
-  """Refuses, before any work, an --out that could not be written.
+  """Checks, before any work, that --out can be written.
 
   Raises:
-    ValueError: Saying what can be.
+    ValueError: If not; says what --out can be.
   """
   if out.suffix.lower() not in ("", ".png", ".npz", ".npy"):
     raise ValueError(
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     "out",
     None,
     "NAME.png (a grid), NAME.npz or .npy (in the data's own units) or a folder "
-    "of PNGs, or of TIFFs where values are not of 8 bits; by default "
+    "of PNGs, or of TIFFs if values do not have 8 bits; by default "
     "samples/sample_SEED.png in the run directory",
     flag_values=given,
   )
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> None:
 def _rescued(
   samples: np.ndarray, quantise: str, values, error: OSError
 ) -> SystemExit:
-  """Saves samples elsewhere, where they cannot be written as asked."""
+  """Saves samples elsewhere, if they cannot be written to --out."""
   try:
     out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
     save(out, samples, quantise, values)

@@ -1,15 +1,15 @@
-"""Trains a diffusion model, or a classifier to guide one with.
+"""Trains a diffusion model, or a classifier for guidance.
 
   python -m experiments.train --config=configs/digits.py
   python -m experiments.train --config=configs/cifar.py --config.optim.lr=1e-4
 
-The run is written to --workdir (runs/NAME by default). The same command
-again continues it from its last checkpoint; so does --workdir alone, with the
-run's own configuration. A run of imported weights is fine-tuned:
+The run is written to --workdir (runs/NAME by default). Run the same command
+again to continue from the last checkpoint; --workdir alone does that too, with
+the run's own configuration. Fine-tune imported weights with
 
   python -m experiments.train --workdir=runs/imported --config.data.name=PATH
 
-A classifier of noisy images is trained and continued in the same way:
+Train a classifier of noisy images, and guide with it:
 
   python -m experiments.train --config=configs/classifier.py:digits
   python -m experiments.sample --workdir=runs/digits \
@@ -31,7 +31,7 @@ def main(argv: list[str], default: str = DEFAULT_CONFIG) -> None:
 
 
 def then(config: Config, workdir: pathlib.Path) -> str:
-  """The command that shows what a run has learnt."""
+  """The command that shows the result of a run."""
   if is_classifier(config):
     return cli.command(
       "sample", workdir="A_DIFFUSION_RUN", classifier=workdir, guidance=1

@@ -1,4 +1,4 @@
-"""Run directories: train one, open it, draw from it, measure it.
+"""Run directories: train a run, open it, sample from it, evaluate it.
 
   import diffusion_jax as dj
 
@@ -11,13 +11,13 @@ those above it:
 
   console, choices                  messages; names and arguments
   defaults, configuration           every key; configurations
-  directory                         what a run directory holds
+  directory                         the files of a run directory
   starting                          parameters of another run
   processes, samplers, networks,    the objects that a configuration describes
   datasets, checks
-  options                           what may be asked of a run
+  options                           options of sampling
   restoring, guiding, generate      parameters; classes; sampling
-  planning, drawing                 a plan of what is asked; drawing it
+  planning, drawing                 a checked plan; drawing it
   training/, evaluation/            the loop; the metrics
   run                               the run as an object
 """
@@ -51,14 +51,14 @@ def open(workdir: PathLike) -> Run:
   """Opens a run directory.
 
   Args:
-    workdir: As experiments.train, experiments.import_weights or ``train``
-      have left it, or still write it.
+    workdir: A directory of experiments.train, experiments.import_weights or
+      ``train``, which may still be writing it.
 
   Returns:
     The run.
 
   Raises:
-    ValueError: If it is no run directory; names the nearest that is.
+    ValueError: If it is not a run directory; suggests the nearest one.
   """
   return Run(workdir)
 
@@ -74,7 +74,7 @@ def prepare(config: Config, workdir: PathLike) -> Training:
     The run, for ``training.loop``.
 
   Raises:
-    ValueError: If something does not fit.
+    ValueError: If the configuration, data and directory do not fit.
   """
   if not isinstance(config, ml_collections.ConfigDict):
     raise ValueError(
@@ -85,21 +85,22 @@ def prepare(config: Config, workdir: PathLike) -> Training:
 
 
 def train(config: Config, workdir: PathLike, *, new_data: bool = False) -> Run:
-  """Trains a run to its last step, or goes on with it, as experiments.train.
+  """Trains a run to its last step, or resumes it, as experiments.train.
 
   Args:
-    config: See ``make``; what it leaves to the data is written into it.
-    workdir: Its directory, new, empty, or that of the same run.
-    new_data: Whether to go on with other data than before.
+    config: See ``make``; values that come from the data are filled in.
+    workdir: Its directory: new, empty, or that of the same run.
+    new_data: Whether to resume with other data than before.
 
   Returns:
     The run.
 
   Raises:
-    ValueError: If something does not fit, before anything is written.
-    RuntimeError: If training cannot go on; see ``training.loop.Failed``.
-    KeyboardInterrupt: If Ctrl-C stops it, when the run is saved.
-    SystemExit: If another signal does.
+    ValueError: If the configuration, data and directory do not fit, before
+      anything is written.
+    RuntimeError: If training cannot continue; see ``training.loop.Failed``.
+    KeyboardInterrupt: If Ctrl-C stops it, after the run is saved.
+    SystemExit: If another signal stops it, after the run is saved.
   """
   prepared = prepare(config, workdir)
   with loop.opened(prepared, new_data=new_data) as changes:

@@ -1,4 +1,4 @@
-"""Refuses a bad configuration before anything is compiled."""
+"""Checks a configuration before anything is compiled."""
 
 import math
 
@@ -10,7 +10,7 @@ from diffusion_jax.runs.configuration import Config, is_classifier
 
 
 def _check_process(config: Config) -> None:
-  """Refuses what has no meaning in real time, or where no signal is left."""
+  """Checks targets and losses in continuous time, and at zero terminal SNR."""
   for key, value, whole in (
     ("kind", "classifier", is_classifier(config)),
     ("target", "mean", config.target == "mean"),
@@ -37,7 +37,7 @@ def _check_process(config: Config) -> None:
 
 
 def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
-  """Refuses what samples of a run cannot be drawn with."""
+  """Checks that samples of the run can be drawn."""
   for sampling in (config.preview, config.sampling):
     choices.named("sampler", sampling.sampler, samplers.SAMPLERS)
     pairs = samplers.walk(
@@ -67,7 +67,7 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-  """Refuses NaN, which no comparison finds out of its range."""
+  """Raises for NaN, which every comparison of a range would miss."""
   for path, value in jax.tree_util.tree_leaves_with_path(config.to_dict()):
     if isinstance(value, float) and math.isnan(value):
       key = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -75,7 +75,7 @@ def _check_numbers(config: Config) -> None:
 
 
 def check(config: Config, noise: dj.schedules.Schedule) -> None:
-  """Refuses names and numbers that would only fail after compiling."""
+  """Raises for names and numbers that would fail only after compiling."""
   _check_numbers(config)
   choices.named("target", config.target, dj.targets.TARGETS)
   choices.named("variance", config.variance, dj.prediction.VARIANCES)
@@ -111,13 +111,13 @@ def check(config: Config, noise: dj.schedules.Schedule) -> None:
       raise ValueError(f"every.{what}={interval} must be at least 1 step")
 
 
-# Of the signal at T, where samples begin without any. DDPM's table ends at
+# Largest alpha at T, where samples start from noise alone. DDPM's table ends at
 # 0.006, that of quadratic betas at 0.03.
 MOST_SIGNAL = 0.2
 
 
 def doubts(config: Config, noise: dj.schedules.Schedule) -> list[str]:
-  """What a configuration may say, but hardly means: one line each."""
+  """Warnings about settings that are valid but hardly intended, a line each."""
   said = []
   warmup, last = config.optim.warmup_steps, config.num_steps
   fall = config.optim.decay_steps

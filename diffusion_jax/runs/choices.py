@@ -1,14 +1,14 @@
-"""Checks the names and arguments that a configuration gives."""
+"""Checks names and arguments in a configuration."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def named(kind: str, name: str, choices):
-  """Checks a name that a configuration gives.
+  """Checks a name in a configuration.
 
   Raises:
-    ValueError: Naming the choices.
+    ValueError: If it is not one of the choices; the message has them.
   """
   if name not in choices:
     raise ValueError(f"{kind} {name!r} is not one of {', '.join(choices)}")

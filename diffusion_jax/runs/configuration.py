@@ -1,4 +1,4 @@
-"""Configurations: the usual values, changed; those of published models."""
+"""Configurations: the defaults with changes, and those of published models."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,31 +11,31 @@ from diffusion_jax import models
 from diffusion_jax.models import presets
 from diffusion_jax.runs import defaults
 
-# A locked ml_collections.ConfigDict. Any, because what its keys hold has no
-# static type.
+# A locked ml_collections.ConfigDict. Any, because its values have no static
+# type.
 Config = Any
 
 # jax.random.key takes the lowest 32 bits of a seed.
 MOST_SEED = 2**32 - 1
 
-# What a section may be given as.
+# Types in which a section may be given.
 _SECTION = Mapping | ml_collections.ConfigDict
 
-# What does not depend on the kind of network.
+# Settings of ``model`` that do not depend on the kind of network.
 KEPT = ("num_classes", "time_scale", "time_origin", "dtype", "remat")
 
 
 def make(**changes: Mapping[str, Any] | Any) -> Config:
-  """The usual values, changed. An unknown key is an error.
+  """The defaults with changes. An unknown key is an error.
 
   Args:
-    **changes: By key; a dict changes the keys of a section.
+    **changes: New values by key; a dict changes the keys of a section.
 
   Returns:
-    The configuration, to be changed further or returned.
+    The configuration, which can be changed further.
 
   Raises:
-    ValueError: If there is no such key, or its value is of another kind.
+    ValueError: If there is no such key, or a value has a wrong type.
   """
   given = changes.get("model", {})
   if not isinstance(given, _SECTION):
@@ -52,16 +52,16 @@ def make(**changes: Mapping[str, Any] | Any) -> Config:
       **defaults.process(),
       **defaults.learning(),
       "objective": defaults.objective(),
-      # The network: unet, dit, jit, path/to/mine.py:MyNet or module:MyNet,
-      # and its settings, the fields of its class (docs/networks.md). Of any:
-      # num_classes to condition on; 0 is as many as the data have, None not to.
+      # The network: unet, dit, jit, path/to/mine.py:MyNet or module:MyNet, and
+      # its settings, the fields of its class (docs/networks.md). Every network
+      # has num_classes: 0 takes those of the data, None is unconditional.
       "model": network(model["name"]),
       "preview": defaults.preview(),
       "sampling": defaults.sampling(),
     }
   )
   config.lock()
-  # A schedule or a weight brings arguments of its own.
+  # Schedules and weights have their own arguments.
   with config.schedule.unlocked(), config.loss.unlocked():
     _change(config, {**changes, "model": model})
   return config
@@ -73,7 +73,7 @@ def is_classifier(config: Config) -> bool:
 
 
 def _change(config: Config, changes: Mapping[str, Any]) -> None:
-  """Changes values; what ConfigDict says of one that it cannot, in a line."""
+  """Changes values; an error of ConfigDict becomes a ValueError of one line."""
   for key, value in changes.items():
     section = config.get(key)
     is_section = isinstance(section, config_dict.ConfigDict)
@@ -89,13 +89,13 @@ def _change(config: Config, changes: Mapping[str, Any]) -> None:
 
 
 def network(name: str) -> dict[str, Any]:
-  """The section ``model`` of a network: its settings, at their usual values.
+  """The section ``model`` of a network: its settings at their defaults.
 
   Args:
     name: See ``models.named.find``.
 
   Returns:
-    The section, in which what may be None has a type.
+    The section, in which values that may be None have a type.
 
   Raises:
     ValueError: If there is no such network.
@@ -110,9 +110,9 @@ def network(name: str) -> dict[str, Any]:
 
 
 def exchange_network(config: Config, name: str) -> None:
-  """Gives a configuration another network, at its usual settings.
+  """Gives a configuration another network, with its default settings.
 
-  What is said of classes, of time and of the precision stays.
+  The settings in ``KEPT`` do not change.
 
   Raises:
     ValueError: If there is no such network.
@@ -129,7 +129,7 @@ def exchange_network(config: Config, name: str) -> None:
 
 
 def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
-  """As ``make``, of a classifier of noisy images.
+  """As ``make``, for a classifier of noisy images.
 
   Args:
     **changes: As for ``make``; ``model`` has the settings of
@@ -145,7 +145,7 @@ def make_classifier(**changes: Mapping[str, Any] | Any) -> Config:
   )
   with config.unlocked():
     config.kind = "classifier"
-    # Every how many-th example is not learnt from but measured; 0 is none.
+    # Hold out every n-th example, to measure accuracy on; 0 holds out none.
     config.held_out = 0
     config.loss = {"name": "cross_entropy"}
   with config.schedule.unlocked():
@@ -157,7 +157,7 @@ def check_variant(variant: str, allowed: Sequence[str]) -> None:
   """Checks the part of --config after the colon.
 
   Raises:
-    ValueError: Naming what is allowed.
+    ValueError: If it is unknown; the message has those allowed.
   """
   if variant not in ("", *allowed):
     raise ValueError(
@@ -170,7 +170,7 @@ def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
   """The configuration that trains a published model, see ``models.presets``.
 
   Args:
-    name: Of the preset.
+    name: Name of the preset.
     **changes: As for ``make``.
 
   Returns:
@@ -212,7 +212,7 @@ def published(name: str, **changes: Mapping[str, Any] | Any) -> Config:
 
 
 def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
-  """As ``published``, of a classifier."""
+  """As ``published``, for a classifier."""
   preset = presets.PRESETS[name]
   training = dict(preset.training)
   optim = {

@@ -23,14 +23,14 @@ def say_first(*words: object) -> None:
 
 
 def warn(words: str) -> None:
-  """As ``say_first``, also where it is quiet."""
+  """As ``say_first``, also inside ``quiet``."""
   if jax.process_index() == 0:
     print(words, flush=True)  # noqa: T201
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Nothing but warnings is said meanwhile."""
+  """Prints only warnings inside the context."""
   before = _quiet.set(True)
   try:
     yield
@@ -40,8 +40,8 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def said_if_slow(words: str, *, seconds: float = 3.0) -> Iterator[None]:
-  """Says what takes so long, if it takes longer than that."""
-  said = contextvars.copy_context().run  # the thread is as quiet as we are
+  """Prints ``words`` if the context takes longer than ``seconds``."""
+  said = contextvars.copy_context().run  # so that ``quiet`` holds in the thread
   timer = threading.Timer(seconds, said, (say_first, words))
   timer.daemon = True
   timer.start()

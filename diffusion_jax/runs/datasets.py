@@ -11,7 +11,7 @@ import diffusion_jax as dj
 from diffusion_jax.runs import choices, console, networks
 from diffusion_jax.runs.configuration import Config
 
-# By the option of dj.data.load that would help.
+# Hints, by the option of dj.data.load that would help.
 REMEDIES = {
   "size": "have all resized, by `config.data.size=64`",
   "data_dir": "name another folder, by `config.data.data_dir=PATH`",
@@ -20,10 +20,11 @@ REMEDIES = {
 
 
 def training_source(config: Config) -> dj.data.Source:
-  """``source`` for a command that trains: says what it has found.
+  """``source`` for a command that trains; prints a summary of the data.
 
   Raises:
-    ValueError: With the override that would help, if there is one.
+    ValueError: If they cannot be read; the message has the flag that would
+      help, if there is one.
   """
   try:
     data = source(config)
@@ -56,11 +57,11 @@ def load_options(config: Config) -> dict[str, Any]:
 def source(
   config: Config, *, elsewhere: str = "`config.data.name`"
 ) -> dj.data.Source:
-  """The data of ``config.data``; says so if they take long to read.
+  """The data of ``config.data``; prints a line if reading them takes long.
 
   Args:
-    config: Of the run.
-    elsewhere: The flag that names data instead.
+    config: The run's configuration.
+    elsewhere: The flag that names other data.
 
   Raises:
     ValueError: If they cannot be read; says what to do if they have moved.
@@ -78,7 +79,7 @@ def source(
       data = choices.call("data", dj.data.load, options)
     except ValueError as error:
       path = pathlib.Path(name)
-      # A pattern of shards is no path, and says itself what is missing.
+      # A pattern of shards is not a path; its own error names what is missing.
       if not path.is_absolute() or path.exists() or "{" in name:
         raise
       raise ValueError(
@@ -95,13 +96,13 @@ def source(
 
 
 def named_paths(text: str) -> dict[str, pathlib.Path]:
-  """The files of ``data.cond``, by the names of what they hold.
+  """The files of ``data.cond``, by name.
 
   >>> {k: str(v) for k, v in named_paths("angles.csv,mask=faces").items()}
   {'angles': 'angles.csv', 'mask': 'faces'}
 
   Raises:
-    ValueError: If two have one name.
+    ValueError: If two have the same name.
   """
   found: dict[str, pathlib.Path] = {}
   for one in text.split(","):
@@ -118,7 +119,7 @@ def named_paths(text: str) -> dict[str, pathlib.Path]:
 
 
 def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
-  """The first images of the data of a run that enlarges, made small."""
+  """The first images of an upsampling run's data, downsampled."""
   x0 = jnp.asarray(source.floats(np.arange(min(num, len(source)))))
   small = (
     networks.low_res_shape(config, source.image_shape) or source.image_shape
@@ -129,7 +130,7 @@ def low_res(config: Config, source: dj.data.Source, num: int) -> np.ndarray:
 def pictures(
   source: dj.data.Source, names: Iterable[str], num: int
 ) -> dict[str, np.ndarray]:
-  """What lies beside the first examples, [N, H, W, C] by name."""
+  """The images to condition on of the first examples, [N, H, W, C] by name."""
   first = np.arange(min(num, len(source)))
   return {name: source.pictures[name].floats(first) for name in names}
 
@@ -140,16 +141,16 @@ def given_pictures(
   image_shape: tuple[int, int, int],
   num: int | None,
 ) -> dict[str, np.ndarray]:
-  """The pictures to draw given, [N, H, W, C] by name.
+  """The images to condition samples on, [N, H, W, C] by name.
 
   Args:
-    config: Of the run.
-    asked: Options' `cond`, which may name some.
-    image_shape: Of the run.
-    num: How many to draw; None for as many as there are.
+    config: The run's configuration.
+    asked: The option `cond`, which may name some.
+    image_shape: That of the run.
+    num: How many samples to draw; None for as many as there are.
 
   Returns:
-    Those that are named, and of what training never hides the data's own.
+    Those that are named; and those of the data, for parts without a dropout.
   """
   found = networks.pictures(config, asked, image_shape[:2])
   parts = networks.planes(config)
@@ -161,7 +162,7 @@ def given_pictures(
 
 
 def count_classes(config: Config, source: dj.data.Source) -> None:
-  """Writes the number of the data's classes where the configuration has 0."""
+  """Replaces 0 classes in the configuration by the number in the data."""
   for name in ("num_classes", "num_labels"):
     if config.model.get(name) == 0:
       if not source.num_classes:
@@ -173,7 +174,7 @@ def count_classes(config: Config, source: dj.data.Source) -> None:
 
 
 def note_parts(config: Config, source: dj.data.Source) -> None:
-  """Writes what a run needs to know of its data's conditions into it.
+  """Writes the parts of the data's conditions into the configuration.
 
   Raises:
     ValueError: If the dropout does not fit them.
@@ -196,10 +197,10 @@ def note_parts(config: Config, source: dj.data.Source) -> None:
 
 
 def _rates(asked: tuple[Any, ...], names: list[str]) -> dict[str, float]:
-  """The dropout of each part, as ``cond_dropout`` says.
+  """The dropout of each part, from ``cond_dropout``.
 
   Raises:
-    ValueError: If there is another number of rates, or one is none.
+    ValueError: If the number of rates is wrong, or one is not in [0, 1).
   """
   wrong = ValueError(
     f"cond_dropout={asked} must be one number, or one for each of "

@@ -1,6 +1,6 @@
-"""Every key of a configuration, with what it means and its usual value.
+"""Every key of a configuration, with its meaning and its default.
 
-Those of the section ``model`` are the fields of the network's class.
+The keys of the section ``model`` are the fields of the network's class.
 """
 
 from typing import Any
@@ -9,175 +9,201 @@ from ml_collections import config_dict
 
 
 def run() -> dict[str, Any]:
-  """How long a run is, in which steps, and what it leaves."""
+  """The length of a run, its batches, and how often it writes."""
   return {
-    "seed": 0,  # of parameters, data order, noise: everything
-    "num_steps": 100_000,
+    "seed": 0,  # of all randomness: parameters, data order, noise
+    "num_steps": 100_000,  # training steps in total
     "batch_size": 128,  # images per step, over all devices
-    "micro_batches": 1,  # pieces of a batch in memory one after another
-    "steps_per_dispatch": 1,  # steps in one program, for small networks
-    # Each device holds its part of the parameters, averages and optimizer
-    # state only, and gathers parameters while it uses them.
+    # Gradient accumulation: splits a batch into this many pieces, which are
+    # processed one after another.
+    "micro_batches": 1,
+    # Training steps in one compiled program; more are faster for small
+    # networks.
+    "steps_per_dispatch": 1,
+    # Fully sharded: each device stores only its part of the parameters,
+    # averages and optimizer state, and gathers parameters to use them.
     "fsdp": False,
     # Steps between logged lines, sample grids, checkpoints.
     "every": {"log": 100, "preview": 5_000, "checkpoint": 5_000},
-    "keep_checkpoints": 3,
+    "keep_checkpoints": 3,  # how many of the newest to keep
   }
 
 
 def images() -> dict[str, Any]:
-  """What a run learns from."""
+  """The training data and their augmentation."""
   return {
     "data": {
-      "name": "digits",  # or whatever diffusion_jax.data.load takes
-      "split": "train",  # of a TFDS data set
-      "size": (),  # (), (n,) or (height, width); () is as stored
-      "channels": config_dict.placeholder(int),  # 1 or 3 to convert
-      "rank": 2,  # axes of an array's size: 1 of signals, 3 of volumes
-      # Cut each time anew, at 0.8 to 1 of a picture; needs a size.
+      # A path or a name, see diffusion_jax.data.load.
+      "name": "digits",
+      "split": "train",  # split of a TFDS data set
+      # (n,) or (height, width) in pixels; () keeps the stored size.
+      "size": (),
+      # 1 converts to grey, 3 to colour; None keeps the stored channels.
+      "channels": config_dict.placeholder(int),
+      # Axes of an array's size: 1 for signals, 2 for images, 3 for volumes.
+      "rank": 2,
+      # Crop each image at random every time, to 0.8 to 1 of it; needs a size.
       "random_crop": False,
-      "skip_broken": False,  # leave out pictures that cannot be read
-      # Decode pictures to uint8, uint16 or float32; arrays have theirs.
+      "skip_broken": False,  # leave out images that cannot be read
+      # Decode images to uint8, uint16 or float32; arrays keep their own.
       "dtype": config_dict.placeholder(str),
-      "range": (),  # (low, high) of the values; bytes have 0 to 255
-      "mean": config_dict.placeholder(float),  # of values without a range
+      # (low, high): values that become -1 and 1; for bytes they are 0 and 255.
+      "range": (),
+      # Values without a range become (value - mean) / std.
+      "mean": config_dict.placeholder(float),
       "std": config_dict.placeholder(float),
-      "data_dir": config_dict.placeholder(str),  # of TFDS
-      # What else is known of each example, to condition on: files of
-      # numbers, embeddings or pictures, "angles.csv,mask=masks".
+      "data_dir": config_dict.placeholder(str),  # folder of TFDS data sets
+      # Files of numbers, embeddings or images to condition on, one entry per
+      # example: "angles.csv,mask=masks".
       "cond": config_dict.placeholder(str),
     },
-    "flip": False,  # mirror half of the images
-    # Probability of each motion of diffusion_jax.augmentation, whose mirrors
-    # make flip needless; the network takes its labels.
+    "flip": False,  # mirror half of the images left to right
+    # Probability of each transformation of diffusion_jax.augmentation, which
+    # includes mirroring; the network gets its parameters as a condition.
     "augment": 0.0,
   }
 
 
 def conditions() -> dict[str, Any]:
-  """What its network is conditioned on, beside classes."""
+  """What the network is conditioned on, besides classes."""
   return {
-    # Part of the labels that training hides, for classifier-free guidance.
+    # Fraction of labels that training hides, for classifier-free guidance.
     "label_dropout": 0.0,
-    # As much of each part of data.cond, numbers first; or one for all; or by
-    # name, ("angle=0.1", "mask=0.2").
+    # The same for the parts of data.cond: one number for all; or one for each,
+    # numbers first; or by name, ("angle=0.1", "mask=0.2").
     "cond_dropout": (),
-    # These parts, (name, mean, std, dropout) of numbers, (name, channels,
-    # dropout) of pictures, filled in from the data.
+    # The parts of data.cond, filled in from the data: (name, mean, std,
+    # dropout) for numbers, (name, channels, dropout) for images.
     "vectors": (),
     "planes": (),
-    # To enlarge pictures of this size, () is not to. The network learns of
-    # pictures made small and noised to random steps 0..noise.
+    # Upsample images of this size; () does not. Training downsamples images
+    # to it and noises them to random steps 0..noise.
     "low_res": {"size": (), "noise": 0},
   }
 
 
 def process() -> dict[str, Any]:
-  """How noise grows, and what the network predicts."""
+  """The noise schedule, and what the network predicts."""
   return {
     # A function of diffusion_jax.schedules, and its arguments; or ve, vp,
-    # flow, trig of diffusion_jax.continuous, whose real time has no T.
+    # flow, trig, in continuous time (diffusion_jax.continuous), without T.
     "schedule": {"name": "linear", "T": 1000},
-    "target": "eps",  # the network predicts: eps, x0, mean, v, flow, jit, edm
+    # What the network predicts: eps, x0, mean, v, flow, jit or edm.
+    "target": "eps",
     "sigma_data": 0.5,  # standard deviation of the data, for target edm
-    # Of p(x_s | x_t): fixed_small, fixed_large, learned, learned_range.
+    # Variance of p(x_s | x_t): fixed_small, fixed_large, learned or
+    # learned_range.
     "variance": "fixed_large",
   }
 
 
 def learning() -> dict[str, Any]:
-  """What is minimised, and how."""
+  """The loss and the optimizer."""
   return {
-    # Starts from another run's average, by default the slowest.
+    # Start from the parameters of another run (its directory) and of one of
+    # its averages, by default the slowest.
     "init": {
       "run": config_dict.placeholder(str),
       "ema": config_dict.placeholder(str),
     },
-    # simple, with a weight of the error: bound, p2, min_snr, truncated_snr,
-    # edm, sigmoid, at a log-SNR moved by shift=k; or in a space, the target
-    # whose error counts. hybrid or vlb, which learn the variance.
     "loss": {
+      # simple; hybrid or vlb also train a learned variance.
       "name": "simple",
+      # Weight of the noise's error in simple: none, bound, p2, min_snr,
+      # truncated_snr, edm or sigmoid; loss.shift=k evaluates it at 1 / k of
+      # the noise.
       "weight": "none",
+      # Instead of a weight: the target whose error is minimised, such as v.
       "space": config_dict.placeholder(str),
-      "uncertainty": False,  # learnt with it, divides it (EDM2)
+      # Divide the loss by one that is learned with the network (EDM2).
+      "uncertainty": False,
     },
-    # Or antithetic; importance, by past losses; in real time also log_normal
-    # (of sigma) and logit_normal (of t / T), with this mean and deviation.
+    # Distribution of the training times: uniform; antithetic, spread evenly;
+    # importance, by past losses; in continuous time also log_normal (of sigma)
+    # and logit_normal (of t / T), with this mean and standard deviation.
     "timesteps": "uniform",
     "time_mean": config_dict.placeholder(float),
     "time_std": config_dict.placeholder(float),
-    # Arguments of diffusion_jax.training.optimizer.
+    # Arguments of diffusion_jax.optimizers.optimizer.
     "optim": {
-      "name": "adam",  # also AdamW; or muon, schedule_free
-      "lr": 2e-4,
-      "warmup_steps": 5000,
-      "decay_steps": config_dict.placeholder(int),  # to 0 at this step
-      # Or linear; stable, linear in the last fifth; inverse_sqrt from
-      # decay_steps on. Without decay_steps constant.
+      "name": "adam",  # AdamW with a weight decay; or muon, schedule_free
+      "lr": 2e-4,  # peak learning rate
+      "warmup_steps": 5000,  # steps of its linear warm-up from 0
+      # The step at which the decay reaches 0; None keeps the rate constant.
+      "decay_steps": config_dict.placeholder(int),
+      # cosine; linear; stable, linear in the last fifth; or inverse_sqrt,
+      # which starts at decay_steps.
       "decay": "cosine",
-      "clip": config_dict.FieldReference(1.0),  # or None
+      # Largest global norm of the gradient; None does not clip.
+      "clip": config_dict.FieldReference(1.0),
       "b1": 0.9,
       "b2": 0.999,
       "eps": 1e-8,
       "weight_decay": 0.0,
     },
-    # Rates; and stds, such as (0.05, 0.1), widths of EDM2's averages: each
-    # checkpoint leaves them behind, small, and others are made of these by
-    # --ema=std:0.07.
+    # Averages of the parameters: rates of EMAs, with or without a warm-up; and
+    # stds, relative widths of EDM2's averages, such as (0.05, 0.1). Each
+    # checkpoint leaves a small copy of the latter, from which --ema=std:0.07
+    # computes other widths.
     "ema": {"rates": (0.9999,), "warmup": False, "stds": ()},
   }
 
 
 def objective() -> dict[str, Any]:
-  """Diffusion or, in one to four network calls, docs/one-step.md."""
+  """Diffusion, or a model of one to four network calls: docs/one-step.md."""
   return {
-    "name": "diffusion",  # consistency, meanflow, distillation
-    # Learn from the run of init.run, not from data; distillation always
-    # does. Guided with this scale.
+    "name": "diffusion",  # or consistency, meanflow, distillation
+    # Learn from the run in init.run instead of from data alone; distillation
+    # always does. The teacher has guidance of this scale.
     "teacher": False,
     "guidance": config_dict.placeholder(float),
-    "steps": 1,  # distillation: the student's, half of its teacher's
-    "stage": 25_000,  # consistency: updates until neighbours are nearer
+    # distillation: sampling steps of the student, half of its teacher's.
+    "steps": 1,
+    # consistency: training steps in a stage; each moves the two times closer.
+    "stage": 25_000,
     "huber": 0.0,  # consistency: c of the pseudo-Huber distance
-    "equal": 0.75,  # meanflow: part of the steps from t to t
-    "power": 1.0,  # meanflow: of the adaptive weight
-    "improved": False,  # meanflow: derive along the network's velocity
-    # meanflow: guidance that is learnt, of scale omega / (1 - kappa).
+    "equal": 0.75,  # meanflow: fraction of examples with s = t
+    "power": 1.0,  # meanflow: power of the adaptive weight
+    # meanflow: differentiate along the network's own velocity.
+    "improved": False,
+    # meanflow: guidance learned in training, of scale omega / (1 - kappa).
     "omega": 1.0,
     "kappa": 0.0,
   }
 
 
 def preview() -> dict[str, Any]:
-  """Sample grids while training: few steps."""
+  """Sample grids during training."""
   return {
-    "num": 64,  # 0 is none
+    "num": 64,  # images in a grid; 0 turns previews off
     "sampler": "unipc",
-    "steps": 20,
+    "steps": 20,  # sampling steps
+    # Where the steps are, see diffusion_jax.spacing; None suits the sampler.
     "spacing": config_dict.placeholder(str),
-    # Measure their Frechet distance to the data, in random features.
+    # Compute their Frechet distance to the data, in random features.
     "frechet": False,
   }
 
 
 def sampling() -> dict[str, Any]:
-  """What experiments.sample does by default."""
+  """Defaults of experiments.sample."""
   return {
     "sampler": "ancestral",
-    "steps": 1000,
-    "spacing": config_dict.placeholder(str),  # by default the sampler's
-    "guidance": config_dict.placeholder(float),  # scale; 1 is off
-    # With an eta, guidance is projected (APG), its update no longer than
-    # the radius, and carried from step to step by the momentum, usually
-    # below 0.
+    "steps": 1000,  # sampling steps
+    # Where the steps are, see diffusion_jax.spacing; None suits the sampler.
+    "spacing": config_dict.placeholder(str),
+    # Scale of classifier-free guidance; 1 or None is off.
+    "guidance": config_dict.placeholder(float),
+    # With an eta, guidance is projected (APG): eta is the factor of its
+    # parallel part, radius the largest norm of its update, and momentum,
+    # usually below 0, the factor of the update of the step before.
     "apg": {
       "eta": config_dict.placeholder(float),
       "radius": config_dict.placeholder(float),
       "momentum": config_dict.placeholder(float),
     },
-    "clip": True,  # x0_hat to [-1, 1]
-    # Noise that edm_heun adds on its way, see diffusion_jax.edm.
+    "clip": True,  # clip x0_hat to [-1, 1]
+    # Noise that the sampler edm_heun adds, see diffusion_jax.edm.heun.
     "churn": {
       "S_churn": 0.0,
       "S_min": 0.0,

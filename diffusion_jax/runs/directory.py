@@ -1,13 +1,13 @@
-"""A run directory: everything about one training run, described by itself.
+"""A run directory: everything about one training run.
 
-config.json      the configuration, as it was run
-data.json        what it was trained on: path, shape, classes, fingerprint
-changes.jsonl    what of the two changed on the way, and after which step
-versions.json    the packages it was run with
+config.json      the configuration
+data.json        the data: path, shape, classes, fingerprint
+changes.jsonl    changes of these two during the run, and after which step
+versions.json    the versions of the packages
 metrics.jsonl    one line per logged step;  tensorboard/ the same
 previews.jsonl   one line per preview and average: colours, saturation, ...
 imported.json    where the weights came from, if they were not trained here
-samples/         pictures made on the way
+samples/         sample grids
 checkpoints/     the training state
 lock             held by the process that trains
 """
@@ -64,7 +64,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-  """Python, the packages and the devices this process runs with."""
+  """Versions of Python and packages, and the devices of this process."""
   found = {"python": platform.python_version()}
   for name in PACKAGES:
     try:
@@ -77,9 +77,9 @@ def versions() -> dict[str, str]:
 
 
 def describe(source, config: Config) -> dict[str, Any]:
-  """What later commands need to know of the data of a configuration.
+  """What later commands need to know about the data of a configuration.
 
-  Without "values" they are bytes, as in all runs that are older than it.
+  Without "values" they are bytes, as in older runs.
   """
   values = source.values
   meaning = {} if values == BYTES else {"values": values.to_json()}
@@ -98,20 +98,20 @@ def describe(source, config: Config) -> dict[str, Any]:
 
 
 def _path(name: str) -> str | None:
-  """Where data lie, from wherever a command is run; None where no path does."""
+  """The absolute path of data; None if their name is not a path."""
   path = pathlib.Path(os.path.expanduser(name))
   named = name == "digits" or not name or not path.exists()
   return None if named else str(path.absolute())
 
 
 def config_json(config: Config) -> dict[str, Any]:
-  """A configuration as config.json has it."""
+  """A configuration in the form of config.json."""
   return json.loads(config.to_json_best_effort())
 
 
 @contextlib.contextmanager
 def opened(workdir: pathlib.Path) -> Iterator[None]:
-  """Makes a run directory, or opens an old one, and keeps others out of it.
+  """Makes a run directory or opens an existing one, and locks it.
 
   Raises:
     ValueError: If it holds something else, or another process trains in it.
@@ -125,13 +125,13 @@ def opened(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_place(workdir: pathlib.Path) -> None:
-  """Refuses what can be no run directory, or holds something else.
+  """Checks that a path can become a run directory, or is one.
 
-  An empty volume, a link to a directory and what a killed start left are as
-  good as nothing.
+  An empty volume, a link to a directory and what a killed start left count as
+  empty.
 
   Raises:
-    ValueError: Saying what is there.
+    ValueError: If not; the message has what is there.
   """
   check_name(workdir)
   if odd := sorted(set("*?[") & set(str(workdir.absolute()))):
@@ -156,10 +156,10 @@ def check_place(workdir: pathlib.Path) -> None:
 
 
 def check_name(workdir: pathlib.Path) -> None:
-  """Refuses a name that tensorstore cannot open, or no line can hold.
+  """Checks that tensorstore can open the name, and that it fits on a line.
 
   Raises:
-    ValueError: If it is no UTF-8, or has a control character.
+    ValueError: If it is not UTF-8, or has a control character.
   """
   if CONTROL.search(str(workdir)):
     raise ValueError(
@@ -177,8 +177,8 @@ def check_name(workdir: pathlib.Path) -> None:
 def describe_run(workdir: pathlib.Path, config: dict, data: dict) -> None:
   """Writes the three .json files of a run directory.
 
-  The last is what makes it a run: a process killed at any moment leaves a run,
-  or what the next start takes for nothing.
+  Only the last makes it a run: a process killed at any moment leaves a run, or
+  a directory that the next start takes as empty.
   """
   for name, content in (
     ("data", data), ("versions", versions()), ("config", config),
@@ -187,7 +187,7 @@ def describe_run(workdir: pathlib.Path, config: dict, data: dict) -> None:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is at all times the old one or the new one, whole."""
+  """Replaces a file atomically."""
   new = path.with_name(f".{path.name}.new")
   new.write_text(text)
   new.replace(path)
@@ -198,7 +198,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from training in the same directory.
 
   Raises:
-    ValueError: If another does.
+    ValueError: If another process trains in it.
   """
   with alone(
     workdir,
@@ -212,15 +212,15 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 def alone(folder: pathlib.Path, otherwise: str) -> Iterator[None]:
   """Holds the lock of a folder.
 
-  The system lets go of the lock when the process ends, however it ends. Of
-  the processes of one command, the first holds it.
+  The system releases the lock when the process ends, however it ends. If a
+  command has several processes, the first holds the lock.
 
   Args:
     folder: The folder.
-    otherwise: What to say where another process holds it.
+    otherwise: The message if another process holds it.
 
   Raises:
-    ValueError: If another does.
+    ValueError: If another process holds it.
   """
   if jax.process_index() > 0:
     yield
@@ -240,7 +240,7 @@ def load(workdir: pathlib.Path) -> tuple[Config, dict]:
   """Reads the configuration and the data description of a run.
 
   Raises:
-    ValueError: If this is not a run directory; names the nearest that is.
+    ValueError: If this is not a run directory; suggests the nearest one.
   """
   check_name(workdir)
   if not workdir.is_dir():
@@ -265,7 +265,7 @@ def is_run(workdir: pathlib.Path) -> bool:
 
 
 def changeable(workdir: pathlib.Path) -> Config:
-  """A run's configuration, to be overridden: its keys have their types.
+  """A run's configuration with typed keys, so that flags can override it.
 
   Raises:
     ValueError: If its keys are not those of a training command.
@@ -282,7 +282,7 @@ def changeable(workdir: pathlib.Path) -> Config:
   if missing:
     raise ValueError(f"{workdir / 'config.json'} has no {missing[0]}")
   try:
-    # Where the data were, unless they have come along to another machine.
+    # The path of the data, unless they were moved to another machine as well.
     were = {"name": data.get("path"), **data.get("beside", {})}
     for key, was in were.items():
       places = [p for p in (was, config["data"].get(key)) if p]
@@ -315,7 +315,7 @@ def read_json(workdir: pathlib.Path, name: str) -> dict:
 
 
 def _nearest(workdir: pathlib.Path) -> str:
-  """The end of an error line: the runs in it, or of similar name beside it."""
+  """The end of an error line: runs inside it, or beside it with a like name."""
   if inside := sorted(str(p.parent) for p in workdir.glob("*/config.json")):
     return f"; in it there is {', '.join(inside[:3])}"
   runs = [str(p.parent) for p in workdir.parent.glob("*/config.json")]
@@ -324,7 +324,7 @@ def _nearest(workdir: pathlib.Path) -> str:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-  """The rows of a .jsonl file; a line torn or damaged by a kill is skipped."""
+  """The rows of a .jsonl file; skips lines that a kill left incomplete."""
   rows = []
   text = path.read_text(errors="replace") if path.exists() else ""
   for line in text.splitlines():

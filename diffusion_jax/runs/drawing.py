@@ -1,4 +1,4 @@
-"""Draws a plan, through all stages of a cascade."""
+"""Draws the images of a plan, through all stages of a cascade."""
 
 import dataclasses
 import sys
@@ -21,8 +21,8 @@ def draw(plan: Plan, generators: Generators | None = None) -> np.ndarray:
 
   Args:
     plan: The plan.
-    generators: Those of earlier plans, which are used again where nothing else
-      would be compiled; new ones are added.
+    generators: Those of earlier plans, which are reused if they compile to the
+      same program; new ones are added.
 
   Returns:
     [num, H, W, C].
@@ -37,7 +37,7 @@ def draw(plan: Plan, generators: Generators | None = None) -> np.ndarray:
 
 
 def generator(plan: Plan) -> Generator:
-  """What draws the images of one stage."""
+  """The generator of one stage's images."""
   return Generator(
     plan.config,
     plan.net,
@@ -51,7 +51,7 @@ def generator(plan: Plan) -> Generator:
 
 
 def announce(plan: Plan) -> None:
-  """Says what one stage is about to draw."""
+  """Prints what one stage is about to draw."""
   guidance = plan.options.guidance
   *size, _ = plan.image_shape
   what = dj.data.noun(plan.image_shape, plan.num)
@@ -69,7 +69,7 @@ def _words(guidance: float | str) -> str:
 
 
 def _draw_stage(plan: Plan, generators: Generators) -> np.ndarray:
-  """Draws what one run is to draw, under a progress bar."""
+  """Draws the images of one stage, with a progress bar."""
   announce(plan)
   if plan.program not in generators:
     generators[plan.program] = generator(plan)

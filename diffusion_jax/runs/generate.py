@@ -1,4 +1,4 @@
-"""Samples from a compiled network, in pieces that can be watched."""
+"""Samples from a compiled network, in pieces that can show progress."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -17,35 +17,35 @@ from diffusion_jax.runs.options import SamplingOptions
 class Generator:
   """Draws images 0, 1, 2, ... of a key, for any parameters of one network.
 
-  A walk is cut into up to 50 equal pieces, one compiled program for all of
-  them, so that there is progress to report and a film to show. Noise is keyed
-  by image and step, and a solver's memory is handed on: neither pieces nor
-  batches change a pixel. A batch is split over the devices, filled up to a
-  multiple of them. Where classes are known, image k is of class
+  Sampling is split into up to 50 equal pieces, with one compiled program for
+  all of them, so that there is progress to report and an animation to show.
+  Noise is keyed by image and step, and a solver's memory is passed on: neither
+  pieces nor batches change a pixel. A batch is split over the devices, padded
+  to a multiple of them. If there are classes, image k is of class
   ``classes[k % len(classes)]``, by default of each in turn.
 
   Args:
-    config: Of the run.
+    config: The run's configuration.
     net: Its network.
     image_shape: (H, W, C).
     options: The sampler's name, the classes' numbers, eta, batch and
-      low_res_noise, as a ``Plan`` has them; and the scale of guidance,
-      classifier-free unless there is a classifier. None is without. Vectors
-      that `cond` does not name are hidden, or at their mean where training
-      never hides them.
-    pairs: The (t, s) to walk.
-    classifier: To guide with.
-    low_res: The small pictures to enlarge, [N, h, w, C], where the network
-      enlarges; image k is made of ``low_res[k % N]``.
-    pictures: What else to draw given, [N, H, W, C] by name, likewise; others
-      are hidden.
+      low_res_noise, as in a ``Plan``; and the scale of guidance,
+      classifier-free unless there is a classifier; None does not guide.
+      Vectors that `cond` does not name are hidden, or at their mean if they
+      have no dropout.
+    pairs: The steps (t, s).
+    classifier: The classifier to guide with.
+    low_res: The small images, [N, h, w, C], if the network upsamples; image k
+      is made from ``low_res[k % N]``.
+    pictures: Other images to condition on, [N, H, W, C] by name, likewise;
+      missing ones are hidden.
 
   Attributes:
     batch: Images at a time.
-    guidance: May be set anew: no scale is compiled into a program.
-    low_res: May be set anew.
-    pictures: May be set anew, of the same names.
-    guiding: The classifier's parameters, which may be set anew.
+    guidance: Can be changed: no scale is compiled into a program.
+    low_res: Can be changed.
+    pictures: Can be changed, with the same names.
+    guiding: The classifier's parameters, which can be changed.
   """
 
   def __init__(
@@ -97,7 +97,7 @@ class Generator:
     )
 
   def _guided(self, params, step, y, scale, theirs, cond) -> tuple[Any, Any]:
-    """The step and the network to walk with: given cond, guided, clipped."""
+    """The step and the network: with the condition, guided, clipped."""
     predict = processes.predictor(
       self._config, self._schedule, self._net, params
     )
@@ -121,7 +121,7 @@ class Generator:
   def _walked(
     self, params, x, history, key, pairs, first, eta, y, scale, theirs, cond
   ) -> tuple[jax.Array, Any]:
-    """One piece of the walk, and what the solver remembers of it."""
+    """One piece of sampling, and the solver's memory after it."""
     constrain = jax.lax.with_sharding_constraint
     params, theirs = constrain(
       (params, theirs), dj.parallel.replicated(self._mesh)
@@ -144,7 +144,7 @@ class Generator:
     return x, kept.history
 
   def _remembered(self, x: jax.Array) -> Any:
-    """What a solver remembers before its first step."""
+    """A solver's memory before its first step."""
     scale = None if self._classifier else self._options.guidance
     predict = processes.predictor(self._config, self._schedule, self._net, None)
     step, _ = samplers.guided(
@@ -170,7 +170,7 @@ class Generator:
     )
 
   def _noised(self, key, images) -> jax.Array:
-    """Where the walk of these images begins."""
+    """The noise from which these images start."""
     return dj.samplers.prior(
       self._schedule, key, self._pairs[0, 0], images, self._shape
     )
@@ -207,10 +207,10 @@ class Generator:
     """Draws images 0..num-1.
 
     Args:
-      params: Of the network.
+      params: Parameters of the network.
       key: The root of all noise.
       num: How many images.
-      progress: Called with the part of the work that is done, in (0, 1].
+      progress: Called with the fraction of the work that is done, in (0, 1].
 
     Returns:
       [num, H, W, C].
@@ -221,7 +221,7 @@ class Generator:
       x = None
       for i, x in enumerate(self.walk(params, key, b * self._rows)):
         if progress is not None:
-          x.block_until_ready()  # what is reported has happened
+          x.block_until_ready()  # report only what is done
           progress((b + i / len(self._pieces)) / batches)
       finished.append(dj.parallel.fetch(x))
     return np.concatenate(finished)[:num]
@@ -231,10 +231,10 @@ def _guided_by(
   classifier: GuidingClassifier,
   step, predict, schedule, name, y, scale, above,
 ):  # fmt: skip
-  """The step and the prediction that a classifier guides.
+  """The step and the prediction with a classifier's guidance.
 
-  Ancestral sampling has its mean moved; all else is given a guided score,
-  whose x0_hat is not clipped again (see ``dj.guidance``).
+  It shifts the mean of ancestral sampling; other samplers get a guided score,
+  whose x0_hat is not clipped again (see ``dj.classifier_guidance``).
   """
   apply: Any = functools.partial(
     classifier.net.apply, {"params": classifier.params}

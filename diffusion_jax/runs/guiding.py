@@ -1,4 +1,4 @@
-"""Classes to ask for, and a classifier that guides towards them."""
+"""The classes to draw, and a classifier that guides towards them."""
 
 import math
 import pathlib
@@ -21,7 +21,7 @@ class GuidingClassifier(NamedTuple):
   """A classifier to guide with.
 
   Attributes:
-    name: Of its run.
+    name: Name of its run.
     net: Its network.
     params: Its parameters.
   """
@@ -34,7 +34,7 @@ class GuidingClassifier(NamedTuple):
 def class_count(
   config: Config, classifier: GuidingClassifier | None
 ) -> int | None:
-  """How many classes can be asked for; None where there are none."""
+  """How many classes can be drawn; None if there are none."""
   if classifier is None:
     return config.model.num_classes
   return classifier.net.num_labels
@@ -45,16 +45,16 @@ def classes_in_turn(
   options: SamplingOptions,
   classifier: GuidingClassifier | None,
 ) -> tuple[int, ...]:
-  """The classes that are drawn in turn; none where there are none."""
+  """The classes to draw in turn; empty if there are none."""
   count = class_count(config, classifier)
   return tuple(map(int, options.classes)) or tuple(range(count or 0))
 
 
 def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
-  """What `classes` may say, and the class that it means.
+  """The valid entries of `classes`, and the class that each means.
 
-  A number counts from 0, unless classes are named by numbers themselves: of
-  folders 3, 7 and 10, sorted as text, no. 1 is "3", which nobody would mean.
+  A number counts from 0, unless the classes' names are numbers: with folders 3,
+  7 and 10, sorted as text, number 1 would be "3", which nobody expects.
 
   >>> class_numbers(["cat", "dog"], 2)
   {'0': 0, '1': 1, 'cat': 0, 'dog': 1}
@@ -68,10 +68,10 @@ def class_numbers(names: Sequence[str], count: int) -> dict[str, int]:
 
 
 def scales(guidance: float | str | None) -> dict[str, float]:
-  """The scales of "class=2,mask=1.5", in their order; none of a number.
+  """The scales of "class=2,mask=1.5", in their order; empty for a number.
 
   Raises:
-    ValueError: If it is no such text.
+    ValueError: If it is neither.
   """
   if not isinstance(guidance, str):
     return {}
@@ -94,7 +94,7 @@ def scales(guidance: float | str | None) -> dict[str, float]:
 
 
 def numbers(guidance: float | str | None) -> float | tuple[float, ...] | None:
-  """What of guidance is data, and is compiled into no program."""
+  """The scales of guidance, which are data and not compiled in."""
   if isinstance(guidance, str):
     return tuple(scales(guidance).values())
   return guidance
@@ -107,17 +107,17 @@ def guided_by_name(
   asked: float | str | None,
   scale: Any,
 ) -> tuple[dj.prediction.Predict, Any]:
-  """The network, guided where each part has a scale of its own.
+  """The network, guided if each part has its own scale.
 
   Args:
     predict: The network, which takes a condition.
     schedule: The noise schedule.
-    conditions: Of the run.
-    asked: Guidance as options have it.
+    conditions: The run's conditions.
+    asked: The option `guidance`.
     scale: Its ``numbers``.
 
   Returns:
-    The network, and the scale that is still to guide it.
+    The network, and the scale that remains to be applied.
   """
   names = tuple(scales(asked))
   if not names or scale is None:
@@ -131,10 +131,10 @@ def guided_by_name(
 def check_scales(
   config: Config, guidance: str, conditions: dj.conditions.Conditions
 ) -> None:
-  """Refuses to guide what training never hides.
+  """Checks that training had a dropout for each part to guide.
 
   Raises:
-    ValueError: Names what can be guided.
+    ValueError: If not; the message has the parts that can be guided.
   """
   if samplers.projects(config):
     raise ValueError(
@@ -172,10 +172,10 @@ def check_guidable(config: Config, asked: str) -> None:
 def guiding_classifier(
   workdir: pathlib.Path, config, data
 ) -> GuidingClassifier:
-  """The classifier of a run, which must be made for what is sampled.
+  """The classifier of a run, which must fit the sampled run.
 
   Raises:
-    ValueError: If it is of other images, classes or noise.
+    ValueError: If its images, classes or noise differ.
   """
   theirs, their_data = directory.load(workdir)
   if not is_classifier(theirs):

@@ -15,7 +15,7 @@ from diffusion_jax.runs.configuration import Config, is_classifier
 
 
 def check_draws(config: Config) -> None:
-  """Refuses the configuration of a classifier."""
+  """Raises for the configuration of a classifier."""
   if is_classifier(config):
     raise ValueError(
       "this run is a classifier, which draws no images: pass it as "
@@ -63,7 +63,7 @@ def model(
 
 
 def _network(config, image_shape, derived, cond=()) -> Any:
-  """The network of ``config.model``, with what follows from elsewhere."""
+  """The network of ``config.model``, with the fields that are no settings."""
   options = config.model.to_dict() | derived
   name = options.pop("name")
   if (name == "classifier") != is_classifier(config):
@@ -77,10 +77,10 @@ def _network(config, image_shape, derived, cond=()) -> Any:
 def low_res_shape(
   config: Config, image_shape: tuple[int, ...]
 ) -> tuple[int, ...] | None:
-  """Shape of the pictures that a run enlarges; None if it does not.
+  """Shape of the small images that a run upsamples; None if it does not.
 
   Raises:
-    ValueError: If they are no equal parts of the large ones, or are as large.
+    ValueError: If their size does not divide the large one, or is as large.
   """
   size = config.low_res.size if "low_res" in config else ()
   if not size:
@@ -107,13 +107,13 @@ def low_res_shape(
 
 
 def noisy_low_res(config: Config, image_shape: tuple[int, ...]) -> bool:
-  """Whether a run enlarges pictures that come with noise."""
+  """Whether a run upsamples noisy images."""
   enlarges = low_res_shape(config, image_shape) is not None
   return enlarges and _low_res_noise(config) > 0
 
 
 def _low_res_noise(config: Config) -> int:
-  """The largest step of noise on small pictures."""
+  """The largest noise step of the small images."""
   most = config.low_res.noise
   if not 0 <= most <= config.schedule.T:
     raise ValueError(
@@ -148,7 +148,7 @@ def classifier(
 def network(
   config: Config, image_shape: tuple[int, ...], num_classes: int
 ) -> Any:
-  """The network of a run, whatever it is for."""
+  """The network of a run, a diffusion model's or a classifier."""
   make = classifier if is_classifier(config) else model
   return make(config, image_shape, num_classes)
 
@@ -157,7 +157,7 @@ def hides_labels(config: Config) -> bool:
   """Whether training hides labels, which classifier-free guidance needs.
 
   Raises:
-    ValueError: If there are no labels to hide, or the part is none.
+    ValueError: If there are no labels to hide, or the rate is not in [0, 1].
   """
   rate = config.get("label_dropout", 0.0)
   if not 0 <= rate < 1:
@@ -175,10 +175,10 @@ def conditions(
   noise: dj.schedules.Schedule,
   image_shape: tuple[int, ...],
 ) -> dj.conditions.Conditions:
-  """What the network is conditioned on, for each image.
+  """The conditions of a run's network.
 
-  Its class, where the network knows any, and the picture made small, where it
-  is to enlarge.
+  The class, if it has any; the small image, if it upsamples; and the parts of
+  data.cond.
   """
   small = low_res_shape(config, image_shape)
   return dj.conditions.Conditions(
@@ -193,7 +193,7 @@ def conditions(
 
 
 def planes(config: Config) -> tuple[dj.conditions.Plane, ...]:
-  """The pictures that a run conditions on."""
+  """The images that a run conditions on."""
   return tuple(dj.conditions.Plane(*part) for part in config.get("planes", ()))
 
 
@@ -238,10 +238,10 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
 def pictures(
   config: Config, asked: Sequence[str], size: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-  """The pictures of `cond=("mask=PATH",)`, [N, H, W, C] by name.
+  """The images of `cond=("mask=PATH",)`, [N, H, W, C] by name.
 
   Raises:
-    ValueError: If they cannot be read, or have other channels.
+    ValueError: If they cannot be read, or have a wrong number of channels.
   """
   channels = {part.name: part.channels for part in planes(config)}
   found = {}
@@ -264,13 +264,13 @@ def optimizer(
 ) -> optax.GradientTransformation:
   """The optimizer of ``config.optim``."""
   tx = choices.call("optim", dj.training.optimizer, config.optim.to_dict())
-  return dj.models.edm2.forced(tx)  # what has no such weights is left alone
+  return dj.models.edm2.forced(tx)  # no effect on other networks' weights
 
 
 def init(config, net, image_shape, tx, key, start=None) -> dj.state.TrainState:
   """The state before the first step; a pure function of the key.
 
-  ``start`` are the parameters of another run to begin with, if any.
+  ``start`` are another run's parameters to start from, if any.
   """
   x, one = jnp.zeros((1, *image_shape)), jnp.ones((1,), jnp.int32)
   cond = None
@@ -296,7 +296,7 @@ def averages(config: Config) -> list[str]:
 
 
 def state(config, params, tx) -> dj.state.TrainState:
-  """The state before the first step, of known parameters."""
+  """The state before the first step, with given parameters."""
   history = (
     dj.importance.history(
       dj.objectives.BINS if processes.real_time(config) else config.schedule.T

@@ -1,4 +1,4 @@
-"""Options for sampling: one list for Python, flags and stored samples."""
+"""Options for sampling, shared by Python, flags and stored samples."""
 
 import dataclasses
 import difflib
@@ -23,9 +23,9 @@ def option(default: Any, text: str, **bounds: Any) -> Any:
   """A field of options.
 
   Args:
-    default: Its value where nothing is asked.
-    text: What it is, for people.
-    **bounds: ``least`` and ``most`` of a number, ``among`` of a name.
+    default: Its default.
+    text: Its description, for --help.
+    **bounds: ``least`` and ``most`` for a number, ``among`` for a name.
 
   Returns:
     The field.
@@ -35,7 +35,7 @@ def option(default: Any, text: str, **bounds: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-  """How to draw. None is what the run's configuration says.
+  """How to sample. None takes the value of the run's configuration.
 
   Raises:
     ValueError: For a value out of its bounds.
@@ -44,33 +44,34 @@ class SamplingOptions:
   num: int | None = option(64, "how many images", least=1)
   steps: int | None = option(
     None,
-    "moves per image (Heun calls the network twice in each); by default the "
+    "sampling steps (Heun calls the network twice in each); by default the "
     "configuration's",
     least=1,
   )
   sampler: str | None = option(
     None,
     f"one of {', '.join(samplers.SAMPLERS)}; by default the configuration's, "
-    f"and {samplers.FEW_STEPS_SAMPLER} where `steps` asks for at most "
+    f"and {samplers.FEW_STEPS_SAMPLER} if `steps` is given and at most "
     f"{samplers.FEW}",
   )
   spacing: str | None = option(
     None,
-    f"where the steps are: {', '.join(dj.spacing.NAMES)}, or as published, "
-    "like 250, 10,10,15,20 or ddim25; by default what suits the sampler",
+    f"where the steps are: {', '.join(dj.spacing.NAMES)}, or a published "
+    "string, like 250, 10,10,15,20 or ddim25; by default what suits the "
+    "sampler",
   )
   eta: float | None = option(
     None,
-    f"of {', '.join(samplers.TAKE_ETA)}: 0 adds no noise, 1 as much as "
+    f"noise of {', '.join(samplers.TAKE_ETA)}: 0 adds none, 1 as much as "
     "ancestral sampling",
     least=0.0,
     most=1.0,
   )
   guidance: float | str | None = option(
     None,
-    "scale of classifier-free guidance, where the run was trained with "
+    "scale of classifier-free guidance, if the run was trained with "
     "label_dropout: 1 is off, more follows the class more closely; or one for "
-    "each part, such as class=2,mask=1.5. With `classifier` that of its "
+    "each part, such as class=2,mask=1.5. With `classifier`, the scale of its "
     "gradient: 0 is off, 1 the default",
     by_name=True,
   )
@@ -79,39 +80,41 @@ class SamplingOptions:
   )
   classes: tuple[str | int, ...] = option(
     (),
-    "names of the classes to draw in turn; or their numbers, from 0 on, where "
-    "no name is a number; by default all",
+    "classes to draw in turn, by name; or by number, from 0 on, if no name is "
+    "a number; by default all",
   )
   cond: tuple[str, ...] = option(
     (),
-    "what to condition on, such as angle=0.3,place=1:2,mask=PATH, for a run "
+    "values to condition on, such as angle=0.3,place=1:2,mask=PATH, for a run "
     "trained with data.cond; the others are hidden, or at their mean",
   )
   upsampler: tuple[PathLike, ...] = option(
     (),
-    "run directories of upsamplers, smallest first: each enlarges the images "
+    "run directories of upsamplers, smallest first: each upsamples the images "
     "of the one before",
   )
   low_res: PathLike | np.ndarray | None = option(
     None,
-    "pictures (folder, .zip, .npz, .npy) for `workdir` to enlarge, if it is "
-    "an upsampler; by default those of its own data, made small",
+    "images (folder, .zip, .npz, .npy) for `workdir` to upsample, if it is an "
+    "upsampler; by default its own data, downsampled",
   )
   low_res_noise: int = option(
     0,
-    "step to which the small pictures are noised, for upsamplers that were "
+    "step to which the small images are noised, for upsamplers that were "
     "trained on noisy ones: 0 trusts them, more hides their faults",
     least=0,
   )
-  seed: int = option(0, "of all noise", least=0, most=MOST_SEED)
+  seed: int = option(0, "seed of all noise", least=0, most=MOST_SEED)
   ema: str | None = option(
-    None, "average: its rate, std:WIDTH, or raw; by default the slowest"
+    None,
+    "average of the parameters: its rate, std:WIDTH, or raw for none; by "
+    "default the slowest",
   )
   batch: int = option(64, "images at a time", least=1)
   quantise: str = option(
     "round",
-    "how floats become bytes: to the nearest level or, as OpenAI's scripts "
-    "do, the one below",
+    "how floats become bytes: round to the nearest level, or floor, as in "
+    "OpenAI's scripts",
     among=tuple(dj.images.QUANTISE),
   )
 
@@ -120,12 +123,12 @@ class SamplingOptions:
       value = getattr(self, field.name)
       value = _check(field, kind(type(self), field.name), value)
       object.__setattr__(self, field.name, value)
-    if self.ema is not None:  # a rate may be named by its number
+    if self.ema is not None:  # a rate may be given as a number
       object.__setattr__(self, "ema", str(self.ema))
 
   @classmethod
   def of(cls, **asked: Any) -> Self:
-    """The options of these names.
+    """The options with these values.
 
     Raises:
       ValueError: For an unknown name; suggests the nearest.
@@ -147,7 +150,7 @@ def kind(options: type[SamplingOptions], name: str) -> type:
 
 
 def _text(given: Any) -> str:
-  """A value of `cond` or `guidance`, as flags spell it.
+  """A value of `cond` or `guidance`, as a flag would have it.
 
   >>> _text(0.5), _text([1, 2.5]), _text("masks")
   ('0.5', '1:2.5', 'masks')
@@ -158,7 +161,7 @@ def _text(given: Any) -> str:
 
 
 def _spelled(field: dataclasses.Field, of: type, value: Any) -> Any:
-  """What is given by name in Python, as flags spell it."""
+  """A mapping given in Python, as a flag would have it."""
   by_name = of is tuple or "by_name" in field.metadata
   if not (isinstance(value, Mapping) and by_name):
     return value
@@ -167,10 +170,10 @@ def _spelled(field: dataclasses.Field, of: type, value: Any) -> Any:
 
 
 def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
-  """A value of a field, as its type has it.
+  """A value of a field, converted to its type.
 
   Raises:
-    ValueError: If it is of another kind, or out of its bounds.
+    ValueError: If it has a wrong type, or is out of bounds.
   """
   if value is None:
     return field.default
@@ -200,7 +203,7 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
   """A number within the bounds of a field.
 
   Raises:
-    ValueError: If it is none, or out of its bounds.
+    ValueError: If it is not a number, or out of bounds.
   """
   asked = f"`{field.name}={_said(value)}`"
   try:
@@ -219,5 +222,5 @@ def _number(field: dataclasses.Field, of: type, value: Any) -> int | float:
 
 
 def _said(value: Any) -> str:
-  """A value for people: in quotes, a number is none."""
+  """A value in a message: strings are quoted, so that "3" is not a number."""
   return repr(value) if isinstance(value, str) else str(value)

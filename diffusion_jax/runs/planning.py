@@ -1,4 +1,4 @@
-"""Turns what is asked of a run into a plan, checked."""
+"""Turns sampling options into a checked plan."""
 
 import dataclasses
 import pathlib
@@ -30,24 +30,24 @@ STAGES = 2**32 - 3
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is to be drawn, and the network that draws it.
+  """What to draw, and the network that draws it.
 
   Attributes:
-    workdir: Of the run.
+    workdir: The run directory.
     config: Its configuration.
     image_shape: (H, W, C).
     net: The network.
     params: Its parameters.
-    step: Of the checkpoint that they are from.
-    options: What was asked, where that was None what is usual: the sampler,
-      the average and the guidance by name, classes by number.
-    pairs: The (t, s) to walk.
-    classifier: To guide with.
-    low_res: The small pictures to enlarge, [N, h, w, C].
-    pictures: What else to draw given, [N, H, W, C] by name.
-    values: What the numbers of the data mean.
-    root: The key of all noise, if that is not of the seed.
-    stage: Of a cascade, from 0.
+    step: The step of their checkpoint.
+    options: The options, with defaults instead of None: the sampler, the
+      average and the guidance by name, classes by number.
+    pairs: The steps (t, s).
+    classifier: The classifier to guide with.
+    low_res: The small images to upsample, [N, h, w, C].
+    pictures: Other images to condition on, [N, H, W, C] by name.
+    values: The units of the data.
+    root: The key of all noise, if it does not come from the seed.
+    stage: The stage of a cascade, from 0.
     upsamplers: Its further stages.
   """
 
@@ -74,7 +74,7 @@ class Plan:
 
   @property
   def ema(self) -> str:
-    """Which parameters: raw, or the average of this name."""
+    """The parameters to use: raw, or the name of an average."""
     return self.options.ema or "raw"
 
   @property
@@ -85,7 +85,7 @@ class Plan:
 
   @property
   def program(self) -> tuple[Any, ...]:
-    """What of this stage is compiled: plans that share it share a Generator."""
+    """What the compiled program depends on: plans with equal ones share it."""
     options = dataclasses.replace(
       self.options,
       guidance=(
@@ -102,7 +102,7 @@ class Plan:
     return self.workdir, options, self.pairs.tobytes()
 
   def asking(self, **changes: Any) -> "Plan":
-    """The plan with other options, of the run's stage alone."""
+    """The plan with other options, without upsamplers."""
     options = dataclasses.replace(self.options, **changes)
     return dataclasses.replace(self, options=options)
 
@@ -115,8 +115,8 @@ class Plan:
 def stage_key(root: jax.Array, stage: int) -> jax.Array:
   """The root of the noise of a cascade's stage, counted from 0.
 
-  Noise is keyed by image and step, which all stages share: each needs a root
-  of its own. That of the first is the one it has when it draws alone.
+  Noise is keyed by image and step, which all stages share, so each needs its
+  own root. The first has the same as without a cascade.
   """
   if stage == 0:
     return root
@@ -126,11 +126,11 @@ def stage_key(root: jax.Array, stage: int) -> jax.Array:
 def plan(
   workdir: PathLike, options: SamplingOptions, *, root: jax.Array | None = None
 ) -> Plan:
-  """Reads a run directory and checks what is asked of it.
+  """Reads a run directory and checks the options for it.
 
   Args:
     workdir: The directory.
-    options: What is asked.
+    options: How to sample.
     root: The key of all noise, instead of the seed's.
 
   Returns:
@@ -163,7 +163,7 @@ def plan(
 def _stage(
   options: SamplingOptions, workdir: pathlib.Path, *, enlarges: bool = False
 ) -> Plan:
-  """What one run is to draw; ``enlarges`` where it is not the first."""
+  """The plan of one run; ``enlarges`` if it is not the first stage."""
   config, data = directory.load(workdir)
   shape = tuple(data["image_shape"])
   net = networks.model(config, shape, data["num_classes"])
@@ -186,7 +186,7 @@ def _stage(
       f"steps 0..{config.low_res.noise}"
     )
   cond = () if enlarges else options.cond
-  networks.numbers(config, cond)  # refuses what the run does not have
+  networks.numbers(config, cond)  # raises for what the run does not have
   if enlarges:
     options = dataclasses.replace(options, guidance=None)
   return Plan(
@@ -220,7 +220,7 @@ def _upsampler(
   """The next stage of a cascade.
 
   Raises:
-    ValueError: If it does not enlarge what the stage below it draws.
+    ValueError: If it does not upsample images of the stage below it.
   """
   stage = _stage(options, workdir, enlarges=True)
   small = networks.low_res_shape(stage.config, stage.image_shape)
@@ -242,7 +242,7 @@ def _upsampler(
 def _low_res(
   options: SamplingOptions, plan: Plan, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """The small pictures that `low_res` names, or those of the run's data."""
+  """The small images of `low_res`, or those of the run's data."""
   if isinstance(options.low_res, np.ndarray):
     if options.low_res.shape[1:] != shape:
       raise ValueError(
@@ -255,7 +255,7 @@ def _low_res(
     return datasets.low_res(plan.config, source, options.num or len(source))
   size, channels, rank = shape[:-1], shape[-1], len(shape) - 1
   fit: Any = {"rank": rank}
-  if rank == 2:  # pictures may be brought to size
+  if rank == 2:  # images can be resized
     fit = {"size": size, "channels": channels}
   source = dj.data.load(str(options.low_res), **fit)
   if source.image_shape != shape:
@@ -270,7 +270,7 @@ def _low_res(
 def _walk(
   options: SamplingOptions, config: configuration.Config
 ) -> tuple[str, str | None, dj.timesteps.Pairs]:
-  """The sampler, the spacing's name and the walk that are asked for."""
+  """The sampler, the spacing's name and the steps of these options."""
   usual = config.sampling.sampler
   few = options.steps is not None and options.steps <= samplers.FEW
   if few and config.objective.name == "diffusion":
@@ -298,7 +298,7 @@ def _classes(
   classifier: GuidingClassifier | None,
   names: Sequence[str],
 ) -> tuple[int, ...]:
-  """The classes that `classes` names; none for all."""
+  """The classes in `classes`; empty for all."""
   if not options.classes:
     return ()
   count = guiding.class_count(config, classifier)

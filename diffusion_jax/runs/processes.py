@@ -12,7 +12,7 @@ from diffusion_jax.runs.configuration import Config
 SCHEDULES = (
   "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
 )  # fmt: skip
-# Of real time: the paths of EDM, of the VP SDE, of flow matching, a circle's.
+# Continuous: EDM's, the VP SDE's, flow matching's, and that of a circle.
 REAL_TIME = {
   "ve": dj.continuous.edm,
   "vp": dj.continuous.linear,
@@ -32,12 +32,12 @@ WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
 
 
 def real_time(config: Config) -> bool:
-  """Whether time is a number of the schedule, not a step."""
+  """Whether the schedule is continuous."""
   return config.schedule.name in REAL_TIME
 
 
 def schedule(config: Config) -> dj.schedules.Schedule:
-  """The noise schedule of ``config.schedule``; real time has no steps T."""
+  """The noise schedule of ``config.schedule``; continuous ones have no T."""
   options = config.schedule.to_dict()
   name = choices.named(
     "schedule", options.pop("name"), (*SCHEDULES, *REAL_TIME)
@@ -62,11 +62,11 @@ def same_noise(ours: Config, theirs: Config) -> bool:
 def loss_at(
   config: Config, values: dj.data.values.Values = dj.data.values.BYTES
 ) -> dj.losses.LossAt:
-  """The loss of ``config.loss``, at given steps and noise.
+  """The loss of ``config.loss``, at given times and noise.
 
   Args:
-    config: Of the run.
-    values: What the numbers of its data mean.
+    config: The run's configuration.
+    values: The units of its data.
 
   Raises:
     ValueError: If loss, weight, variance and data do not fit together.
@@ -118,7 +118,7 @@ def loss_at(
 
 
 def _levels(name: str, values: dj.data.values.Values) -> int:
-  """How many values a bound on probabilities counts."""
+  """The number of values of a pixel, for the variational bound."""
   if values.levels is None:
     raise ValueError(
       f"loss {name!r} counts levels, and {values} has none; use "
@@ -128,10 +128,10 @@ def _levels(name: str, values: dj.data.values.Values) -> int:
 
 
 def draw(config: Config):
-  """How the times to train on are drawn, where no loss history decides.
+  """The distribution of training times, if no loss history decides.
 
   Raises:
-    ValueError: If the schedule has no such times.
+    ValueError: If it does not fit the schedule.
   """
   name = choices.named(
     "timesteps", config.timesteps, (*TIMESTEPS, *REAL_TIMESTEPS)
@@ -159,7 +159,7 @@ def draw(config: Config):
 
 
 def door(config: Config) -> dict[str, Any]:
-  """How the network of ``config`` is read: arguments of ``dj.predictor``."""
+  """The arguments of ``dj.predictor`` for the network of ``config``."""
   read = {"variance": config.variance}
   if config.target == "edm":
     return read | {
@@ -173,6 +173,6 @@ def door(config: Config) -> dict[str, Any]:
 def predictor(
   config: Config, noise: dj.schedules.Schedule, net, params
 ) -> dj.prediction.Predict:
-  """The network of a run, with these parameters, behind its door."""
+  """The network of a run with these parameters, as ``predict``."""
   apply = functools.partial(net.apply, {"params": params})
   return dj.predictor(apply, noise, **door(config))

@@ -10,7 +10,7 @@ from diffusion_jax.runs import choices, configuration, console, networks
 
 
 def average(config: configuration.Config, wanted: str | None) -> str:
-  """The name of the average that `ema` means, by default the slowest.
+  """The name of the average for the option `ema`, by default the slowest.
 
   Raises:
     ValueError: If the run has no such average.
@@ -36,7 +36,7 @@ def average(config: configuration.Config, wanted: str | None) -> str:
 
 
 def _number(name: str) -> float | None:
-  """The rate that names an average: .995 is 0.995."""
+  """The rate in an average's name: .995 is 0.995."""
   try:
     return float(name)
   except ValueError:
@@ -44,12 +44,12 @@ def _number(name: str) -> float | None:
 
 
 def weights(state: dj.state.TrainState, ema: str) -> Any:
-  """The parameters that `ema` names, of one state."""
+  """The parameters for the option `ema`, from a state."""
   return dj.optimizers.evaluated(state) if ema == "raw" else state.ema[ema]
 
 
 def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
-  """The parameters that `ema` names, of the newest checkpoint, and its step."""
+  """The parameters for `ema` in the newest checkpoint, and its step."""
   newest = restore(workdir, config, net, shape)
   (params,) = parameters_of(workdir, config, net, shape, newest, [ema])
   return params, int(newest.step)
@@ -58,10 +58,10 @@ def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
 def parameters_of(
   workdir, config, net, shape, state: dj.state.TrainState, names: Sequence[str]
 ) -> Iterator[Any]:
-  """The parameters that each of the names means, at the step of this state.
+  """The parameters for each of these names, at the step of a state.
 
-  A width that was not tracked is made of those that checkpoints keep, or have
-  left behind, which are read once.
+  A width that was not tracked is computed from the averages in checkpoints and
+  snapshots, which are read once.
   """
   end, kept = int(state.step), None
   for ema in names:
@@ -82,7 +82,7 @@ def parameters_of(
 
 
 def _kept(workdir, config, net, shape, state) -> dict[int, Any]:
-  """Every average that is left of the steps up to that of a state, by step."""
+  """Every saved average up to the step of a state, by step."""
   end = int(state.step)
   with dj.checkpoint.Checkpoints(
     workdir / "checkpoints", averages=workdir / "averages", read_only=True
@@ -98,7 +98,7 @@ def _kept(workdir, config, net, shape, state) -> dict[int, Any]:
 def restore(
   workdir, config, net, shape, step: int | None = None
 ) -> dj.state.TrainState:
-  """Reads a checkpoint, by default the newest good one, onto every device."""
+  """Reads a checkpoint, by default the newest intact one, onto every device."""
   if not (workdir / "checkpoints").is_dir():
     raise ValueError(f"{workdir} has no checkpoints yet; train first")
   tx = networks.optimizer(config)

@@ -1,4 +1,4 @@
-"""A run directory as an object: open it, draw from it, measure it."""
+"""A run directory as an object: open it, sample from it, evaluate it."""
 
 import functools
 import os
@@ -26,20 +26,20 @@ from diffusion_jax.runs.options import PathLike, SamplingOptions
 class Run:
   """One training run, as its directory describes it.
 
-  It may still be training: whatever needs parameters takes them from the
-  newest checkpoint that is good. Where an option takes the path of a run,
-  such as ``classifier``, a ``Run`` will do.
+  It may still be training: parameters come from its newest intact checkpoint.
+  Options that take the path of a run, such as ``classifier``, also take a
+  ``Run``.
 
   Attributes:
     workdir: The directory.
-    config: The configuration, as it was run.
+    config: The configuration of its training.
     data: The description of its data: "image_shape", "class_names", ...
 
   Args:
     workdir: The directory.
 
   Raises:
-    ValueError: If it is no run directory; names the nearest that is.
+    ValueError: If it is not a run directory; suggests the nearest one.
   """
 
   def __init__(self, workdir: PathLike):
@@ -61,7 +61,7 @@ class Run:
 
   @functools.cached_property
   def schedule(self) -> dj.schedules.Schedule:
-    """How noise grows."""
+    """The noise schedule."""
     return processes.schedule(self.config)
 
   @functools.cached_property
@@ -72,7 +72,7 @@ class Run:
 
   @functools.cached_property
   def conditions(self) -> dj.conditions.Conditions:
-    """What the network is conditioned on; ``given`` makes a condition."""
+    """The conditions of the network; their ``given`` makes one."""
     networks.check_draws(self.config)
     return networks.conditions(self.config, self.schedule, self.image_shape)
 
@@ -81,8 +81,8 @@ class Run:
     """The data.
 
     Raises:
-      ValueError: If they cannot be read; ``config.data.name`` says where they
-        are, and may be changed.
+      ValueError: If they cannot be read; change ``config.data.name`` if they
+        have moved.
     """
     return datasets.source(self.config)
 
@@ -90,7 +90,7 @@ class Run:
     """The parameters of the newest checkpoint.
 
     Args:
-      ema: "raw", or an average: its rate, or std:WIDTH; by default the
+      ema: "raw", or an average: its rate, or "std:WIDTH"; by default the
         slowest.
 
     Returns:
@@ -108,16 +108,16 @@ class Run:
   def predict(
     self, ema: str | float | None = None, *, clip: bool | None = None
   ) -> dj.prediction.Predict:
-    """The network behind its door, ``(x_t, t, cond) -> Prediction``.
+    """The trained network as ``predict``, ``(x_t, t, cond) -> Prediction``.
 
     Every function of the library takes it: samplers, guidance, editing,
-    likelihood. Where the network is conditional, its condition is
+    likelihood. If the network is conditional, its condition is
     ``run.conditions.given(y, low_res)``.
 
     Args:
       ema: See ``params``.
-      clip: Whether x0_hat is clipped to [-1, 1]; by default as the run's
-        samples are.
+      clip: Whether x0_hat is clipped to [-1, 1]; by default as for the run's
+        samples.
 
     Returns:
       The prediction, of any size that the network takes. It raises ValueError
@@ -148,11 +148,11 @@ class Run:
   def sample(
     self, num: int = 64, *, key: jax.Array | None = None, **options: Any
   ) -> np.ndarray:
-    """Draws pictures, the same as experiments.sample with the same options.
+    """Draws images, the same as experiments.sample with the same options.
 
     >>> run.sample(64, steps=20, classes=[3, "8"])  # doctest: +SKIP
 
-    What is compiled for it is kept for the next time.
+    The compiled programs are kept for the next call.
 
     Args:
       num: How many.
@@ -162,10 +162,10 @@ class Run:
         ema, batch.
 
     Returns:
-      [num, H, W, C], in [-1, 1] up to what is not clipped.
+      [num, H, W, C], in [-1, 1] if clipped.
 
     Raises:
-      ValueError: If the run cannot draw so; says which option is wrong.
+      ValueError: If an option does not fit the run; the message names it.
     """
     asked = SamplingOptions.of(num=num, **options)
     _check_key(key)
@@ -174,13 +174,13 @@ class Run:
       return drawing.draw(plan, self._generators)
 
   def images(self, num: int = 64) -> np.ndarray:
-    """The first pictures of the data, [num, H, W, C] in [-1, 1].
+    """The first images of the data, [num, H, W, C] in [-1, 1].
 
     Args:
-      num: How many; fewer if there are no more.
+      num: How many; fewer if the data have fewer.
 
     Returns:
-      The pictures.
+      The images.
 
     Raises:
       ValueError: If the data cannot be read, see ``source``, or num is below 1.
@@ -189,9 +189,9 @@ class Run:
     return self.source.floats(np.arange(min(num, len(self.source))))
 
   def evaluate(self, **options: Any) -> dict[str, Any]:
-    """Measures samples, as experiments.evaluate does.
+    """Evaluates samples, as experiments.evaluate.
 
-    The row is kept in evaluation.jsonl, too.
+    The result is also appended to evaluation.jsonl.
 
     >>> run.evaluate(num=1000, metrics=("fid", "kid"))  # doctest: +SKIP
 
@@ -200,13 +200,13 @@ class Run:
         metrics, features, reference, ..., and all of ``SamplingOptions``.
 
     Returns:
-      The figures, and how they were made.
+      The metrics, and how they were computed.
 
     Raises:
-      ValueError: If something is missing or does not fit.
-      OSError: If the row could not be kept.
+      ValueError: If an option does not fit the run.
+      OSError: If the result could not be written.
     """
-    # What measures takes a second to import, which sampling need not wait for.
+    # Evaluation takes a second to import, which sampling need not wait for.
     from diffusion_jax.runs.evaluation import evaluating, sweep
     from diffusion_jax.runs.evaluation.options import EvaluationOptions
 
@@ -221,7 +221,7 @@ class Run:
 
 
 def _check_key(key: Any) -> None:
-  """Refuses what JAX draws nothing from, such as a seed."""
+  """Raises for anything but a JAX key, such as a seed."""
   if key is None:
     return
   try:

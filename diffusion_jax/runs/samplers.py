@@ -1,4 +1,4 @@
-"""Samplers by name, with the steps that each usually takes."""
+"""Samplers by name, with the usual spacing of each."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import diffusion_jax as dj
 from diffusion_jax.runs import choices
 from diffusion_jax.runs.configuration import Config
 
-# A step, or what makes a solver.
+# A step, or a function that makes a solver.
 SAMPLERS: dict[str, Callable] = {
   "ancestral": dj.ancestral_step,
   "ddim": dj.ddim_step,
@@ -26,7 +26,7 @@ SAMPLERS: dict[str, Callable] = {
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
-# Few steps are best made by this one: docs/solvers.md.
+# The best sampler for few steps: docs/solvers.md.
 FEW, FEW_STEPS_SAMPLER = 100, "unipc"
 
 
@@ -36,10 +36,10 @@ def sampler(
   """The step or solver of this name, as ``dj.sample`` takes it.
 
   Args:
-    name: Of the sampler.
-    eta: Of those that take it.
-    num: Steps of the whole walk.
-    churn: ``config.sampling.churn``, of EDM's sampler.
+    name: The sampler's name.
+    eta: For the samplers that take it.
+    num: The number of sampling steps.
+    churn: ``config.sampling.churn``, for EDM's sampler.
 
   Returns:
     The step or solver.
@@ -56,9 +56,9 @@ def sampler(
 
 
 def guide(config: Config) -> Callable[..., dj.prediction.Predict]:
-  """Guidance without a classifier: APG where ``sampling.apg`` names an eta.
+  """Guidance without a classifier: APG if ``sampling.apg`` has an eta.
 
-  Without its momentum, which is of a walk.
+  It has no momentum, which needs a solver.
   """
   apg = choices.given(config.sampling.get("apg", {}))
   apg.pop("momentum", None)
@@ -78,20 +78,20 @@ def guided(
 ) -> tuple[dj.samplers.Step | dj.samplers.Solver, dj.prediction.Predict]:
   """The step and the network, guided without a classifier, then clipped.
 
-  By APG where ``sampling.apg`` names an eta. With its momentum, what guides is
-  part of the solver's memory.
+  Guidance is APG if ``sampling.apg`` has an eta. With a momentum it is part of
+  the solver's memory.
 
   Args:
-    config: Of the run.
+    config: The run's configuration.
     step: A step or solver.
     predict: The network, which takes a condition.
     schedule: The noise schedule.
     null: See ``dj.guidance.classifier_free``.
-    scale: 1 is off; with None nothing guides.
+    scale: 1 is off; None does not guide.
     cond: The condition.
 
   Returns:
-    The step and the network to walk with, its condition bound.
+    The step and the network for sampling, with the condition bound.
   """
 
   def clip(predict):
@@ -120,10 +120,10 @@ def walk(
   spacing: str | None,
   steps: int | None,
 ) -> dj.timesteps.Pairs | dj.timesteps.RealPairs:
-  """The (t, s) that a sampler walks: by name, or as it is usually done.
+  """The steps (t, s) of a spacing, by default the sampler's usual one.
 
   Raises:
-    ValueError: If there is no such spacing, or not of that many steps.
+    ValueError: If there is no such spacing, or none with that many steps.
   """
   evenly = ("ancestral", "ddim", "flow_heun", "flow_sde", "meanflow")
   usual = "even" if name in evenly else "scales"

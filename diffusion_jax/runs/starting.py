@@ -1,4 +1,4 @@
-"""A run that starts from another run's parameters, or learns from them."""
+"""Starting from another run's parameters, or learning from them."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from diffusion_jax.runs.configuration import Config
 
 
 def taught(config: Config) -> bool:
-  """Whether the run learns from a teacher, the run that it starts from."""
+  """Whether the run learns from the run that it starts from."""
   options = config.objective
   return options.name == "distillation" or (
     options.name != "diffusion" and options.teacher
@@ -16,10 +16,10 @@ def taught(config: Config) -> bool:
 
 
 def grafted(new: Any, old: Any, *, where: str = "") -> Any:
-  """The parameters of another run, and what it has not of its own.
+  """The parameters of another run, and our own where it has none.
 
   Raises:
-    ValueError: If a parameter of the other run has no place.
+    ValueError: If a parameter of the other run does not exist here.
   """
   if not isinstance(new, dict):
     if new.shape != old.shape:

@@ -22,7 +22,7 @@ from experiments.cli import shell
 
 CONFIGS = pathlib.Path(__file__).parents[1]
 
-# The override that changes which others there are.
+# The override that decides which others exist.
 NETWORK = "--config.model.name"
 
 
@@ -40,8 +40,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     ``values``, parsed.
 
   Raises:
-    SystemExit: Status 2 after one line that names what is wrong and the
-      nearest that is right; status 0 after ``--help``.
+    SystemExit: Status 2 after one line with the mistake and the nearest valid
+      name; status 0 after ``--help``.
   """
   if "--help" in argv or "-h" in argv:
     console.say(_help(values))
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
 
 @contextlib.contextmanager
 def _flag_errors() -> Iterator[None]:
-  """Turns what is wrong with a flag into one line and status 2."""
+  """Turns an error in a flag into one line and status 2."""
   try:
     yield
   except flags.Error as error:
@@ -80,15 +80,15 @@ def _flag_errors() -> Iterator[None]:
     raise shell.fail(error) from error
 
 
-# config_flags would read a number, or take the word for a text.
+# config_flags would expect a number, or take the word as a string.
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 
 def _set_none(config: Config, found: Iterable[re.Match[str]]) -> None:
-  """Sets keys to None, of those that may be None.
+  """Sets keys to None.
 
   Raises:
-    ValueError: For another key; names those.
+    ValueError: If a key cannot be None; the message has those that can.
   """
   optional = list(_optional(config))
   for match in found:
@@ -111,9 +111,9 @@ def _optional(config: Config, prefix: str = "") -> Iterator[str]:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-  """Finds the configuration file; of a flag given twice the last counts.
+  """Finds the configuration file; if a flag is given twice, the last counts.
 
-  Without the second rule config_flags joins the tuples of two overrides.
+  Otherwise config_flags would join the tuples of two overrides.
   """
   argv = _plain(argv)
   last = {arg.split("=", 1)[0]: arg for arg in argv if "=" in arg}
@@ -122,10 +122,10 @@ def _canonical(argv: Sequence[str]) -> list[str]:
 
 
 def _plain(argv: Sequence[str]) -> list[str]:
-  """Spells flags in one way, whichever the user or the shell has chosen.
+  """Brings flags to one spelling.
 
-  ``--config PATH`` becomes ``--config=PATH``, and so do overrides, which are
-  looked for before absl can know them.
+  ``--config PATH`` becomes ``--config=PATH``; so do overrides, which are needed
+  before absl knows them.
   """
   joined = list(argv[:1])
   for arg in argv[1:]:
@@ -139,12 +139,12 @@ def _plain(argv: Sequence[str]) -> list[str]:
 def _spelled(arg: str) -> str:
   """One argument, with -config as --config and the home directory for a ~.
 
-  Shells leave a ~ alone after "=". Overrides keep theirs, which the data layer
-  knows, so that a run can move to another home.
+  Shells do not expand a ~ after "=". Overrides keep theirs, which the data
+  layer expands, so that a run can move to another home.
 
   Raises:
-    SystemExit: Status 2 where the value is empty: so a shell passes on a
-      variable that is not set, and an empty path is the working directory.
+    SystemExit: Status 2 if the value is empty: it comes from a shell variable
+      that is not set, and an empty path would be the working directory.
   """
   arg = re.sub(r"^-(?=(no)?config\b)", "--", arg)
   name, equals, value = arg.partition("=")
@@ -167,12 +167,12 @@ def _is_flag(arg: str) -> bool:
 
 
 def _overrides(argv: Sequence[str]) -> list[str]:
-  """As ``_canonical``, without the file, which has been read."""
+  """As ``_canonical``, without the file, which is read already."""
   return [a for a in _canonical(argv) if not a.startswith("--config=")]
 
 
 def _find_config(arg: str) -> str:
-  """Points --config at the file, in the working directory or beside us."""
+  """Finds the file of --config, in the working directory or in experiments/."""
   if not arg.startswith("--config="):
     return arg
   named = arg.split("=", 1)[1]
@@ -192,7 +192,7 @@ def _find_config(arg: str) -> str:
 
 
 def split_variant(named: str) -> tuple[str, str, str]:
-  """PATH[:variant] in three; the path may have colons of its own.
+  """Splits PATH[:variant] in three; the path may contain colons.
 
   >>> split_variant("configs/digits.py:smoke")
   ('configs/digits.py', ':', 'smoke')
@@ -204,7 +204,7 @@ def split_variant(named: str) -> tuple[str, str, str]:
 
 
 def _read_config(named: str) -> Config:
-  """Runs a configuration file; says in a line what is wrong with it.
+  """Runs a configuration file; prints one line if it has an error.
 
   Raises:
     SystemExit: Status 2 after the line.
@@ -246,7 +246,7 @@ def _help(values: flags.FlagValues) -> str:
 def define_config(
   values: flags.FlagValues, argv: Sequence[str], default: str
 ) -> None:
-  """Defines --config; its overrides are looked for in ``argv``."""
+  """Defines --config, with its overrides in ``argv``."""
   given = [a for a in _canonical(argv) if a.startswith("--config=")]
   named = given[-1] if given else _find_config(f"--config={default}")
   config = _read_config(named.split("=", 1)[1])
@@ -263,7 +263,7 @@ def define_known_config(
   config: Config,
   text: str = "changes a value, as --config.key.subkey=value",
 ) -> None:
-  """Defines --config with values that are known; only overrides are taken."""
+  """Defines --config with given values, which flags can only override."""
   with _flag_errors():  # unknown keys are found here
     overrides = _overrides(argv)
     for arg in overrides:
@@ -279,7 +279,7 @@ def define_known_config(
 
 
 def peek(argv: Sequence[str], *names: str) -> dict[str, str | None]:
-  """What some flags are given as, before all flags can be defined."""
+  """The values of some flags, before all flags can be defined."""
   values = flags.FlagValues()
   for name in names:
     flags.DEFINE_string(name, None, "", flag_values=values)

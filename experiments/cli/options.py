@@ -24,8 +24,8 @@ def define(values: flags.FlagValues, kind: type[Options]) -> flags.FlagValues:
   """Defines --workdir and a flag for each option.
 
   Args:
-    values: To define them in.
-    kind: Of the options.
+    values: Where to define them.
+    kind: The class of the options.
 
   Returns:
     ``values``.
@@ -54,10 +54,10 @@ def define(values: flags.FlagValues, kind: type[Options]) -> flags.FlagValues:
 
 
 def workdir(values: flags.FlagValues) -> pathlib.Path:
-  """What --workdir names.
+  """The path in --workdir.
 
   Raises:
-    ValueError: If it names nothing.
+    ValueError: If the flag is missing.
   """
   if values.workdir is None:
     raise ValueError("--workdir is missing: the directory of a run")
@@ -65,7 +65,7 @@ def workdir(values: flags.FlagValues) -> pathlib.Path:
 
 
 def read(values: flags.FlagValues, kind: type[Options]) -> Options:
-  """The options that a command line says."""
+  """The options of a command line."""
   names = [field.name for field in dataclasses.fields(kind)]
   said: dict[str, Any] = {name: values[name].value for name in names}
   return kind(**said)

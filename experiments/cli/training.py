@@ -24,13 +24,12 @@ def main(
 
   Args:
     argv: The command line.
-    default: The configuration file where none is named.
-    then: The command that shows what a run has learnt, by its configuration
-      and its directory.
+    default: The configuration file if none is named.
+    then: ``(config, workdir) -> command`` that shows the result of a run.
 
   Raises:
-    SystemExit: Status 2 after one line where the run should not have started,
-      1 where it cannot go on; 0 or 130 where a signal stopped it.
+    SystemExit: Status 2 after one line if the run should not have started, 1 if
+      it cannot continue; 0 or 130 if a signal stopped it.
   """
   devices.start()
   asked = command_line(argv, default)
@@ -52,14 +51,14 @@ def main(
 
 
 class Command(NamedTuple):
-  """What a training command names.
+  """The arguments of a training command.
 
   Attributes:
-    config: The configuration, that of the directory itself where only a
-      directory is named.
+    config: The configuration; that of the directory, if only a directory is
+      named.
     workdir: The directory.
-    dry_run: Whether to stop after saying what the run needs.
-    new_data: Whether to go on with other data than before.
+    dry_run: Whether to stop after printing what the run needs.
+    new_data: Whether to resume with other data than before.
   """
 
   config: Config
@@ -73,7 +72,7 @@ def command_line(argv: list[str], default: str) -> Command:
 
   Args:
     argv: The command line.
-    default: The configuration file where none is named.
+    default: The configuration file if none is named.
   """
   values = flags.FlagValues()
   known = arguments.peek(argv, "config", "workdir")
@@ -86,12 +85,12 @@ def command_line(argv: list[str], default: str) -> Command:
   flags.DEFINE_string(
     "workdir",
     None,
-    "where the run is written; by default runs/NAME, NAME that of the config",
+    "run directory; by default runs/NAME, with the configuration's name",
     flag_values=values,
   )
   for name, text in {
     "dry_run": "print parameters, FLOPs and memory of a step, and stop",
-    "new_data": "go on with other data than before, from the newest checkpoint",
+    "new_data": "resume with other data than before, from the last checkpoint",
   }.items():
     flags.DEFINE_bool(name, False, text, flag_values=values)
   arguments.parse(argv, values)

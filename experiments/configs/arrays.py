@@ -3,8 +3,8 @@
   python -m experiments.train --config=configs/arrays.py:signals \
     --config.data.name=PATH.npy --workdir=runs/signals
 
-Small networks, which docs/any-rank.md trains for a minute or two each on a CPU;
-give others more channels, levels and steps. Variants:
+The networks are small: docs/any-rank.md trains them in a minute or two each on
+a CPU. For larger data, set more channels, levels and steps. Variants:
   signals  [N, L, C] or [N, L]
   volumes  [N, D, H, W, C] or [N, D, H, W], or a folder of multi-page TIFFs
   fields   [N, H, W, C], of which data.cond knows some numbers

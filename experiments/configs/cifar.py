@@ -4,12 +4,12 @@
 
 35.7M parameters. The paper reports FID 3.17 after 800,000 steps, 10.6 hours
 on a TPU v3-8. TFDS prepares the data the first time, which needs TensorFlow:
-pip install -e '.[tfds]'. A folder or a .zip of the pictures, a sub-folder for
-each class, needs none: --config.data.name=PATH.
+pip install -e '.[tfds]'. A folder or a .zip of the images, with a sub-folder
+for each class, does not: --config.data.name=PATH.
 
 Variants, as in --config=configs/cifar.py:fast,
-  fast  conditional on the class, in minutes on one GPU: docs/cifar.md
-  dit   the same for longer, by DiT-S/2, 32.5M parameters; not yet measured
+  fast  class-conditional, in minutes on one GPU: docs/cifar.md
+  dit   the same for longer, with DiT-S/2, 32.5M parameters; not yet measured
 """
 
 from diffusion_jax.models import dit as transformers
@@ -47,15 +47,15 @@ def get_config(variant: str = ""):
 
 
 def fast(config) -> None:
-  """What makes the same network learn in minutes; docs/cifar.md says why."""
+  """Settings with which it trains in minutes; docs/cifar.md has the reasons."""
   steps = 11_500
   config.update(
     {
       "num_steps": steps,
       "batch_size": 256,
-      # Said, so that 50,000 headers need not be read first.
+      # Given, so that 50,000 headers need not be read first.
       "data": {"size": (32,), "channels": 3},
-      # v is as hard at every step; a shift of d / 64 = 1/2 suits 32 x 32.
+      # v is equally hard at every step; a shift of d / 64 = 1/2 suits 32 x 32.
       "schedule": {"name": "cosine", "T": 1000},
       "target": "v",
       "variance": "fixed_small",
@@ -69,7 +69,7 @@ def fast(config) -> None:
         "dropout": 0.0,  # 60 epochs do not overfit
         "dtype": "bfloat16",
       },
-      # To 0 at the end: most of what a longer run would gain.
+      # To 0 at the end: most of the benefit of a longer run.
       "optim": {
         "lr": 8e-4,
         "warmup_steps": 400,
@@ -90,7 +90,7 @@ def fast(config) -> None:
 
 
 def dit(config) -> None:
-  """A transformer, which learns slower per step and for longer."""
+  """A transformer, which learns less per step and trains for longer."""
   steps = 100_000
   common.exchange_network(config, "dit")
   config.model.update(transformers.DIT["S"])

@@ -4,7 +4,7 @@
 
 Variants: digits (two minutes on 2 CPU cores), smoke, and as published
 imagenet64, imagenet128, imagenet256, imagenet512 (42.6M to 65.4M
-parameters). The schedule must be that of the diffusion model to be guided.
+parameters). The schedule must be that of the diffusion model to guide.
 """
 
 from experiments.configs import common
@@ -13,7 +13,7 @@ SIZES = (64, 128, 256, 512)
 
 
 def get_config(variant: str = "digits"):
-  """The configuration of a variant, "digits" unless it is given."""
+  """The configuration of a variant, by default "digits"."""
   variant = variant or "digits"
   published = {f"imagenet{size}": size for size in SIZES}
   common.check_variant(variant, ("digits", "smoke", *published))

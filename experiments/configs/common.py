@@ -1,6 +1,6 @@
-"""What a configuration file begins with: ``diffusion_jax.runs.configuration``.
+"""The base of a configuration file: ``diffusion_jax.runs.configuration``.
 
-Every key is there, with what it means and its usual value.
+``diffusion_jax/runs/defaults.py`` has every key, its meaning and its default.
 """
 
 from diffusion_jax.runs.configuration import (

@@ -4,17 +4,17 @@
 
 About 5 minutes on 2 CPU cores, Frechet distance in pixel space about 0.15.
 Variants, as in --config=configs/digits.py:smoke,
-  smoke    half a minute; only shows that all works
-  classes  is class-conditional, with classifier-free guidance:
+  smoke    half a minute; only shows that everything works
+  classes  class-conditional, with classifier-free guidance:
            experiments.sample --classes=3 --guidance=2
-  learned  learns the variance with L_hybrid, for bits per dimension:
-           experiments.evaluate --metrics=bpd. (The data have 17 grey levels
-           of the 256 that the number counts.)
+  learned  a learned variance and L_hybrid, for bits per dimension:
+           experiments.evaluate --metrics=bpd. (The data have 17 grey levels;
+           the number assumes 256.)
   edm      EDM: F of unit variance, sigma log-normal, Heun's 18 steps
   flow     flow matching: a straight path, its velocity, logit-normal times
   v        predicts v
-  jit-loss predicts x0 on the straight path, counts the error of the velocity
-  dit      a transformer of patches of 2 x 2 in the place of the U-Net
+  jit-loss predicts x0 on the straight path, minimises the velocity's error
+  dit      a transformer of patches of 2 x 2 instead of the U-Net
   consistency, meanflow, distilled
            one to four network calls, see docs/one-step.md
 """
@@ -37,7 +37,7 @@ def get_config(variant: str = ""):
     # a fifth less time.
     steps_per_dispatch=10,
     data={"name": "digits"},
-    flip=False,  # a mirrored 3 is no digit
+    flip=False,  # a mirrored 3 is not a digit
     schedule={"name": "cosine"},
     variance="fixed_small",
     # 3 x 3 convolutions at 8 x 8 and 4 x 4: deeper levels, or fewer
@@ -92,7 +92,7 @@ def edm(config) -> None:
   """EDM's target, noise levels and sampler (Karras et al. 2022)."""
   config.schedule.name = "ve"
   config.target = "edm"
-  config.sigma_data = 0.75  # of the digits, 0.5 of natural pictures
+  config.sigma_data = 0.75  # of the digits; natural images have 0.5
   config.timesteps = "log_normal"
   config.model.time_origin = 0.0
   config.sampling.update({"sampler": "edm_heun", "steps": 18, "clip": False})

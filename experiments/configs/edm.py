@@ -5,10 +5,10 @@
 Variants: cifar10-vp, cifar10-ve, cifar10-cond-vp, cifar10-cond-ve, ffhq64-vp,
 ffhq64-ve, afhq64-vp, afhq64-ve, imagenet64. vp is DDPM++, ve NCSN++, 55.7M to
 62.8M parameters; imagenet64 is ADM's network of 296M. The paper reports FID
-1.97 for CIFAR-10 and 1.79 with classes after 200M pictures, the least of three
+1.97 for CIFAR-10 and 1.79 with classes after 200M images, the lowest of three
 seeds.
 
-EDM's averages begin with a half-life of 5 % of the pictures seen, here with
+EDM's averages start with a half-life of 5 % of the images seen, ours with
 ``ema.warmup``.
 """
 
@@ -16,7 +16,7 @@ from diffusion_jax.models import presets
 from experiments.configs import common
 
 NETS = {"vp": presets.DDPMPP, "ve": presets.NCSNPP}
-# Learning rate, batch, dropout, augmentation, millions of pictures, half-life,
+# Learning rate, batch, dropout, augmentation, millions of images, half-life,
 # steps of Heun.
 SETS = {
   "cifar10": (1e-3, 512, 0.13, 0.12, 200, 0.5, 18),
@@ -33,7 +33,7 @@ FOLDERS = {"ffhq64": "ffhq", "afhq64": "afhqv2"}
 
 
 def get_config(variant: str = "cifar10-cond-vp"):
-  """The configuration of a variant, "cifar10-cond-vp" unless it is given."""
+  """The configuration of a variant, by default "cifar10-cond-vp"."""
   variant = variant or "cifar10-cond-vp"
   common.check_variant(variant, VARIANTS)
   name, _, net = (

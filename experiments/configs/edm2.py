@@ -4,8 +4,8 @@
 
 Variants: xs, s, m, l, xl, networks of 125M to 1.1G parameters. The paper
 reports FID 1.58, 1.43 and 1.33 for s, m and l, with 63 calls and an average
-whose width was chosen after training: --ema=std:0.07 when drawing. Activations
-are bfloat16 here, float16 there.
+whose width was chosen after training: --ema=std:0.07 when sampling. Activations
+are bfloat16 here and float16 in the paper.
 """
 
 from diffusion_jax.models import presets
@@ -16,7 +16,7 @@ BATCH = 2048
 
 
 def get_config(variant: str = "s"):
-  """The configuration of a variant, "s" unless it is given."""
+  """The configuration of a variant, by default "s"."""
   variant = variant or "s"
   common.check_variant(variant, tuple(RATES))
   return common.make(
@@ -46,7 +46,7 @@ def get_config(variant: str = "s"):
       "b2": 0.99,
     },
     ema={"rates": (), "stds": (0.05, 0.1)},
-    # Each checkpoint leaves averages behind: 8 Mi pictures.
+    # Each checkpoint leaves a copy of the averages: every 8 Mi images.
     every={"log": 100, "preview": 8192, "checkpoint": 2**23 // BATCH},
     preview={"sampler": "edm_heun", "steps": 18},
     sampling={"sampler": "edm_heun", "steps": 32, "clip": False},

@@ -1,15 +1,15 @@
-"""DDPM on a folder (or .zip) of your own pictures.
+"""DDPM on a folder (or .zip) of your own images.
 
   python -m experiments.train --config=configs/folder.py \
     --config.data.name=PATH --config.data.size="(64,)" --workdir=runs/mine
 
-Pictures are cropped to the centre and resized. The network has 35.7M
-parameters; on one GPU expect good samples of a few thousand 32 x 32 pictures
-after some 50,000 steps. Variants, as in --config=configs/folder.py:classes,
-  classes  is conditioned on the class of each picture, its sub-folder, with
-           classifier-free guidance: experiments.sample --classes=NAME
-  small    a tenth of the parameters, for a CPU or a first look
-  small-classes
+Images are cropped to the centre and resized. The network has 35.7M parameters;
+on one GPU expect good samples from a few thousand 32 x 32 images after some
+50,000 steps. Variants, as in --config=configs/folder.py:classes,
+  classes  class-conditional (the class is the sub-folder), with classifier-free
+           guidance: experiments.sample --classes=NAME
+  small    a tenth of the parameters, for a CPU or a first try
+  small-classes  both
 """
 
 from experiments.configs import common
@@ -33,7 +33,7 @@ def get_config(variant: str = ""):
     config.model.num_classes = 0  # as many as there are sub-folders
     config.label_dropout = 0.1
     config.sampling.guidance = 2.0
-    config.flip = False  # of letters and signs; --config.flip=True for others
+    config.flip = False  # for letters and signs; else --config.flip=True
   if variant.startswith("small"):
     config.num_steps = 20_000
     config.batch_size = 64

@@ -22,7 +22,7 @@ SIZES = {
 
 
 def get_config(variant: str = "imagenet64"):
-  """The configuration of a variant, "imagenet64" unless it is given."""
+  """The configuration of a variant, by default "imagenet64"."""
   variant = variant or "imagenet64"
   common.check_variant(variant, tuple(SIZES))
   name = "lsun/bedroom" if variant == "lsun" else "imagenet2012"

@@ -21,7 +21,7 @@ DATA = {
 
 
 def get_config(variant: str = "cifar10"):
-  """The configuration of a variant, "cifar10" unless it is given."""
+  """The configuration of a variant, by default "cifar10"."""
   variants = (*DATA, "cifar10-vlb", "imagenet64-vlb")
   common.check_variant(variant, variants)
   data = DATA[variant.removesuffix("-vlb")]

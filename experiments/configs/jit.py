@@ -2,15 +2,15 @@
 
   python -m experiments.train --config=configs/jit.py:b16-256
 
-A plain transformer of large patches predicts x_0 and learns by the error of
+A plain transformer of large patches predicts x_0 and minimises the error of
 the velocity. Variants: b16-256, l16-256, h16-256, g16-256, b32-512, l32-512,
 h32-512, g32-512; 131M to 2.0B parameters. With guidance the paper reports FID
 3.66 for b16-256 and 1.82 for g16-256, after 600 epochs. TFDS needs ImageNet's
 archives downloaded by hand: www.tensorflow.org/datasets/catalog/imagenet2012.
 
-What differs: guidance is not confined to t <= 0.9; at 512 x 512 the double
-noise comes by a shift of the path, so the network's input is 1 / (1 + t) of
-the paper's.
+Differences from the paper: guidance is not limited to t <= 0.9; at 512 x 512
+the double noise is a shift of the path, so the network's input is 1 / (1 + t)
+of the paper's.
 """
 
 from diffusion_jax.models import dit
@@ -23,7 +23,7 @@ VARIANTS = tuple(
 
 
 def get_config(variant: str = "b16-256"):
-  """The configuration of a variant, "b16-256" unless it is given."""
+  """The configuration of a variant, by default "b16-256"."""
   variant = variant or "b16-256"
   common.check_variant(variant, VARIANTS)
   size, patch = variant[0].upper(), int(variant[1:3])

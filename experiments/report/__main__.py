@@ -1,13 +1,13 @@
-"""Shows a run on one page: curves, samples, what they are near to, figures.
+"""Writes a page about a run: curves, samples, nearest images, metrics.
 
   python -m experiments.report --workdir=runs/digits
   python -m experiments.report --workdir=runs/digits --out=digits.html
 
-The page is one file that needs nothing else, at any time of a run; what is
-not there yet gets a sentence. The loss against t, the nearest pictures of the
-data and, before training ends, the animation are made from the newest
-checkpoint, with the sampler of previews; --nonetwork leaves them out. The
-flags of experiments.sample say what is drawn.
+The page is one self-contained file, which can be written at any time of a run;
+a sentence stands in for what does not exist yet. The loss against t, the
+nearest images of the data and, before training ends, the animation come from
+the newest checkpoint, with the sampler of previews; --nonetwork leaves them
+out. The flags of experiments.sample set how samples are drawn.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ from experiments.report.record import Record, read
 
 
 def define_flags(values: flags.FlagValues) -> flags.FlagValues:
-  """Those of experiments.sample, and where the page goes."""
+  """The flags of experiments.sample, and the file of the page."""
   options.define(values, SamplingOptions)
   flags.DEFINE_string(
     "out",
@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
   flags.DEFINE_bool(
     "network",
     True,
-    "show what needs the network; --nonetwork is quick and only shows files",
+    "add what needs the network; --nonetwork is quick and only shows files",
     flag_values=values,
   )
   return values
@@ -47,10 +47,10 @@ def define_flags(values: flags.FlagValues) -> flags.FlagValues:
 def plan_or_why_not(
   values: flags.FlagValues, record: Record
 ) -> planning.Plan | str:
-  """What is to be drawn, or a sentence why nothing is.
+  """The plan of the samples, or a sentence why there is none.
 
   Raises:
-    ValueError: If the flags ask for what the run cannot draw.
+    ValueError: If the flags do not fit the run.
   """
   config = record.config
   if not values.network:
@@ -99,7 +99,7 @@ def found_out(
 
 
 def film(plan: planning.Plan | str, record: Record) -> Section:
-  """The section of the animation: the run's own, or one made now."""
+  """The section of the animation: the run's own, or a new one."""
   path = record.workdir / "samples" / "denoising.gif"
   if frames := animation.read(path):
     return animation.animation(frames, "As training left it at its end.")
@@ -114,7 +114,7 @@ def drawings(
   record: Record,
   source: dj.data.Source | str,
 ) -> list[Section]:
-  """All sections with pictures; of a classifier, which has no plan, a few."""
+  """All sections with images; only a few for a classifier, without a plan."""
   if plan is None:
     return [curves.training(record)]
   return [
@@ -127,7 +127,7 @@ def drawings(
 
 
 def changed(record: Record, source: dj.data.Source | str) -> str | None:
-  """A warning where the data are not those of the run."""
+  """A warning if the data are not those of the run."""
   if isinstance(source, str):
     return None
   if record.data["fingerprint"] in (None, source.fingerprint):
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
     )
   with cli.system_errors():
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Names of files may hold what is no Unicode.
+    # File names may not be valid Unicode.
     out.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
   cli.say(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
 

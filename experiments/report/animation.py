@@ -18,13 +18,13 @@ from experiments.report.pictures import (
 )
 
 FRAMES, SIDE = 26, 560  # at most
-STILLS = 6  # shown beside the film
-MOST_BYTES, MOST_STILL = 1_000_000, 200_000  # of the film, of its last frame
+STILLS = 6  # shown beside the animation
+MOST_BYTES, MOST_STILL = 1_000_000, 200_000  # the animation; its last frame
 SECONDS, PAUSE = 0.1, 2.0  # each frame, and the last
 
 
 def read(path: pathlib.Path) -> list[Image.Image]:
-  """The frames of an animation; none where it is not there, or torn."""
+  """The frames of an animation; empty if the file is missing or damaged."""
   frames = []
   try:
     with Image.open(path) as film:
@@ -37,10 +37,10 @@ def read(path: pathlib.Path) -> list[Image.Image]:
 
 
 def animation(frames: list[Image.Image], source: str) -> Section:
-  """The section; still pictures on paper, and for who wants no motion.
+  """The section; with stills for print and for readers who turn motion off.
 
   Args:
-    frames: The pictures, in order; they may be none.
+    frames: The images, in order; may be empty.
     source: Where they come from, a sentence.
 
   Returns:
@@ -71,7 +71,7 @@ def animation(frames: list[Image.Image], source: str) -> Section:
 
 
 def _stills(frames: list[Image.Image]) -> Iterator[Captioned]:
-  """A few frames, evenly spread, with how far they are."""
+  """A few frames, evenly spread, each with its progress."""
   last = len(frames) - 1
   for k in np.unique(np.rint(np.linspace(0, last, STILLS)).astype(int)):
     caption = "noise" if k == 0 else f"{k / last:.0%} of the way"

@@ -1,8 +1,8 @@
 """Line charts as SVG that takes its colours from the page, light or dark.
 
-Matplotlib draws them in the light colours of style.css; each is then replaced
-by the name that it has there. They are legible from a phone to half a screen.
-Lines are named where they end and differ in dash as well as in colour.
+Matplotlib draws them in the light colours of style.css; each colour is then
+replaced by its name there. They are legible from a phone to half a screen.
+Lines have labels at their ends, and differ in dash as well as in colour.
 """
 
 import io
@@ -20,7 +20,7 @@ from diffusion_jax.plots.curves import draw, name_ends
 from diffusion_jax.plots.style import STYLE, blank
 
 POINTS = 200  # of a line, at most
-# By the name that style.css has for it: the light one stands first.
+# By the name in style.css, where the light colour comes first.
 COLOURS = dict(
   reversed(
     re.findall(
@@ -35,7 +35,7 @@ DASHES = {
 }  # fmt: skip
 SETTINGS = {
   "svg.fonttype": "none",  # text stays text, in the page's font
-  "svg.hashsalt": "report",  # the same page each time
+  "svg.hashsalt": "report",  # the same page every time
   "text.parse_math": False,
   "font.size": 8,
   "text.color": COLOURS["ink"],
@@ -51,8 +51,8 @@ SETTINGS = {
   "ytick.major.size": 0,
   "ytick.minor.size": 0,
 }
-# The page has a style of its own; nothing reaches beyond the axes; names of
-# parts would be there twice, those of marks are made of what they hold.
+# Left out: Matplotlib's style; clip paths, since nothing reaches beyond the
+# axes; and ids of parts, which would occur twice. Those of marks are hashes.
 NEEDLESS = (
   r"<\?xml.*?\?>", r"<!DOCTYPE.*?>", r"<metadata>.*?</metadata>",
   r"<style.*?</style>", r"<clipPath.*?</clipPath>", r' clip-path="[^"]*"',
@@ -79,12 +79,12 @@ class Line(NamedTuple):
   """One line of a chart.
 
   Attributes:
-    name: Written where it ends; "" is not.
+    name: The label at its end; "" is none.
     x: Positions [N], ascending, not negative: the axis starts at 0.
-    y: Values [N]; what is not finite, or not positive on a logarithmic axis, is
-      left out.
+    y: Values [N]; those that are not finite, or not positive on a logarithmic
+      axis, are left out.
     style: A colour of style.css.
-    error: Half the height of a band around it, [N]; None is none.
+    error: Half the height of a band around it, [N]; None is no band.
   """
 
   name: str
@@ -107,16 +107,16 @@ def chart(
   """A chart, its title and a note.
 
   Args:
-    lines: What is drawn.
+    lines: The lines.
     title: Its heading.
-    x_label: Of the horizontal axis.
-    y_label: Of the vertical axis.
-    log: Whether that is logarithmic.
+    x_label: Label of the horizontal axis.
+    y_label: Label of the vertical axis.
+    log: Whether the vertical axis is logarithmic.
     note: How to read it.
-    zero: Whether the vertical axis has to show 0.
+    zero: Whether the vertical axis must include 0.
 
   Returns:
-    The chart; None where no line has anything to draw.
+    The chart; None if no line has anything to draw.
   """
   lines = [kept for line in lines if (kept := prepared(line, log)).x.size]
   if not lines:
@@ -134,7 +134,7 @@ def chart(
 
 
 def number(value: float) -> str:
-  """A number as short as it can be read.
+  """A number in a short, readable form.
 
   >>> [number(v) for v in (0, 1500, 0.0123456, 250_000, 3e7, 0.00001)]
   ['0', '1500', '0.0123', '250k', '30M', '1e-05']
@@ -147,7 +147,7 @@ def number(value: float) -> str:
 
 
 def prepared(line: Line, log: bool) -> Line:
-  """The line without what cannot be drawn, thinned by means."""
+  """The line without invalid points, thinned by averaging."""
   x, y = np.asarray(line.x, float), np.asarray(line.y, float)
   error = np.zeros_like(y) if line.error is None else np.asarray(line.error)
   good = np.isfinite(y) & ((y > 0) | (not log))
@@ -161,7 +161,7 @@ def prepared(line: Line, log: bool) -> Line:
 
 
 def figure(lines: Sequence[Line], x_label, y_label, log=False, zero=False):
-  """The chart as Matplotlib has it."""
+  """The chart as a Matplotlib figure."""
   few = all(len(line.x) <= 12 for line in lines)
   values, styles = {}, {}
   for k, line in enumerate(lines):
@@ -204,8 +204,8 @@ def svg(drawn, words: str) -> Markup:
   """A figure in the colours of the page, its text in the page's font.
 
   Args:
-    drawn: Matplotlib's figure, in ``COLOURS``.
-    words: What it shows, for those who do not see it.
+    drawn: A Matplotlib figure, in ``COLOURS``.
+    words: Its alternative text.
 
   Returns:
     The drawing.

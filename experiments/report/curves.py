@@ -1,4 +1,4 @@
-"""The parts of a report that are charts of what a run has logged."""
+"""The sections of a report with charts of a run's logs."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def training(record: Record) -> Section:
 
 
 def _families(rows: Sequence[dict]) -> tuple[dict[str, list[str]], list[str]]:
-  """Names that come by quarter of t, by their stem, and all other numbers."""
+  """Names with one value per quarter of t, by their stem, and all others."""
   families: dict[str, list[str]] = {}
   single = []
   for name in dict.fromkeys(name for row in rows for name in row):
@@ -97,7 +97,7 @@ data is not quite flat yet."""
 
 
 def colours(record: Record) -> Section:
-  """The monitors of previews, with how to read them."""
+  """The statistics of previews, and how to read them."""
   title = "Colours and contrast"
   rows = record.previews
   if not rows:
@@ -148,7 +148,7 @@ def colours(record: Record) -> Section:
 
 
 def _distances(of) -> list[Line]:
-  """Of every average, the slowest standing out."""
+  """A line for every average, with the slowest highlighted."""
   averages = [name for name, rows in of.items() if "distance" in rows[0]]
   lines = [
     _line(of[name], "distance", short_name(name), f"q{k % 4}")
@@ -158,7 +158,7 @@ def _distances(of) -> list[Line]:
 
 
 def _drifts(of, shown, styles, chance) -> list[Chart | None]:
-  """Of grey pictures one chart; of coloured ones one for each average."""
+  """One chart for grey images; one for each average for coloured images."""
   channels = len(next(iter(of.values()))[0]["drift"])
   letters = ("red", "green", "blue") if channels == 3 else range(channels)
 

@@ -1,4 +1,4 @@
-"""What a report finds out about a run with its network."""
+"""The sections of a report that need the network."""
 
 import functools
 from typing import Any, NamedTuple
@@ -18,30 +18,30 @@ from experiments.report.record import short_name
 
 CURVE, MEMORY = "Loss against t", "Nearest pictures of the data"
 STEPS = 24  # of a loss curve
-IMAGES = 64  # of the data, for it
-PICTURES = 50_000  # of the data, at most, to look for neighbours in
-TYPICAL = 512  # of them, whose own nearest are looked for
+IMAGES = 64  # of the data, for a loss curve
+PICTURES = 50_000  # of the data, at most, to search for neighbours
+TYPICAL = 512  # of them, whose own neighbours are searched
 NEAREST = 3
 SHOWN = 8  # samples, the closest to the data
 
 
 class Pairing(NamedTuple):
-  """A sample and its nearest pictures, side by side."""
+  """A sample and its nearest images, side by side."""
 
   pictures: list[Picture | None]
   caption: str
 
 
 class Neighbours(NamedTuple):
-  """Samples beside the pictures of the data that are most like them.
+  """Samples beside the images of the data that are most like them.
 
   Attributes:
     samples: uint8 [B, H, W, C].
     pictures: uint8 [B, NEAREST, H, W, C], the nearest of the data.
-    which: Of these in the data, [B, NEAREST].
-    distance: To them, [B, NEAREST].
-    typical: Of pictures of the data to their nearest other, [N].
-    searched: How many pictures of the data were looked at.
+    which: Their indices in the data, [B, NEAREST].
+    distance: The distances to them, [B, NEAREST].
+    typical: Distances from images of the data to their nearest other, [N].
+    searched: How many images of the data were searched.
   """
 
   samples: np.ndarray
@@ -57,8 +57,8 @@ def loss_curves(
 ) -> dict[str, dj.diagnostics.LossCurve]:
   """The loss against t of the raw parameters and of the plan's average.
 
-  The loss is the one that the run trains on, without dropout; steps are
-  denser at the clean end, where it changes fast.
+  The loss is the training loss, without dropout; times are denser at the clean
+  end, where it changes fast.
   """
   config = plan.config
   schedule = processes.schedule(config)
@@ -99,14 +99,14 @@ def loss_curves(
 
 
 def neighbours_of(samples: np.ndarray, source: dj.data.Source) -> Neighbours:
-  """Looks for the pictures of the data most like the samples.
+  """Searches the images of the data that are most like the samples.
 
   Args:
     samples: [B, H, W, C] in [-1, 1].
     source: The data.
 
   Returns:
-    What was found.
+    The neighbours.
   """
   drawn, source = dj.images.to_uint8(samples), dj.data.shown(source)
   chosen = monitor.spread(len(source), PICTURES)
@@ -158,7 +158,7 @@ def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Section:
 
 
 def memory(plan: planning.Plan, source: dj.data.Source) -> Section:
-  """The section of samples beside the pictures of the data nearest to them."""
+  """The section of samples beside the images of the data nearest to them."""
   found = neighbours_of(drawing.draw(plan), source)
   nearest, typical = found.distance[:, 0], float(np.median(found.typical))
   closest = np.argsort(nearest, kind="stable")[:SHOWN]
@@ -200,13 +200,13 @@ def memory(plan: planning.Plan, source: dj.data.Source) -> Section:
 
 
 def _shares(name: str, values: np.ndarray, style: str) -> Line:
-  """The part of the values that is below each of them."""
+  """The fraction of the values below each of them."""
   x = np.sort(values)
   return Line(name, x, np.arange(1, len(x) + 1) / len(x), style)
 
 
 def _beside(found: Neighbours, k: int, typical: float) -> Pairing:
-  """One sample, its nearest pictures and the distances."""
+  """One sample, its nearest images and the distances."""
   shown = [picture(_enlarged(found.samples[k]), f"Sample {k}", side=128)]
   for n, distance in enumerate(found.distance[k]):
     words = f"Picture {found.which[k, n]} of the data, {distance:.2f} away"
@@ -218,7 +218,7 @@ def _beside(found: Neighbours, k: int, typical: float) -> Pairing:
 
 
 def _enlarged(x: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, C] -> [H2, W2, 3], small pictures by a whole factor."""
+  """uint8 [H, W, C] -> [H2, W2, 3]; enlarges small images by an integer."""
   shown = dj.images.displayable(x[None])[0]
   factor = max(1, 64 // min(shown.shape[:2]))
   return np.ascontiguousarray(

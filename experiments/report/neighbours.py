@@ -1,4 +1,4 @@
-"""The pictures of the data nearest to given ones."""
+"""The images of the data nearest to given ones."""
 
 import numpy as np
 
@@ -16,18 +16,18 @@ def nearest(
   num: int = 1,
   own: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Which pictures of the data are nearest, and how far.
+  """The nearest images of the data, and their distances.
 
   Args:
     x: uint8 [B, H, W, C].
     source: The data, read part by part.
-    chosen: Indices of the pictures to compare with.
+    chosen: Indices of the images to compare with.
     num: How many nearest ones.
-    own: [B], indices that x[k] itself has in the data, not to be found.
+    own: [B], the index of x[k] itself in the data, which is excluded.
 
   Returns:
     Indices and Euclidean distances of pixels in [-1, 1], both [B, num], the
-    nearest first; where there are fewer, the distance is infinite.
+    nearest first; if there are fewer, the distance is infinite.
   """
   x = measures.pixels(x)
   square = (x**2).sum(axis=1)[:, None]
@@ -44,5 +44,5 @@ def nearest(
     order = np.argsort(best, axis=1, kind="stable")[:, :num]
     best = np.take_along_axis(best, order, axis=1)
     index = np.take_along_axis(index, order, axis=1)
-  # Of equal pictures rounding may leave a square just below 0.
+  # For equal images, rounding may leave a square just below 0.
   return index, np.sqrt(np.maximum(best, 0))

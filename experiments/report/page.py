@@ -1,4 +1,4 @@
-"""The page: parts of a report, by the macros of page.html."""
+"""The page: the sections of a report, by the macros of page.html."""
 
 import datetime
 import pathlib
@@ -13,10 +13,10 @@ STYLE = (FOLDER / "style.css").read_text()
 
 
 class Section(NamedTuple):
-  """A part of the page.
+  """A section of the page.
 
   Attributes:
-    title: Its heading, and its name in addresses.
+    title: Its heading, and its anchor.
     kind: The macro of page.html that shows it.
     content: The macro's arguments.
   """
@@ -27,12 +27,12 @@ class Section(NamedTuple):
 
   @property
   def id(self) -> str:
-    """Its name in addresses."""
+    """Its anchor."""
     return re.sub("[^a-z]+", "-", self.title.lower()).strip("-")
 
 
 def missing(title: str, words: str) -> Section:
-  """A sentence in the place of what is not there."""
+  """A section with a sentence instead of missing content."""
   return Section(title, "missing", {"words": words})
 
 
@@ -47,14 +47,14 @@ def render(
   """The whole file.
 
   Args:
-    name: Of the run.
-    facts: What is said of it first, "Progress" among it.
-    sections: Its parts.
-    version: Of the library.
-    warning: A sentence above all parts.
+    name: Name of the run.
+    facts: The facts at the top, including "Progress".
+    sections: The sections.
+    version: Version of the library.
+    warning: A sentence above all sections.
 
   Returns:
-    HTML, in which what is text is escaped, whatever it holds.
+    HTML, with all text escaped.
   """
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER),

@@ -1,4 +1,4 @@
-"""Pictures that a page holds itself."""
+"""Images embedded in the page."""
 
 import base64
 import io
@@ -15,8 +15,8 @@ class Picture(NamedTuple):
   """An <img> of page.html.
 
   Attributes:
-    src: The picture itself, as an address.
-    alt: What it shows, for those who do not see it.
+    src: The image as a data URL.
+    alt: Its alternative text.
     width: In pixels.
     height: In pixels.
   """
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 class Captioned(NamedTuple):
-  """A picture and its caption; a sentence alone where it cannot be read."""
+  """An image and its caption; the caption alone if it cannot be read."""
 
   picture: Picture | None
   caption: str
@@ -45,12 +45,12 @@ def picture(
 
   Args:
     source: A file, or bytes [H, W, 3].
-    alt: What it shows.
-    side: Larger pictures are made smaller, to this many pixels at most.
-    most_bytes: What a lossless file may take; otherwise it is a JPEG.
+    alt: Its alternative text.
+    side: Larger images are shrunk to at most this many pixels.
+    most_bytes: The size up to which it is lossless; a JPEG beyond.
 
   Returns:
-    The picture; None where the file cannot be read, as while it is written.
+    The image; None if the file cannot be read, as while it is written.
   """
   try:
     image = (
@@ -66,7 +66,7 @@ def picture(
 
 
 def still(image: Image.Image, most_bytes: int) -> str:
-  """The address of a PNG, or of a JPEG where that takes too many bytes."""
+  """The data URL of a PNG, or of a JPEG if that is too large."""
   data = _file(image, "PNG")
   if len(data) <= most_bytes:
     return data_url("png", data)
@@ -80,5 +80,5 @@ def _file(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def data_url(kind: str, data: bytes) -> str:
-  """A picture as an address that holds it."""
+  """An image file as a data URL."""
   return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""What a run has written so far, read without its network."""
+"""The files of a run so far, read without its network."""
 
 import pathlib
 import re
@@ -9,13 +9,13 @@ from diffusion_jax.runs.configuration import Config
 
 
 class Record(NamedTuple):
-  """A run directory's files, each empty where it is not there yet.
+  """A run directory's files; those that do not exist yet are empty.
 
   Attributes:
     workdir: The directory.
-    config: Of the run.
-    data: What it is trained on.
-    versions: Of packages and devices.
+    config: The run's configuration.
+    data: The description of its data.
+    versions: Versions of packages, and devices.
     imported: Where its weights come from, if not from training.
     metrics: Rows of metrics.jsonl.
     previews: Rows of previews.jsonl.
@@ -46,7 +46,7 @@ def read(workdir: pathlib.Path) -> Record:
   """Reads a run directory.
 
   Raises:
-    ValueError: If it is none.
+    ValueError: If it is not a run directory.
   """
   config, data = directory.load(workdir)
   steps = [
@@ -77,7 +77,7 @@ def read(workdir: pathlib.Path) -> Record:
 
 
 def _json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
-  """A file that a report can do without, where it is missing or damaged."""
+  """A file; empty if it is missing or damaged."""
   try:
     return directory.read_json(workdir, name)
   except (OSError, ValueError):
@@ -85,7 +85,7 @@ def _json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _grids(folder: pathlib.Path) -> dict[str, dict[int, pathlib.Path]]:
-  """Paths as experiments.train names them; raw first, then by rate."""
+  """The paths of sample grids; raw first, then by rate."""
   found: dict[str, dict[int, pathlib.Path]] = {}
   for path in sorted(folder.glob("step*_*.png")):
     if name := re.fullmatch(r"step(\d+)_(raw|ema.+)", path.stem):
@@ -101,7 +101,7 @@ def _slowness(name: str) -> float:
 
 
 def short_name(name: str) -> str:
-  """Of the parameters of a preview, for a chart."""
+  """A short name of a preview's parameters, for a chart."""
   return name if name == "raw" else f"avg {name.removeprefix('ema')}"
 
 

@@ -1,4 +1,4 @@
-"""The parts of a report that show what a run has written."""
+"""The sections of a report that show the files of a run."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ NETWORKS = {"unet": "U-Net", "dit": "DiT", "jit": "JiT", "edm2": "EDM2's U-Net"}
 
 
 def headline(record: Record) -> dict[str, str]:
-  """What the run is, and how far it has come."""
+  """The facts of a run, and its progress."""
   config, data = record.config, record.data
   # A size is not broken over two lines.
   size = "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}".join(
@@ -54,7 +54,7 @@ def headline(record: Record) -> dict[str, str]:
 
 
 def _count_parameters(record: Record) -> int | None:
-  """How many the network has; None where it cannot be built."""
+  """The network's number of parameters; None if it cannot be built."""
   config, shape = record.config, tuple(record.data["image_shape"])
   try:
     net = networks.network(config, shape, record.data["num_classes"])
@@ -68,7 +68,7 @@ def _count_parameters(record: Record) -> int | None:
 
 
 def progress(record: Record) -> str:
-  """How far a run has come, in words."""
+  """The progress of a run, in words."""
   whole = record.config.num_steps
   if record.step >= whole:
     return f"complete, {record.step:,} steps"
@@ -80,7 +80,7 @@ def progress(record: Record) -> str:
 
 
 def seconds_of(rows: Sequence[dict]) -> float:
-  """The time that logged steps took, without what lay between them."""
+  """The time that logged steps took, without pauses between them."""
   steps = [0, *(row["step"] for row in rows)]
   return sum(
     (stop - start) / row["steps_per_s"]
@@ -105,7 +105,7 @@ def samples(record: Record) -> Section:
     return missing(
       title, f"There are none yet: they come every {every:,} steps."
     )
-  # Of several averages the slowest: what sampling takes by default.
+  # The slowest average, which is the default of sampling.
   shown = list(dict.fromkeys([next(iter(record.grids)), [*record.grids][-1]]))
   newest, history = [], {}
   for name in shown:

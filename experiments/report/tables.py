@@ -1,4 +1,4 @@
-"""The parts of a report that are lists of names and values."""
+"""The sections of a report that are lists of names and values."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from experiments.report.page import Section
 from experiments.report.record import Record
 
 MANY = 20  # parts of a value that are shown
-# What evaluations hold that is no result, though it may be a fraction.
+# Fractional values of evaluations that are settings, not results.
 SETTINGS = ("guidance", "eta", "low_res_noise")
 
 

@@ -1,1 +1,1 @@
-"""For developers: what measures, draws and tries the project itself."""
+"""For developers: commands that measure, draw and test the project itself."""

@@ -1,16 +1,16 @@
-"""Compares methods on the digits: one network, as many updates, a row for each.
+"""Compares methods on the digits: a row for each, with one training budget.
 
   python -m experiments.tools.compare
   python -m experiments.tools.compare --variants=edm,flow --calls=5,10 --seeds=1
   python -m experiments.tools.compare --variants=consistency,meanflow \
     --calls=1,2,4 --sampler=own
 
-Trains each variant of configs/digits.py (and ddpm, which is none) with each
-seed in a directory of its own; what is trained already is not trained again.
-Then the Frechet distance in pixel space of as many samples as there are data,
-by number of network calls: the mean over the seeds, and their standard
-deviation. A variant that starts from another run starts from that of the same
-seed. docs/results.md has the table.
+Trains each variant of configs/digits.py (ddpm is the plain one) with each seed
+in its own directory, unless it is trained already. Then it computes the Frechet
+distance in pixel space of as many samples as there are data, by number of
+network calls: the mean over the seeds, and their standard deviation. A variant
+that starts from another run starts from the one with the same seed.
+docs/results.md has the table.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ STARTS = {"consistency": "edm", "distilled": "v"}
 
 
 def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
-  """The run of a variant, trained to its end, as is what it starts from."""
+  """The run of a variant, trained to its end, after the run it starts from."""
   config = digits.get_config("" if name == DDPM else name)
   config.seed = seed
   if name in STARTS:
@@ -42,7 +42,7 @@ def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
 
 
 def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
-  """The Frechet distance with so many calls; not measured a second time."""
+  """The Frechet distance with so many calls; it is not computed twice."""
   asked: dict[str, Any] = {
     "sampler": run.config.sampling.sampler if sampler == OWN else sampler,
     "steps": calls,
@@ -62,7 +62,7 @@ def row(name: str, distances: Sequence[Sequence[float]]) -> str:
   '| edm | 0.150 +- 0.071 | 0.200 +- 0.000 |'
 
   Args:
-    name: Of the variant.
+    name: Name of the variant.
     distances: For each seed, at each number of calls.
 
   Returns:
@@ -85,10 +85,10 @@ def main(argv: list[str]) -> None:
     kind(name, default, text, flag_values=values)
 
   usual = "ddpm,v,edm,flow,jit-loss"
-  define(flags.DEFINE_list, "variants", usual, "of configs/digits.py, or ddpm")
-  define(flags.DEFINE_list, "calls", "5,10,20,50,250", "of the network")
-  define(flags.DEFINE_integer, "seeds", 3, "trainings of each")
-  define(flags.DEFINE_string, "sampler", "unipc", "own: that of the variant")
+  define(flags.DEFINE_list, "variants", usual, "variants of configs/digits.py")
+  define(flags.DEFINE_list, "calls", "5,10,20,50,250", "network calls")
+  define(flags.DEFINE_integer, "seeds", 3, "seeds for each variant")
+  define(flags.DEFINE_string, "sampler", "unipc", "own takes the variant's")
   define(flags.DEFINE_string, "workdir", "runs/compare", "where the runs go")
   cli.parse(argv, values)
   with cli.user_errors():

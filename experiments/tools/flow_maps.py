@@ -1,8 +1,8 @@
-"""Maps from noise to data in the plane, learnt by a small network.
+"""Maps from noise to data in the plane, learned by a small network.
 
-The data are a mixture of Gaussians, so that the probability flow, and where it
-ends, is known: what a method of one network call learns can be seen, and
-measured, in seconds.
+The data are a mixture of Gaussians, so the probability flow and its end are
+known: in seconds one can see, and measure, what a method of one network call
+learns.
 """
 
 import functools
@@ -22,7 +22,7 @@ STD = 0.8  # of the data, about
 
 
 def init(key: jax.Array, width: int = 64) -> list[tuple[Any, Any]]:
-  """A network of three layers, whose output begins at 0."""
+  """A network of three layers, whose output starts at 0."""
   sizes = [(2 + 4 * 2, width), (width, width), (width, 2)]
   keys = jax.random.split(key, len(sizes))
   layers = [
@@ -33,7 +33,7 @@ def init(key: jax.Array, width: int = 64) -> list[tuple[Any, Any]]:
 
 
 def apply(params, x_t, t, cond, key):
-  """The network, of x_t, of t, and of t - s where there is an s."""
+  """The network, a function of x_t, t, and of t - s if there is an s."""
   del key
   s = t if cond is None else cond["s"]
   times = [
@@ -52,7 +52,7 @@ def exact_teacher(state) -> dj.prediction.Predict:
   return dj.mixtures.predictor(SCHEDULE, MIXTURE, target=dj.targets.flow)
 
 
-# By name: the objective, how its network is read, and its step.
+# By name: the objective, the arguments of its predictor, and its step.
 DRAW = dj.timesteps.drawn_by(dj.timesteps.logit_normal(0.0, 1.6))
 EDM = {"target": dj.targets.edm(STD), "scale": dj.edm.c_in(STD), "clock": None}
 METHODS = {
@@ -78,7 +78,7 @@ def learn(name: str, num_steps: int, *, taught: bool = True, batch: int = 256):
   Args:
     name: In ``METHODS``.
     num_steps: Updates.
-    taught: From the exact denoiser; else from the data.
+    taught: Learn from the exact denoiser; else from the data.
     batch: Points in a step.
 
   Returns:

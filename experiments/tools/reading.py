@@ -1,14 +1,14 @@
-r"""How fast training reads a cache, against how fast its step is.
+r"""Compares how fast training reads a cache with how fast its step is.
 
   python -m experiments.tools.reading --num=200000 --size=256 --out=CACHE \
       --batch=256 --step_rate=1500
 
-A cache of made pictures is written to --out, or the one that is there is read,
-whatever it holds. --step_rate is what a step takes: "images/s" of the log of
-experiments.train. Reading keeps up if it is faster; CPU seconds say how many
-cores that takes, and are the same on a busy machine. What has just been written
-may still be in memory: --cold, of a cache that is there already, has the system
-forget it, and the line says how much then came from the disk.
+It writes a cache of random images to --out, or reads the cache that is there.
+--step_rate is the speed of a training step: "images/s" in the log of
+experiments.train. Reading keeps up if it is faster; its CPU seconds, the same
+on a busy machine, say how many cores that takes. A cache that was just written
+may still be in memory: with --cold, the system first forgets it, and the line
+says how much then came from the disk.
 """
 
 import os
@@ -29,7 +29,7 @@ from experiments import cli
 
 
 def made(num: int, size: int) -> dj.data.Source:
-  """Pictures of noise, [size, size, 3], each a function of its number."""
+  """Images of noise, [size, size, 3], each a function of its number."""
 
   def read(index: int) -> tuple[np.ndarray, int]:
     bits = np.random.Philox(index).random_raw(size * size * 3 // 8 + 1)
@@ -47,7 +47,7 @@ def made(num: int, size: int) -> dj.data.Source:
 
 
 def write(out: pathlib.Path, num: int, size: int) -> None:
-  """Writes the cache, or what of it is missing.
+  """Writes the cache, or its missing parts.
 
   Raises:
     ValueError: If the disk has no room for it.
@@ -85,13 +85,13 @@ class Cost(NamedTuple):
 def cost(
   source: dj.data.Source, batch: int, batches: int, threads: int
 ) -> Cost:
-  """What reading takes, as training reads: shuffled, mirrored, as floats.
+  """The cost of reading as in training: shuffled, mirrored, as floats.
 
   Args:
     source: The data.
-    batch: Pictures in a batch.
-    batches: How many to measure, after as many as are made ahead.
-    threads: That read.
+    batch: Images in a batch.
+    batches: How many to measure, after those that are read ahead.
+    threads: How many threads read.
   """
   each = dj.data.batches(source, batch_size=batch, seed=0, flip=True)
   ahead = 2 * threads
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
   values = flags.FlagValues()
   flags.DEFINE_string("out", None, "the cache", flag_values=values)
   flags.DEFINE_float(
-    "step_rate", None, "pictures a second of a training step",
+    "step_rate", None, "images per second of a training step",
     flag_values=values, lower_bound=0.0,
   )  # fmt: skip
   flags.DEFINE_bool("cold", False, "read from the disk", flag_values=values)

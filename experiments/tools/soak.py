@@ -1,14 +1,14 @@
-"""Interrupts a training run in every way there is, and looks what is left.
+"""Interrupts a training run in many ways, and checks that nothing is lost.
 
   python -m experiments.tools.soak --kills=20 --workdir=/tmp/soak
 
-One run trains undisturbed. Another, of the same configuration, is killed at
+One run trains undisturbed. Another, with the same configuration, is killed at
 random moments, has its newest checkpoint damaged, its disk filled and a
 SIGTERM sent, and is started again each time with the same command. In the end
 every array of the two must agree in every bit, and every logged loss.
 
-The disk is filled on a small file system of its own, which takes root; where
-it cannot be had that fault is left out, and the last line says so.
+A full disk needs a small file system of its own, and so root; without it that
+fault is left out, and the last line says so.
 """
 
 import collections
@@ -31,7 +31,7 @@ from diffusion_jax.runs import directory, networks, restoring
 from experiments import cli
 from experiments.cli import devices
 
-# A network whose steps take milliseconds: what is tested is all around it.
+# A network whose steps take milliseconds: the test is about the rest.
 SMALL = (
   "--config=configs/digits.py:smoke",
   "--config.model.channels=8",
@@ -47,11 +47,11 @@ SMALL = (
   "--config.every.preview=50",
 )
 DISK = 48  # MB
-LIMIT = 600  # seconds that a life may last
+LIMIT = 600  # seconds for one start of the run
 
 
 def start(workdir: pathlib.Path, steps: int) -> subprocess.Popen:
-  """One life of a run: the command, as a user types it."""
+  """Starts the run once, with the command that a user types."""
   return subprocess.Popen(
     [
       sys.executable, "-m", "experiments.train", *SMALL,
@@ -65,7 +65,7 @@ def start(workdir: pathlib.Path, steps: int) -> subprocess.Popen:
 
 
 def finish(life: subprocess.Popen) -> tuple[int, str]:
-  """Its exit status and all that it said."""
+  """Its exit status and its output."""
   text, _ = life.communicate(timeout=LIMIT)
   return life.returncode, text
 
@@ -78,11 +78,11 @@ def wait_for_steps(life: subprocess.Popen) -> None:
 
 
 class Faults:
-  """The ways to disturb a run in a directory; each counts what it did.
+  """The ways to disturb a run; each counts how often it did.
 
   Args:
-    workdir: Of the run.
-    steps: Of the run.
+    workdir: The run directory.
+    steps: The steps of the run.
     chance: Decides the moments.
   """
 
@@ -94,7 +94,7 @@ class Faults:
     return start(self._workdir, self._steps)
 
   def kill(self) -> None:
-    """SIGKILL, while it starts or while it trains."""
+    """SIGKILL, during the start or during training."""
     life = self._start()
     if self._chance.random() < 0.7:
       wait_for_steps(life)
@@ -107,7 +107,7 @@ class Faults:
       self.survived["SIGKILL"] += 1
 
   def terminate(self) -> None:
-    """SIGTERM, as when a machine is preempted: it must save and say so."""
+    """SIGTERM, as for a preemption: it must save and print that."""
     life = self._start()
     wait_for_steps(life)
     life.send_signal(signal.SIGTERM)
@@ -116,7 +116,7 @@ class Faults:
       self.survived["SIGTERM"] += 1
 
   def damage(self) -> None:
-    """One byte of the newest checkpoint changes; the one before must do."""
+    """Changes a byte of the newest checkpoint; the one before must be used."""
     folder = self._workdir / "checkpoints"
     whole = [path for path in folder.iterdir() if path.name.isdigit()]
     newest = max(whole, key=lambda path: int(path.name))
@@ -135,7 +135,7 @@ class Faults:
       self.survived["damaged checkpoint"] += 1
 
   def fill(self) -> None:
-    """No byte is left on the disk: its last words must say so."""
+    """Fills the disk: the last line of the run must say so."""
     filler = self._workdir.parent / "filler"
     life = self._start()
     wait_for_steps(life)
@@ -152,7 +152,7 @@ class Faults:
 
 
 def small_disk(folder: pathlib.Path) -> bool:
-  """Mounts a file system of its own; whether that was possible."""
+  """Mounts a small file system; returns whether that was possible."""
   folder.mkdir(parents=True)
   if os.geteuid() != 0 or not shutil.which("mount"):
     return False
@@ -179,7 +179,7 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
 
 
 def differences(whole: pathlib.Path, torn: pathlib.Path) -> list[str]:
-  """What of two runs is not the same, by name."""
+  """The differences of two runs, by name."""
   a, b = arrays(whole), arrays(torn)
   different = [
     name
@@ -204,12 +204,12 @@ def soak(
   Args:
     workdir: An empty directory for both.
     kills: How often to kill.
-    steps: Of each run; enough that it outlives the kills.
-    seed: Decides when.
-    tell: Called with a line for what has been survived and what has not.
+    steps: Steps of each run; enough to last for all kills.
+    seed: Decides the moments.
+    tell: Called with a line for each fault and its outcome.
 
   Returns:
-    What has gone wrong, empty if nothing has.
+    The failures; empty if there are none.
   """
   chance = random.Random(seed)
   whole, disk = workdir / "whole", workdir / "disk"
@@ -248,7 +248,7 @@ def main(argv: list[str]) -> None:
   values = flags.FlagValues()
   for name, usual, text in (
     ("kills", 20, "how often to kill the run"),
-    ("steps", 600, "of the run"),
+    ("steps", 600, "steps of the run"),
     ("seed", 0, "decides the moments"),
   ):
     flags.DEFINE_integer(name, usual, text, lower_bound=0, flag_values=values)

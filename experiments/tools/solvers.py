@@ -4,10 +4,10 @@
   python -m experiments.tools.solvers --schedule=cosine --dim=64 \
     --out=solvers.png
 
-Data are mixtures of Gaussians with random means, widths and weights. Their
-exact denoiser takes the network's place, and an adaptive integrator of order 8
-gives the exact solution of the probability-flow ODE for each x_T. The error is
-the root mean square distance to it at the end, the geometric mean over several
+The data are mixtures of Gaussians with random means, widths and weights. Their
+exact denoiser replaces the network, and an adaptive integrator of order 8 gives
+the exact solution of the probability-flow ODE for each x_T. The error is the
+root mean square distance to it at the end, as the geometric mean over several
 mixtures. The order is measured on the same problems with many steps, without
 the last one to s = 0. With --diffusers the schedulers of that library
 (pip install torch diffusers) solve the same problems.
@@ -54,7 +54,7 @@ def random_mixture(seed: int, dim: int, components: int) -> mixtures.Mixture:
 def exact(
   mixture: mixtures.Mixture, x, schedule: dj.schedules.Table, t: int, s: int
 ) -> np.ndarray:
-  """Where the flow dy/du = eps_hat takes x, from step t to step s."""
+  """The end of the flow dy/du = eps_hat from x, from step t to step s."""
   alpha, sigma = np.asarray(schedule.alpha), np.asarray(schedule.sigma)
   # u = sinh(a) / 30 takes equal steps where x0_hat changes.
   first, last = np.arcsinh(30 * sigma[[t, s]] / alpha[[t, s]])
@@ -77,7 +77,7 @@ def exact(
 
 
 class Problem(NamedTuple):
-  """A mixture, noises to start from, and where the flow takes them."""
+  """A mixture, noises to start from, and the ends of the flow from them."""
 
   mixture: mixtures.Mixture
   x_T: np.ndarray
@@ -87,7 +87,7 @@ class Problem(NamedTuple):
 def problems(
   schedule: dj.schedules.Table, dim: int, components: int, seeds: int, num: int
 ) -> Iterator[Problem]:
-  """Random problems, always the same ones."""
+  """Random problems, the same ones every time."""
   for seed in range(seeds):
     mixture = random_mixture(seed, dim, components)
     x_T = np.random.default_rng(100 + seed).normal(size=(num, dim))
@@ -131,9 +131,9 @@ def errors(name, spacing, schedule, given: list[Problem]) -> list[float]:
 def observed_order(name: str, problem: Problem) -> float:
   """log2 of the error's ratio when steps double, from 512 to 1024.
 
-  They are even in log u from 150 to 0.05, which makes the multistep methods'
-  first steps, of lower order, harmless; on a schedule of so many steps that
-  rounding to whole ones is nothing.
+  They are even in log u from 150 to 0.05, where the first steps of multistep
+  methods, of lower order, do no harm; the schedule has so many steps that
+  rounding to whole ones does not matter.
   """
   schedule = dj.schedules.linear(2**16)
   run = solve(name, schedule)
@@ -174,12 +174,12 @@ def main(argv: list[str]) -> None:
     kind(name, default, text, flag_values=values, **options)
 
   whole = flags.DEFINE_integer
-  define(flags.DEFINE_string, "schedule", "linear", "of 1000 steps")
+  define(flags.DEFINE_string, "schedule", "linear", "schedule of 1000 steps")
   define(whole, "dim", 16, "dimensions of the data", lower_bound=1)
-  define(whole, "components", 8, "of each mixture", lower_bound=1)
+  define(whole, "components", 8, "Gaussians in a mixture", lower_bound=1)
   define(whole, "seeds", 4, "how many mixtures", lower_bound=1)
   define(whole, "num", 256, "noises to start from, for each", lower_bound=1)
-  define(flags.DEFINE_string, "out", "solvers.png", "where the plot goes")
+  define(flags.DEFINE_string, "out", "solvers.png", "file of the plot")
   define(flags.DEFINE_bool, "order", True, "measure the orders too")
   define(flags.DEFINE_bool, "diffusers", False, "compare with diffusers")
   cli.parse(argv, values)

@@ -57,7 +57,7 @@ def best(
   given: list[solvers.Problem],
   counts: Sequence[int],
 ) -> list[tuple[float, str]]:
-  """The least error, and whose it is, for each number of network calls.
+  """The least error, and its scheduler, for each number of network calls.
 
   Raises:
     ValueError: If torch or diffusers is missing.

@@ -1,1 +1,1 @@
-"""Evaluation: what is measured of samples, and how they are kept meanwhile."""
+"""Evaluation: the metrics of samples, and the samples on disk meanwhile."""

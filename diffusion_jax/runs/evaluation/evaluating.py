@@ -33,13 +33,13 @@ def measure(
   theirs: Callable[[], features.Seen],
   options: EvaluationOptions,
 ) -> dict[str, Any]:
-  """All figures.
+  """Computes all metrics.
 
   Args:
-    asked: What is measured.
-    samples: None where no metric looks at any.
-    theirs: What metrics of features need to know of the data.
-    options: How.
+    asked: What to measure.
+    samples: The samples; None if no metric needs any.
+    theirs: The features of the data.
+    options: The options.
 
   Returns:
     The second part of a row.
@@ -68,10 +68,10 @@ def measure(
 
 
 def check_row(path: pathlib.Path | None, asked: Subject) -> None:
-  """Looks, before any work, whether the row can be kept.
+  """Checks, before any work, that the row can be written.
 
   Raises:
-    ValueError: If neither can the samples.
+    ValueError: If it cannot, nor can the samples.
   """
   if path is None or os.access(path if path.exists() else path.parent, os.W_OK):
     return
@@ -86,7 +86,7 @@ def check_row(path: pathlib.Path | None, asked: Subject) -> None:
 
 
 def keep(path: pathlib.Path | None, row: dict[str, Any]) -> None:
-  """Appends a row; one that cannot be written is printed, and never lost.
+  """Appends a row, or prints it if it cannot be written.
 
   Raises:
     OSError: If it could not be written.
@@ -107,7 +107,7 @@ def keep(path: pathlib.Path | None, row: dict[str, Any]) -> None:
 
 
 def _samples(asked: Subject, options: EvaluationOptions, generators):
-  """What is measured: drawn or given samples, or none."""
+  """The samples to measure: drawn, given, or none."""
   if asked.plan is not None and asked.draws:
     return stored.drawn(asked.plan, generators, keep=options.keep_samples)
   return contextlib.nullcontext(asked.given)
@@ -116,18 +116,18 @@ def _samples(asked: Subject, options: EvaluationOptions, generators):
 def evaluate(
   workdir: PathLike | None, options: EvaluationOptions
 ) -> list[dict[str, Any]]:
-  """Measures all that is asked; says the figures and keeps them in the run.
+  """Computes the metrics, prints them and appends them to the run's rows.
 
   Args:
-    workdir: Of the run; None where given samples are measured alone.
-    options: What is asked.
+    workdir: The run directory; None to measure given samples only.
+    options: The options.
 
   Returns:
-    A row for each set of parameters, as evaluation.jsonl has them.
+    A row of evaluation.jsonl for each set of parameters.
 
   Raises:
     ValueError: If something is missing or does not fit.
-    OSError: If the figures could not be kept.
+    OSError: If a row could not be written.
   """
   folder = None if workdir is None else pathlib.Path(workdir)
   asked = subject.read(folder, options)

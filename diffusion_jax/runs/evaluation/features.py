@@ -1,4 +1,4 @@
-"""Networks of features, and what is remembered of what they see."""
+"""Feature networks, and what to keep of their features."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from diffusion_jax.runs.evaluation import stored
 
 NAMES = ("pixels", "inception")
 DOWNLOAD = "download"
-OWN = "features"  # what those of a network of one's own are called
+OWN = "features"  # the name of a user's network's features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Features:
   """A feature network.
 
   Attributes:
-    name: For people, with a digest of its weights.
-    main: The name of the features that most metrics look at.
-    others: Of further ones.
+    name: Its name in output, with a digest of its weights.
+    main: The name of the features that most metrics use.
+    others: The names of further features.
     make: Names -> the network for ``dj.metrics.extract``, which returns
       these features in a dict.
     jit: False if JAX cannot trace it.
@@ -42,10 +42,10 @@ class Features:
 
 
 def named(name: str, inception: str | None) -> Features:
-  """The network that `features` and `inception` name.
+  """The network of the options `features` and `inception`.
 
   Raises:
-    ValueError: If there is no such network, or its weights are not there.
+    ValueError: If there is no such network, or its weights are missing.
   """
   if ":" in name:
     return _own(name)
@@ -78,8 +78,8 @@ def _own(spec: str) -> Features:
   """The network that ``function()`` of a module or of a file returns.
 
   ``uint8 images [B, H, W, C] -> features [B, D]``. It may have a ``name``,
-  best with a digest of its weights, and ``jit = False`` where JAX cannot trace
-  it. Arrays of a ``jax.tree_util.Partial`` are digested here.
+  ideally with a digest of its weights, and ``jit = False`` if JAX cannot trace
+  it. For a ``jax.tree_util.Partial`` the digest is added here.
 
   Raises:
     ValueError: If there is no such function, or it fails.
@@ -115,21 +115,21 @@ def _in_dict(network: Callable, images) -> dict:
 
 
 def _words(error: Exception) -> str:
-  """An error of another's code in a line, with its kind where that helps."""
+  """An error of a user's code on one line, with its type where that helps."""
   text = sources.one_line(error)
   plain = isinstance(error, (ValueError, ImportError, OSError))
   return text if plain else f"{type(error).__name__}: {text}"
 
 
 def probe(network: Features, shapes: Sequence[tuple[int, ...]]) -> None:
-  """Looks at two black pictures of each shape, before anything is drawn.
+  """Tries the network on two black images of each shape, before sampling.
 
   Args:
-    network: Of features.
-    shapes: Of a picture.
+    network: The feature network.
+    shapes: Shapes of an image.
 
   Raises:
-    ValueError: If the network fails, or its features are no finite vectors of
+    ValueError: If the network fails, or its features are not finite vectors of
       one length.
   """
   lengths = {}
@@ -161,18 +161,18 @@ def probe(network: Features, shapes: Sequence[tuple[int, ...]]) -> None:
 
 
 def _check_finite(name: str, vectors: np.ndarray) -> None:
-  """Refuses features that would make every figure NaN."""
+  """Raises for features that would make every metric NaN."""
   if not np.isfinite(vectors).all():
     raise ValueError(f"features {name} are not all finite")
 
 
 class Seen:
-  """What metrics need to know of the features of some pictures.
+  """The features of some images, as far as metrics need them.
 
   Args:
-    kept: Names of the features to keep one by one.
-    summed: Names of those whose mean and covariance are enough.
-    gaussians: Means and covariances that are known beforehand.
+    kept: Names of the features to keep for every image.
+    summed: Names of those whose mean and covariance suffice.
+    gaussians: Means and covariances that are known already.
   """
 
   def __init__(
@@ -190,16 +190,16 @@ class Seen:
 
   @property
   def names(self) -> list[str]:
-    """All features that are looked at."""
+    """The names of all features."""
     return sorted(self._parts.keys() | self._moments.keys())
 
   @property
   def labels(self) -> np.ndarray:
-    """Of the pictures that were seen, [N]."""
+    """The labels of the images, [N]."""
     return np.concatenate(self._labels)
 
   def add(self, found: dict[str, np.ndarray], labels: np.ndarray) -> None:
-    """Takes one batch in."""
+    """Adds a batch."""
     self._labels.append(labels)
     for name, parts in self._parts.items():
       parts.append(found[name])
@@ -209,7 +209,7 @@ class Seen:
       self._moments[name] = both
 
   def features(self, name: str) -> np.ndarray:
-    """Those that were kept, [N, D]."""
+    """The features of every image, [N, D]."""
     if len(self._parts[name]) > 1:
       self._parts[name] = [np.concatenate(self._parts[name])]
     return self._parts[name][0]
@@ -227,7 +227,7 @@ class Seen:
 def look(
   source: dj.data.Source, num: int, network: Features, seen: Seen, batch: int
 ) -> Seen:
-  """Fills ``seen`` from the first ``num`` pictures, under a progress bar.
+  """Fills ``seen`` from the first ``num`` images, with a progress bar.
 
   Raises:
     ValueError: If features are not finite.

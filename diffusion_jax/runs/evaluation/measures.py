@@ -1,4 +1,4 @@
-"""Measures that need no network of features: pixels, bits, classes."""
+"""Metrics without a feature network: of pixels, and bits per dimension."""
 
 import collections
 import sys
@@ -20,10 +20,10 @@ def pixels(x: np.ndarray) -> np.ndarray:
 
 
 def check_dimensions(shape: tuple[int, ...]) -> None:
-  """Refuses images whose pixels would need too large a covariance.
+  """Checks that a covariance of the pixels is not too large.
 
   Raises:
-    ValueError: Saying how many pixels are possible.
+    ValueError: If it is; says how many pixels are possible.
   """
   if np.prod(shape) > MAX_DIMENSIONS:
     raise ValueError(
@@ -35,10 +35,10 @@ def check_dimensions(shape: tuple[int, ...]) -> None:
 def check_shapes(
   ours: tuple[int, ...], theirs: tuple[int, ...], *, covariance: bool = True
 ) -> None:
-  """Refuses samples and data whose pixels cannot be compared.
+  """Checks that the pixels of samples and data can be compared.
 
   Raises:
-    ValueError: Saying why.
+    ValueError: If they cannot; says why.
   """
   if ours != theirs:
     raise ValueError(
@@ -50,7 +50,7 @@ def check_shapes(
 
 
 def halves_distance(data: np.ndarray, splits: int = 5) -> float:
-  """Frechet distance of one half of the data to the other, over splits."""
+  """Frechet distance of one half of the data to the other, mean of splits."""
   rng = np.random.default_rng(0)
   distances = []
   for _ in range(splits):
@@ -79,13 +79,13 @@ def frechet(
   quantise: str | None,
   key: jax.Array,
 ) -> dict[str, Any]:
-  """The Frechet distance of samples to data, and what they look like.
+  """The Frechet distance of samples to data, and statistics of both.
 
   Args:
     drawn: The samples, uint8 [N, H, W, C].
     source: The data.
-    quantise: The rule that made the bytes of the samples, if that is known.
-    key: Of the bootstrap.
+    quantise: The rule by which the samples became bytes, if known.
+    key: For the bootstrap.
 
   Returns:
     The figures.
@@ -146,7 +146,7 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
   parts = []
   starts = range(0, plan.num, plan.options.batch)
   for start in tqdm.tqdm(starts, disable=not sys.stderr.isatty(), leave=False):
-    # The last batch is filled up, so that one program serves all.
+    # The last batch is padded, so that one program serves all.
     numbers = [min(start + k, plan.num - 1) for k in range(plan.options.batch)]
     real = [source[i] for i in numbers]
     x0 = source.values.floats(np.stack([example["image"] for example in real]))

@@ -6,30 +6,33 @@ import diffusion_jax as dj
 from diffusion_jax.runs.evaluation import features, scores, sweep
 from diffusion_jax.runs.options import PathLike, SamplingOptions, option
 
-OF_RUNS = ("frechet", "bpd")  # of pixels and of the network
+OF_RUNS = ("frechet", "bpd")  # from pixels, and from the network
 METRICS = (*OF_RUNS, *scores.METRICS)
 NO_SAMPLES = {"bpd", *scores.OF_DATA}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(SamplingOptions):
-  """What to measure, of how many samples, drawn in which way."""
+  """What to measure, on how many samples, and how to draw them."""
 
   num: int | None = option(
-    None, "how many images; by default as many as there are data", least=1
+    None, "how many images; by default as many as the data have", least=1
   )
   ema: str | None = option(
     None,
-    "average: its rate, std:WIDTH, or raw; by default the slowest; "
-    f"{sweep.SWEEP} measures the raw parameters and each average, "
-    f"{sweep.SWEEP}:0.05,0.1 averages of these widths",
+    "average of the parameters: its rate, std:WIDTH, or raw for none; by "
+    f"default the slowest; {sweep.SWEEP} measures the raw parameters and every "
+    f"average, {sweep.SWEEP}:0.05,0.1 averages of these widths",
   )
-  metrics: tuple[str, ...] = option(("frechet",), f"of {', '.join(METRICS)}")
+  metrics: tuple[str, ...] = option(
+    ("frechet",), f"one or more of {', '.join(METRICS)}"
+  )
   features: str = option(
     "pixels",
-    f"what {', '.join(scores.METRICS)} look at: {', '.join(features.NAMES)}, "
-    "or module:function or path/to/file.py:function, which returns a network "
-    "of any framework, such as experiments.tools.efficientnet:lite0",
+    f"feature network of {', '.join(scores.METRICS)}: "
+    f"{', '.join(features.NAMES)}, or module:function or "
+    "path/to/file.py:function, which returns a network of any framework, such "
+    "as experiments.tools.efficientnet:lite0",
   )
   inception: str | None = option(
     None,
@@ -38,13 +41,13 @@ class EvaluationOptions(SamplingOptions):
   )
   reference: PathLike | None = option(
     None,
-    "what samples are compared with: an .npz of statistics or reference "
-    "pictures, or any data; by default the run's data",
+    "compare samples with this: an .npz of statistics or reference images, or "
+    "any data; by default the run's data",
   )
   samples: PathLike | None = option(
-    None, "pictures to measure (folder, .zip, .npz, .npy)"
+    None, "images to measure (folder, .zip, .npz, .npy)"
   )
   keep_samples: bool = option(False, "keep the samples that are drawn")
   curve: bool = option(
-    False, "measure each checkpoint that is kept, not only the newest"
+    False, "measure every checkpoint that was kept, not only the newest"
   )

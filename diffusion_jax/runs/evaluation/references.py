@@ -11,10 +11,10 @@ class Reference:
   """The data that samples are compared with.
 
   Attributes:
-    name: For people.
-    fingerprint: Of its contents.
-    source: Its pictures, if they are known.
-    gaussians: Its statistics by feature name, of those that are known.
+    name: Its name in output.
+    fingerprint: Fingerprint of its contents.
+    source: Its images, if it has any.
+    gaussians: Its statistics, by feature name.
   """
 
   name: str
@@ -24,10 +24,10 @@ class Reference:
 
   @property
   def pictures(self) -> dj.data.Source:
-    """The source.
+    """The images.
 
     Raises:
-      ValueError: If only statistics are known.
+      ValueError: If it has only statistics.
     """
     if self.source is None:
       raise ValueError(
@@ -38,7 +38,7 @@ class Reference:
 
 
 def named(name: str) -> Reference:
-  """What `reference` names: an .npz of statistics, or pictures.
+  """The option `reference`: an .npz of statistics, or images.
 
   Raises:
     ValueError: If it is neither.
@@ -52,5 +52,5 @@ def named(name: str) -> Reference:
 
 
 def of_source(source: dj.data.Source) -> Reference:
-  """A source as what to compare with."""
+  """A data source as a reference."""
   return Reference(source.name, source.fingerprint, source, {})

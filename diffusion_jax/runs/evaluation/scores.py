@@ -1,4 +1,4 @@
-"""Measures of features: FID, sFID, IS, KID, precision and recall, classes."""
+"""Metrics of features: FID, sFID, IS, KID, precision and recall, classes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from diffusion_jax.runs.evaluation import features, measures
 from diffusion_jax.runs.evaluation.features import Features, Seen
 from diffusion_jax.runs.evaluation.references import Reference
 
-# What each metric looks at: the network's main features, or others.
+# The features that each metric uses: the network's main ones, or others.
 METRICS = {
   "fid": "main",
   "sfid": "spatial",
@@ -27,14 +27,14 @@ METRICS = {
   "halves": "main",
 }
 FRECHET = ("fid", "sfid", "fid_inf")  # need only statistics of the data
-# Need the data's features one by one.
+# Need the features of every image of the data.
 BY_PICTURES = ("kid", "pr", "agreement", "halves")
-OF_DATA = ("halves",)  # look at no samples
+OF_DATA = ("halves",)  # need no samples
 FEW = 10_000  # samples, for a Frechet distance
-PR_REFERENCE = 10_000  # pictures, as of the published precision and recall
+PR_REFERENCE = 10_000  # images, as in the published precision and recall
 NEIGHBOURS, SPLITS = 3, 10
 HALVES = 5  # splits of the data
-# Fewest samples, and fewest pictures of the data, for each.
+# Fewest samples, and fewest images of the data, for each.
 LEAST = {
   "fid": 2,
   "sfid": 2,
@@ -49,12 +49,12 @@ LEAST = {
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-  """What the figures are made of.
+  """The features that metrics compare.
 
   Attributes:
-    network: Of features.
-    ours: What was seen of the samples.
-    theirs: Of the data.
+    network: The feature network.
+    ours: Features of the samples.
+    theirs: Features of the data.
   """
 
   network: Features
@@ -63,17 +63,17 @@ class Compared:
 
 
 def words(name: str, network: Features) -> tuple[str, str]:
-  """What the Frechet and the kernel distance of these features are called."""
+  """The names of the Frechet and the kernel distance for these features."""
   known = {"2048": ("FID", "KID"), "spatial": ("sFID", "kernel distance")}
   of = f" ({network.name})"
   return known.get(name, (f"Frechet distance{of}", f"kernel distance{of}"))
 
 
 def looks_at(metric: str, network: Features) -> str:
-  """The name of the features that a metric looks at.
+  """The name of the features that a metric uses.
 
   Raises:
-    ValueError: If this network has none of these.
+    ValueError: If this network does not have them.
   """
   wanted = METRICS[metric]
   if wanted == "main":
@@ -92,17 +92,17 @@ def check(
   shape: tuple[int, ...],
   num: int,
 ) -> None:
-  """Refuses, before anything is drawn, what could not be measured.
+  """Checks, before anything is drawn, that the metrics can be computed.
 
   Args:
-    metrics: Of ``METRICS``.
-    network: Of features.
-    data: What to compare with.
-    shape: Of a sample.
-    num: Of samples.
+    metrics: Names from ``METRICS``.
+    network: The feature network.
+    data: The reference.
+    shape: Shape of a sample.
+    num: The number of samples.
 
   Raises:
-    ValueError: Saying what is missing.
+    ValueError: If not; says what is missing.
   """
   for metric in metrics:
     _check_metric(metric, network, data, shape, num)
@@ -130,7 +130,7 @@ def _check_metric(
   shape: tuple[int, ...],
   num: int,
 ) -> None:
-  """As ``check``, of one metric."""
+  """As ``check``, for one metric."""
   seen, least = looks_at(metric, network), LEAST[metric]
   if num < least and metric not in OF_DATA:
     raise ValueError(f"{metric} of {num} samples: pass `num={least}` or more")
@@ -159,7 +159,7 @@ def _check_metric(
 def look_at_data(
   metrics: Sequence[str], network: Features, data: Reference, batch: int
 ) -> Seen:
-  """What the metrics need to know of the data; seen once for all samples."""
+  """The features of the data, computed once for all samples."""
   theirs = Seen(
     {looks_at(m, network) for m in metrics if m in BY_PICTURES},
     {looks_at(m, network) for m in metrics if m in FRECHET},
@@ -181,20 +181,20 @@ def measure(
   seed: int,
   batch: int,
 ) -> dict[str, Any]:
-  """The figures of all metrics, which are also said.
+  """Computes all metrics, and prints them.
 
   Args:
-    metrics: Of ``METRICS``, checked by ``check``.
-    network: Of features.
-    data: What to compare with.
-    theirs: What was seen of it, see ``look_at_data``.
-    samples: To measure; None where no metric looks at any.
+    metrics: Names from ``METRICS``, checked by ``check``.
+    network: The feature network.
+    data: The reference.
+    theirs: Its features, see ``look_at_data``.
+    samples: The samples to measure; None if no metric needs any.
     num: How many of them.
-    seed: Of random parts.
-    batch: Pictures at a time.
+    seed: Seed of random subsets.
+    batch: Images at a time.
 
   Returns:
-    The figures and how they were made.
+    The metrics, and how they were computed.
   """
   ours = Seen({looks_at(m, network) for m in metrics if m not in OF_DATA})
   if samples is not None:
@@ -288,10 +288,10 @@ def _precision_recall(seen: Compared, name: str, key) -> dict[str, Any]:
 
 
 def _agreement(seen: Compared, name: str, key) -> dict[str, Any]:
-  """How often a classifier sees the class that was asked for.
+  """How often a classifier predicts the requested class.
 
-  It learnt from one half of the data; how often it is right about the other
-  half is given beside it.
+  It is trained on one half of the data; its accuracy on the other half is
+  reported too.
   """
   x, y = seen.theirs.features(name), seen.theirs.labels
   order = np.random.default_rng(0).permutation(len(x))

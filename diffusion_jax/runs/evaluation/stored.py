@@ -1,8 +1,9 @@
-"""Samples that outlive an interruption: bytes on disk, batch by batch.
+"""Samples that survive an interruption: bytes on disk, batch by batch.
 
-A batch is written when it is done, into a folder of the run that is named by
-all that determines it. The same command again finds what is there and draws
-the rest; as image k is a function of the seed and of k, nobody can tell.
+A batch is written when it is done, to a folder of the run whose name depends on
+everything that determines it. The same command again finds these batches and
+draws the rest; as image k is a function of the seed and of k, the result is the
+same.
 """
 
 import collections
@@ -40,11 +41,11 @@ class Stored(sources.Source):
   """Samples in a folder, a file for each batch.
 
   Attributes:
-    folder: Where they are.
+    folder: The folder.
     batch: Samples in a file.
-    length: Samples in all; the last file may have more.
-    asked: The classes that were drawn in turn, which are the labels; none
-      where the network is unconditional.
+    length: Samples in total; the last file may have more.
+    asked: The classes that are drawn in turn, which are the labels; empty if
+      the network is unconditional.
   """
 
   folder: pathlib.Path
@@ -73,7 +74,7 @@ class Stored(sources.Source):
   def remove(self) -> None:
     """Deletes the files."""
     shutil.rmtree(self.folder)
-    with contextlib.suppress(OSError):  # Others' samples are beside it.
+    with contextlib.suppress(OSError):  # The folder has other samples, too.
       self.folder.parent.rmdir()
 
 
@@ -88,7 +89,7 @@ def stages(plan: planning.Plan) -> list[planning.Plan]:
 
 
 def generators(plan: planning.Plan) -> list[Generator]:
-  """What draws the stages, for any parameters of their networks."""
+  """The generators of the stages, for any parameters of their networks."""
   return [drawing.generator(stage) for stage in stages(plan)]
 
 
@@ -99,21 +100,21 @@ def drawn(
   *,
   keep: bool = False,
 ) -> Iterator[Stored]:
-  """Samples on disk, to be measured; what is not there yet is drawn.
+  """Samples on disk, to be measured; draws those that are missing.
 
   They are deleted at the end, unless something goes wrong: then the same
-  command goes on.
+  command continues with them.
 
   Args:
     plan: What to draw.
     generators: See the function of that name.
-    keep: Whether to leave them there.
+    keep: Whether to keep them.
 
   Yields:
     The samples.
 
   Raises:
-    ValueError: If another process is at work on the same ones.
+    ValueError: If another process works on the same ones.
   """
   draws = list(zip(stages(plan), generators, strict=True))
   stored = _open(draws[0][0])
@@ -130,9 +131,9 @@ def drawn(
 
 
 def _draw(stored: Stored, draws: list[tuple[planning.Plan, Generator]]) -> None:
-  """Draws what is not there yet, under a progress bar.
+  """Draws the missing batches, with a progress bar.
 
-  Of several processes, which see one directory, the first writes.
+  If there are several processes, the first writes to the shared directory.
   """
   for stage, _ in draws:
     drawing.announce(stage)
@@ -160,7 +161,7 @@ def _draw(stored: Stored, draws: list[tuple[planning.Plan, Generator]]) -> None:
 
 
 def _open(plan: planning.Plan) -> Stored:
-  """The folder of these samples, which says what they are."""
+  """The folder of these samples, with their description."""
   text = _text(plan)
   fingerprint = sources.fingerprint(text)
   folder = plan.workdir / "evaluation" / fingerprint
@@ -179,7 +180,7 @@ def _open(plan: planning.Plan) -> Stored:
 
 
 def asked(plan: planning.Plan) -> tuple[int, ...]:
-  """The classes that are drawn in turn; none where there are none."""
+  """The classes to draw in turn; empty if there are none."""
   return guiding.classes_in_turn(plan.config, plan.options, plan.classifier)
 
 
@@ -198,7 +199,7 @@ def _batch(
 
 
 def _write(path: pathlib.Path, images: np.ndarray) -> None:
-  """Writes a file that is either whole or not there."""
+  """Writes a file atomically."""
   partial = path.with_suffix(".part")
   with partial.open("wb") as file:
     np.save(file, images)
@@ -206,7 +207,7 @@ def _write(path: pathlib.Path, images: np.ndarray) -> None:
 
 
 def identity(plan: planning.Plan) -> str:
-  """A digest of all that determines the bytes of sample k."""
+  """A digest of everything that determines the bytes of sample k."""
   return sources.fingerprint(_text(stages(plan)[0]))
 
 
@@ -215,7 +216,7 @@ def _text(plan: planning.Plan) -> str:
 
 
 def describe(plan: planning.Plan) -> dict[str, Any]:
-  """All that determines the bytes of sample k."""
+  """Everything that determines the bytes of sample k."""
   return {
     "quantise": plan.options.quantise,
     "seed": plan.options.seed,
@@ -226,14 +227,14 @@ def describe(plan: planning.Plan) -> dict[str, Any]:
 
 
 def _describe(plan: planning.Plan) -> dict[str, Any]:
-  """What one stage of a cascade adds."""
+  """The description of one stage of a cascade."""
   config = directory.config_json(plan.config)
   parts = ("model", "schedule", "target", "variance", "low_res")
   classifier = None
   if plan.classifier is not None:
     classifier = fingerprint(plan.classifier.params)
   options = plan.options
-  # Only where it is not 0: what a single stage is called stays the same.
+  # Only if it is not 0, so that the name of a single stage does not change.
   stage: dict[str, Any] = {"stage": plan.stage} if plan.stage else {}
   if options.sampler == "edm_heun":
     stage["churn"] = config["sampling"].get("churn")
@@ -265,7 +266,7 @@ def _describe(plan: planning.Plan) -> dict[str, Any]:
 
 
 def fingerprint(tree: Any) -> str:
-  """Of all arrays of a tree and of their places in it."""
+  """A digest of a tree's arrays and of their paths in it."""
   parts: list[Any] = []
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     parts += [jax.tree_util.keystr(path), np.asarray(x)]

@@ -25,18 +25,18 @@ from diffusion_jax.runs.evaluation.options import (
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is measured.
+  """What to measure.
 
   Attributes:
-    metrics: Which figures are asked for.
-    plan: How samples are drawn, or whose bits are counted; None if they are
-      given, or none are looked at.
-    given: The samples, if they are.
+    metrics: Names of the metrics.
+    plan: How to draw samples, or the model for bits per dimension; None if
+      samples are given, or not needed.
+    given: The samples, if they are given.
     num: How many.
-    data: What they are compared with.
-    network: Of features, if any metric needs one.
-    steps: The checkpoints to measure; none where there is no plan.
-    averages: Of each.
+    data: The reference.
+    network: The feature network, if any metric needs one.
+    steps: The checkpoints to measure; empty without a plan.
+    averages: The averages to measure of each.
   """
 
   metrics: Sequence[str]
@@ -65,14 +65,14 @@ class Subject:
 
 
 def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
-  """Reads and checks all that is asked.
+  """Reads the run and checks the options for it.
 
   Args:
-    workdir: Of the run; None where given samples are measured alone.
-    options: What is asked.
+    workdir: The run directory; None to measure given samples only.
+    options: The options.
 
   Returns:
-    What is measured.
+    What to measure.
 
   Raises:
     ValueError: If something is missing or does not fit.
@@ -120,7 +120,7 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
 
 
 def _check_bytes(metrics, given, data: references.Reference) -> None:
-  """Refuses metrics of pictures where values are no bytes."""
+  """Raises for metrics that need bytes, if the values are not bytes."""
   of_pictures = set(metrics) - {"bpd"}
   for source in (given, data.source):
     if source is not None and source.values != BYTES and of_pictures:
@@ -131,7 +131,7 @@ def _check_bytes(metrics, given, data: references.Reference) -> None:
 
 
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
-  """With the checkpoints and averages that `curve` and `ema` name."""
+  """The subject with the checkpoints and averages of `curve` and `ema`."""
   plan, ema = subject.plan, options.ema
   if plan is not None:
     return dataclasses.replace(
@@ -150,7 +150,7 @@ def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
 def _plan(
   workdir: pathlib.Path | None, options: EvaluationOptions
 ) -> planning.Plan:
-  """What is drawn; of a sweep, with the usual average first."""
+  """How to draw samples; in a sweep, with the default average first."""
   if workdir is None:
     raise ValueError("`workdir` is missing: the directory of a run")
   ema = None if sweep.asked(options.ema) else options.ema
@@ -158,7 +158,7 @@ def _plan(
 
 
 def _usual_num(data: references.Reference, given) -> int:
-  """As many samples as were given, or as there are data."""
+  """The number of samples given, or of the data."""
   if given is None and data.source is None:
     raise ValueError(
       f"`num` is missing: {data.name} does not say how many pictures its "
@@ -172,7 +172,7 @@ def _data(
   options: EvaluationOptions,
   plan: planning.Plan | None,
 ) -> references.Reference:
-  """What to compare with: what is named, or the run's data."""
+  """The reference: the option's, or the run's data."""
   if options.reference is not None:
     return references.named(str(options.reference))
   if plan is not None:
@@ -186,7 +186,7 @@ def _data(
 
 
 def _trained_on(workdir: pathlib.Path) -> references.Reference:
-  """The data of a run, if they are still what it was trained on.
+  """The data of a run, if they have not changed since training.
 
   Raises:
     ValueError: If they have changed.
@@ -204,7 +204,7 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
 
 
 def _check_given(metrics, given: dj.data.Source, num: int) -> None:
-  """Refuses metrics that given samples do not allow."""
+  """Checks that the metrics are possible for given samples."""
   for name in ("bpd", "agreement"):
     if name in metrics:
       raise ValueError(
@@ -217,7 +217,7 @@ def _check_given(metrics, given: dj.data.Source, num: int) -> None:
 
 
 def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
-  """Refuses metrics that the run does not allow."""
+  """Checks that the metrics are possible for the run."""
   if "agreement" in metrics:
     asked = stored.asked(plan)
     if not asked:
@@ -243,7 +243,7 @@ def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
 
 
 def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
-  """Refuses data that the network knows neither the size nor the classes of."""
+  """Checks that the data have the size and the classes of the network."""
   ours = {"image_shape": plan.image_shape}
   if plan.config.model.num_classes is not None:
     ours["num_classes"] = plan.config.model.num_classes
@@ -256,7 +256,7 @@ def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
 
 
 def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
-  """The first part of a row: how the samples are made."""
+  """The first part of a row: how the samples are drawn."""
   source, plan = subject.data.source, subject.plan
   row = {
     "data": None if source is None else len(source),

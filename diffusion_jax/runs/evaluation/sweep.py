@@ -11,7 +11,7 @@ from diffusion_jax.runs import console, directory, networks, planning, restoring
 
 SWEEP = "sweep"  # as ema
 
-# What a table shows of each metric: the figure and its error.
+# What a table shows for each metric: its value and its error.
 FIGURES = {
   "frechet": ("frechet", "frechet_std"),
   "bpd": ("bpd", "bpd_standard_error"),
@@ -27,7 +27,7 @@ LARGE_IS_GOOD = ("is", "pr", "agreement")
 
 
 def asked(ema: str | None) -> bool:
-  """Whether `ema` names many averages.
+  """Whether `ema` means several averages.
 
   >>> asked("sweep"), asked("sweep:0.05,0.1"), asked("0.999"), asked(None)
   (True, True, False, False)
@@ -36,19 +36,20 @@ def asked(ema: str | None) -> bool:
 
 
 def averages(plan: planning.Plan, ema: str | None) -> list[str]:
-  """The averages that `ema` names.
+  """The averages for the option `ema`.
 
   Args:
-    plan: Of the run.
+    plan: The plan of the run.
     ema: "sweep", the raw parameters and each average that was tracked, the
-      fastest first; "sweep:0.05,0.1", averages of these widths; all else is
+      fastest first; "sweep:0.05,0.1", averages of these widths; anything else,
       the plan's own.
 
   Returns:
     Their names.
 
   Raises:
-    ValueError: If a width is none, or the run has kept no averages with one.
+    ValueError: If a width is not a number, or the run has saved no averages
+      with one.
   """
   if ema is None or not asked(ema):
     return [plan.ema]
@@ -74,7 +75,7 @@ def plans(
 ) -> Iterator[planning.Plan]:
   """The plan with the parameters of each checkpoint and each average.
 
-  All else, the noise too, is the same. A damaged checkpoint is passed over.
+  Everything else is the same, also the noise. Damaged checkpoints are skipped.
 
   Raises:
     ValueError: If all are damaged.
@@ -100,17 +101,14 @@ def plans(
 
 
 def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:
-  """The last row of a file that was made in this way; None without one."""
+  """The last row of a file with these settings; None if there is none."""
   made = json.loads(json.dumps(made))
   rows = reversed(directory.read_rows(path))
   return next((row for row in rows if made.items() <= row.items()), None)
 
 
 def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
-  """Prints the figures of all rows, and the best last.
-
-  Best is by the first metric.
-  """
+  """Prints a table of all rows, and then the best by the first metric."""
   shown = [name for name in metrics if name in FIGURES]
   lines = [["step", "average", *(FIGURES[name][0] for name in shown)]]
   for row in rows:

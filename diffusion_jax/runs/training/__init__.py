@@ -1,1 +1,1 @@
-"""Training: the loop, its directory, its signals, and what is learnt."""
+"""Training: the loop, its directory, its signals, and its objectives."""

@@ -1,8 +1,7 @@
-"""What training a classifier of noisy images is.
+"""Trains a classifier of noisy images.
 
-Each logged line has the part of the pictures that are classified rightly, by
-quarter of t, the cleanest first: of a batch just learnt from, and of those
-held out.
+Each logged line has the accuracy by quarter of t, the cleanest first: on the
+last training batch, and on the held-out images.
 """
 
 import functools
@@ -21,14 +20,14 @@ from diffusion_jax.runs.training.reporting import Log
 # A number that no step and no image reaches, for a key of its own; more are in
 # ``runs.planning`` and ``dj.conditions``.
 HELD_OUT = 2**32 - 4
-MEASURED = 1024  # of the held-out pictures, at most, at every logged line
+MEASURED = 1024  # most held-out images to classify at every logged line
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   """Builds a run from its configuration.
 
   Raises:
-    ValueError: For anything a user may have got wrong.
+    ValueError: For any mistake of the user.
   """
   mesh = setup.training_mesh(config, workdir)
   schedule = processes.schedule(config)
@@ -62,15 +61,15 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
 
 
 def right_by_quarter(net, schedule, params, image, label, key):
-  """How many are classified rightly, and how many there are, by quarter of t.
+  """Numbers of correctly classified and of all images, by quarter of t.
 
   Args:
     net: The classifier.
     schedule: The noise schedule.
-    params: Of the classifier.
+    params: Parameters of the classifier.
     image: [B, H, W, C] in [-1, 1].
     label: [B].
-    key: For one step and one noise for each.
+    key: For a step and noise for each image.
 
   Returns:
     [4] and [4].
@@ -85,7 +84,7 @@ def right_by_quarter(net, schedule, params, image, label, key):
 
 
 def measure(right, measured, state, batch, key) -> dict[str, float]:
-  """Accuracies of the parameters as they are now."""
+  """Accuracies of the current parameters."""
   counts = right(
     state.params,
     batch["image"],
@@ -97,7 +96,7 @@ def measure(right, measured, state, batch, key) -> dict[str, float]:
 
 
 def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
-  """Accuracies on the first held-out pictures, always with the same noise."""
+  """Accuracies on the first held-out images, always with the same noise."""
   if held is None:
     return {}
   totals = []

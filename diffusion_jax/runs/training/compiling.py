@@ -1,4 +1,4 @@
-"""How hard to compile, and giving memory back afterwards."""
+"""How much to optimise when compiling, and returning memory afterwards."""
 
 import ctypes
 import os
@@ -10,18 +10,17 @@ EFFORT = "xla_backend_optimization_level"
 
 
 def compiler_options(effort: int) -> dict[str, int] | None:
-  """Options of ``jax.jit``: how well to compile for a CPU.
+  """Options of ``jax.jit``: how much to optimise for a CPU.
 
-  There, compiling is what a newcomer waits for: LLVM's last optimisations
-  take a third of it and make no step faster, and a program that runs once
-  needs none.
+  On a CPU, compiling takes most of a first try: LLVM's last optimisations are a
+  third of it and make no step faster, and a program that runs once needs none.
 
   Args:
     effort: LLVM's level, 0 to 3.
 
   Returns:
-    For jit's ``compiler_options``; None, as usual, on accelerators and where
-    XLA_FLAGS say it.
+    The ``compiler_options`` of jit; None, the default, on accelerators and if
+    XLA_FLAGS sets them.
   """
   said = EFFORT in os.environ.get("XLA_FLAGS", "")
   if said or jax.default_backend() != "cpu":
@@ -30,10 +29,10 @@ def compiler_options(effort: int) -> dict[str, int] | None:
 
 
 def return_memory() -> None:
-  """Gives free memory back to the system, after what needs much: compiling.
+  """Returns free memory to the system after compiling, which needs much.
 
-  The C library would keep it, half a gigabyte, for a next time that does not
-  come. Does nothing where that library is not glibc.
+  The C library would keep half a gigabyte that is never needed again. Does
+  nothing if that library is not glibc.
   """
   if platform.libc_ver()[0] == "glibc":
     ctypes.CDLL(None).malloc_trim(0)

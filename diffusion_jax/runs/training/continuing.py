@@ -1,9 +1,9 @@
-"""Whether a run can go on with what a command line now asks for.
+"""Whether a run can resume with the configuration of a command line.
 
-What is learnt must stay as it is. How long a run goes on, what it shows and
-where it is computed may change. So may the place of its data, and two things
-that change what is learnt and yet are asked for: the end of the learning
-rate's decay, and other data. These are said, and noted in changes.jsonl.
+Anything that changes what the model learns must stay the same. The length of a
+run, what it shows and its devices may change. So may the path of its data, and
+two things that do change what it learns: the end of the learning rate's decay,
+and other data. These are printed, and recorded in changes.jsonl.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from diffusion_jax.runs import directory
 from diffusion_jax.runs.configuration import Config
 
-# The section "data" says where data are; their fingerprint says what they are.
+# The section "data" has the path of the data; a fingerprint identifies them.
 MAY_CHANGE = (
   "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
   "steps_per_dispatch", "model.remat", "data",
@@ -27,26 +27,26 @@ Changes = dict[str, tuple[Any, Any]]
 def check(
   workdir: pathlib.Path, config: Config, data: dict, *, new_data: bool = False
 ) -> Changes:
-  """Compares what a directory holds with what it is to go on with.
+  """Compares a run directory with the configuration to resume it with.
 
-  A run that has no checkpoint of its own has learnt nothing: all of it may
-  change, and of imported weights all but what they are for.
+  In a run without a checkpoint everything may change; with imported weights,
+  everything but the network and its process.
 
   Args:
     workdir: The run directory, perhaps empty.
-    config: To go on with.
-    data: To go on with, see ``runs.describe``.
-    new_data: Whether to go on with other data than before.
+    config: The new configuration.
+    data: The new data, see ``directory.describe``.
+    new_data: Whether to resume with other data than before.
 
   Returns:
-    What changes, to be said and noted.
+    The changes, to print and to record.
 
   Raises:
-    ValueError: If it cannot go on; the message names the differences.
+    ValueError: If it cannot resume; the message names the differences.
   """
   if not directory.is_run(workdir):
     return {}
-  # With the usual values of keys that are newer than the run.
+  # With the defaults of keys that are newer than the run.
   old = directory.config_json(directory.changeable(workdir))
   new = directory.config_json(config)
   old_data = directory.read_json(workdir, "data")
@@ -79,7 +79,7 @@ def check(
 
 
 def has_learnt(workdir: pathlib.Path) -> bool:
-  """Whether a directory has checkpoints of steps, even damaged ones."""
+  """Whether a directory has checkpoints of training, even damaged ones."""
   folder = workdir / "checkpoints"
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
   return any(
@@ -107,7 +107,7 @@ def note(workdir: pathlib.Path, step: int, changes: Changes) -> None:
 
 
 def differences(old: dict, new: dict) -> Changes:
-  """The values of each key, nested keys joined by dots, in which two differ.
+  """The keys, nested ones joined by dots, whose values differ, and the values.
 
   >>> differences({"optim": {"lr": 0.1}, "seed": 0}, {"optim": {"lr": 1.0}})
   {'optim.lr': (0.1, 1.0), 'seed': (0, None)}
@@ -136,7 +136,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _network(config: dict) -> dict:
-  """What imported weights are for: these networks and this process."""
+  """What imported weights depend on: the network and the process."""
   part = {k: config[k] for k in ("model", "schedule", "target", "variance")}
   free = ("dropout", "dtype", "remat")
   part["model"] = {k: v for k, v in part["model"].items() if k not in free}
@@ -144,14 +144,14 @@ def _network(config: dict) -> dict:
 
 
 def _shape(data: dict) -> dict:
-  """What data must have in common for one network to learn from both."""
+  """What two data sets must share to train the same network."""
   return {"image_shape": data["image_shape"]}
 
 
 def _refuse(
   kind: str, workdir: pathlib.Path, changes: Changes, remedy: str = ""
 ) -> None:
-  """Refuses changes, if there are any, and names them all."""
+  """Raises for changes, if there are any, and names them all."""
   if changes:
     named = "; ".join(
       f"{key} is {old!r} there and {new!r} here"

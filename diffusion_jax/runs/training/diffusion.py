@@ -1,4 +1,4 @@
-"""Trains a diffusion model: objective, previews, last pictures."""
+"""Trains a diffusion model: objective, previews, final figures."""
 
 import functools
 import pathlib
@@ -33,7 +33,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   """Builds a run from its configuration.
 
   Raises:
-    ValueError: For anything a user may have got wrong.
+    ValueError: For any mistake of the user.
   """
   networks.check_draws(config)
   mesh = setup.training_mesh(config, workdir)
@@ -76,7 +76,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
 
 
 def _shown(config, workdir, schedule, source, net) -> dict[str, Callable]:
-  """What shows the run on its way and at its end."""
+  """The functions for previews and for the end of the run."""
   if config.preview.num == 0:
     return {}
   enlarges = networks.low_res_shape(config, source.image_shape) is not None
@@ -121,7 +121,7 @@ def preview(
   step: int,
   log: Log,
 ) -> None:
-  """Sample grids of the raw and the averaged parameters, same noise."""
+  """Sample grids of the raw and averaged parameters, from the same noise."""
   for name, params in {
     "raw": dj.optimizers.evaluated(state),
     **state.ema,
@@ -139,7 +139,7 @@ def preview(
 def _finish(
   config, workdir: pathlib.Path, generator, state, key, log: Log
 ) -> None:
-  """Loss plot and denoising animation, of the slowest average."""
+  """Loss plot, and denoising animation of the slowest average."""
   folder = workdir / "samples"
   params = restoring.weights(state, restoring.average(config, None))
   film = [dj.parallel.fetch(x)[:32] for x in generator.walk(params, key, 0)]

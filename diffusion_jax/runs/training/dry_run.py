@@ -1,4 +1,4 @@
-"""What a training run needs, found out without training: ``--dry_run``."""
+"""What a training run needs, without training: ``--dry_run``."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from diffusion_jax.runs.training import flops
 def report(run: Any) -> None:
   """Prints parameters, FLOPs of a step and bytes per device.
 
-  The step is compiled for the devices that are here, not run; nothing is
+  The step is compiled for the devices of this machine, but not run; nothing is
   written.
 
   Args:
@@ -58,7 +58,7 @@ def _peak(program: jax.stages.Compiled) -> int:
 
 
 def arguments(run: Any, steps: int) -> tuple[Any, ...]:
-  """What the program of some steps takes, without its values."""
+  """The abstract arguments of a program of some steps."""
   where = dj.parallel.split_block(run.mesh)
   size = run.config.batch_size
   batch = (

@@ -1,4 +1,4 @@
-"""FLOPs of a program as it is written, whatever device it is meant for."""
+"""FLOPs of a program as written, independent of the device."""
 
 import math
 from typing import Any
@@ -13,14 +13,14 @@ SHARES = {"phases_of_two_taps": (2, 3)}
 def count(jaxpr: Any) -> int:
   """FLOPs of convolutions and of products of matrices.
 
-  Nearly everything that a network computes, and what is usually counted of
-  one: two for each multiplication and its addition, those with the zeros
-  around an image included, and those that a CPU is spared because pixels are
+  These are nearly all of a network's FLOPs, and the ones that are usually
+  counted: two for each multiplication and its addition, including those with
+  the zeros around an image, and those that a CPU saves because pixels are
   equal. The body of a scan counts as often as it runs, that of another loop
-  once, and of a condition the dearest branch.
+  once, and of a condition the most expensive branch.
 
   Args:
-    jaxpr: As ``jax.make_jaxpr(f)(...).jaxpr`` has it.
+    jaxpr: ``jax.make_jaxpr(f)(...).jaxpr``.
 
   Returns:
     Their number.
@@ -33,7 +33,7 @@ def _of_equation(equation: Any) -> int:
   if name == "conv_general_dilated":
     kernel, out = equation.invars[1].aval, equation.outvars[0].aval
     features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    # The gradient of a stride puts zeros between pixels: nobody's work.
+    # The gradient of a stride puts zeros between pixels, which cost nothing.
     spread = math.prod(params["lhs_dilation"])
     return 2 * out.size * kernel.size // (features * spread)
   if name == "dot_general":

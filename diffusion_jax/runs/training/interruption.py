@@ -1,7 +1,7 @@
 """Stopping between two steps.
 
-SIGTERM comes of a preemption, SIGINT of Ctrl-C, SIGHUP of a terminal that is
-closed.
+SIGTERM comes from a preemption, SIGINT from Ctrl-C, SIGHUP from a closed
+terminal.
 """
 
 import contextlib
@@ -16,14 +16,14 @@ STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130, signal.SIGHUP: 0}
 
 
 class Interrupted(Exception):
-  """A signal has come, where waiting for the end would take too long."""
+  """A signal arrived while waiting for the end would take too long."""
 
 
 class Interruption:
   """Notes the first signal; a second one ends the process at once.
 
-  Of several processes, all stop after the same step: JAX carries the notice
-  of one host's SIGTERM to the others. Ctrl-C is then left to the launcher.
+  Several processes all stop after the same step: JAX passes the SIGTERM of one
+  host on to the others. Ctrl-C is then left to the launcher.
   """
 
   def __init__(self):
@@ -35,7 +35,7 @@ class Interruption:
     if jax.process_count() == 1:
       for number in STATUS:
         before = signal.getsignal(number)
-        # nohup has SIGHUP ignored, and means it.
+        # Under nohup SIGHUP is ignored, and must stay so.
         if number != signal.SIGHUP or before != signal.SIG_IGN:
           signal.signal(number, self._note)
           self._before[number] = before
@@ -56,7 +56,7 @@ class Interruption:
 
   @contextlib.contextmanager
   def at_once(self) -> Iterator[None]:
-    """Cuts its body short when a signal comes: for pictures, not for steps."""
+    """Ends its body at once on a signal: for figures, not for steps."""
     self._raises = True
     try:
       yield
@@ -66,7 +66,7 @@ class Interruption:
       self._raises = False
 
   def reached(self, step: int) -> bool:
-    """Whether to stop after this step; every process asks after each."""
+    """Whether to stop after this step; every process calls it after each."""
     if (
       jax.process_count() > 1
       and multihost_utils.reached_preemption_sync_point(step)
@@ -76,5 +76,5 @@ class Interruption:
 
   @property
   def status(self) -> int:
-    """The exit status that says why."""
+    """The exit status of the signal."""
     return 0 if self.signal is None else STATUS[self.signal]

@@ -1,7 +1,7 @@
 """The loop that every training run shares.
 
-Resuming, logs, checkpoints, and a stop where numbers are not finite or a
-signal asks for one.
+It resumes, logs, saves checkpoints, and stops for a signal or for numbers that
+are not finite.
 """
 
 import concurrent.futures
@@ -32,15 +32,15 @@ from diffusion_jax.runs.training.interruption import Interruption
 from diffusion_jax.runs.training.reporting import Log
 from diffusion_jax.runs.training.setup import Training
 
-# Programs that wait on the device. More would only hold more batches there.
+# Programs queued on the device. More would only hold more batches there.
 AHEAD = 8
 
 
 class Failed(RuntimeError):
-  """A run cannot go on, for a reason that one line says.
+  """A run cannot continue; the message is one line with the reason.
 
   Attributes:
-    status: The exit status of a command: 2 where it should not have started.
+    status: The exit status of a command: 2 if it should not have started.
   """
 
   def __init__(self, message: object, *, status: int = 1):
@@ -52,19 +52,19 @@ class Failed(RuntimeError):
 def opened(
   run: Training, *, new_data: bool = False
 ) -> Iterator[continuing.Changes]:
-  """Opens the directory of a run, which no other process may train in.
+  """Opens and locks the directory of a run.
 
-  Nothing is written before all that may refuse has looked.
+  Nothing is written before all checks have passed.
 
   Args:
-    run: To be trained.
-    new_data: Whether to go on with other data than before.
+    run: The run to train.
+    new_data: Whether to resume with other data than before.
 
   Yields:
-    What changes, see ``continuing.check``.
+    The changes, see ``continuing.check``.
 
   Raises:
-    ValueError: If the run cannot go on there.
+    ValueError: If the run cannot train there.
   """
   with directory.opened(run.workdir):
     data = directory.describe(run.source, run.config)
@@ -75,16 +75,16 @@ def train(run: Training, changes: continuing.Changes) -> signal.Signals | None:
   """Trains from the last checkpoint, or the start, to the last step.
 
   Args:
-    run: Whose directory is open.
+    run: The run, whose directory is open.
     changes: See ``continuing.check``.
 
   Returns:
     The signal that stopped it, if one did.
 
   Raises:
-    Failed: If the run cannot go on.
-    OSError: If the system refuses something, such as a place on the disk.
-    FloatingPointError: If pictures come out as NaN.
+    Failed: If the run cannot continue.
+    OSError: If the system refuses something, such as space on the disk.
+    FloatingPointError: If sampled images are NaN.
   """
   config, workdir = run.config, run.workdir
   with contextlib.ExitStack() as held:
@@ -114,7 +114,7 @@ def train(run: Training, changes: continuing.Changes) -> signal.Signals | None:
 
 
 def _restore(run: Training, checkpoints: dj.checkpoint.Checkpoints):
-  """The state of the last good checkpoint; None where there is none."""
+  """The state of the newest intact checkpoint; None if there is none."""
   if checkpoints.latest_step() is None:
     return None
   try:
@@ -124,7 +124,7 @@ def _restore(run: Training, checkpoints: dj.checkpoint.Checkpoints):
 
 
 def describe(run: Training, start: int, changes: continuing.Changes) -> None:
-  """Writes what the run is from here on, and what has changed."""
+  """Writes the run's description, and what has changed."""
   config = directory.config_json(run.config)
   directory.describe_run(
     run.workdir, config, directory.describe(run.source, run.config)
@@ -134,7 +134,7 @@ def describe(run: Training, start: int, changes: continuing.Changes) -> None:
 
 
 def _train(run, state, start, checkpoints, log) -> signal.Signals | None:
-  """Takes the steps, and ends as the last of them or a signal asks."""
+  """Takes the steps, and ends the run after the last or a signal."""
   key_init, *keys = jax.random.split(jax.random.key(run.config.seed), 3)
   with Interruption() as stop:
     state = _ready(run, state, start, key_init)
@@ -157,7 +157,7 @@ def _train(run, state, start, checkpoints, log) -> signal.Signals | None:
 def _announce(
   run: Training, start: int, changes: continuing.Changes, log: Log
 ) -> None:
-  """The first lines: where everything goes, and what is about to happen."""
+  """Prints the first lines: the directory, and what is about to happen."""
   config = run.config
   count = sum(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
@@ -191,11 +191,11 @@ def _announce(
 
 
 def _ready(run: Training, state, start: int, key: jax.Array):
-  """Compiles the block after ``start``, and begins where there is no state.
+  """Compiles the block after ``start``, and makes a state if there is none.
 
   An accelerator's compiler leaves cores free to compile the initial state
-  meanwhile. On a CPU one follows the other: what compiling a step needs is
-  then not in memory together with a state.
+  meanwhile. On a CPU one follows the other, so that the memory for compiling a
+  step is not needed at the same time as a state.
   """
   with concurrent.futures.ThreadPoolExecutor(1) as beside:
     compiled = beside.submit(_compile_block, run, start)
@@ -219,7 +219,7 @@ def _compile_block(run: Training, start: int) -> None:
 def _loop(run, state, start, keys, checkpoints, log, stop):
   """Every step from start + 1 to num_steps, unless a signal comes."""
   config, (key_train, key_preview) = run.config, keys
-  window = []  # metrics since the last look, still on the device
+  window = []  # metrics since the last check, still on the device
   batches = dj.data.iterate(run.batches, start=start)
   step = start
   try:
@@ -234,7 +234,7 @@ def _loop(run, state, start, keys, checkpoints, log, stop):
         jax.block_until_ready(window[-AHEAD:][0].loss)
         continue
       # The one place where the host waits for the device. Nothing is shown or
-      # saved before its steps are known to be good.
+      # saved before its steps are known to be finite.
       window = jax.device_get(window)
       _check_finite(window, step, run.workdir, checkpoints)
       if "log" in now:
@@ -264,7 +264,7 @@ def _loop(run, state, start, keys, checkpoints, log, stop):
 
 
 def _stopped_by_data(state, step, checkpoints, error) -> Failed:
-  """Saves what has been learnt before the data could not be read."""
+  """Saves the state before the step whose data could not be read."""
   # A save takes all processes, and the others have not been stopped.
   saved = step > 0 and jax.process_count() == 1
   if saved:

@@ -1,4 +1,4 @@
-"""What the previews of a run say against its data, in figures."""
+"""Compares the previews of a run with its data, in numbers."""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ def spread(length: int, most: int) -> np.ndarray:
 
 
 class Statistics(NamedTuple):
-  """What is compared of some pictures, one row for each."""
+  """The statistics of some images, one row for each."""
 
   colour: Any
   saturation: Any
@@ -30,14 +30,14 @@ class Statistics(NamedTuple):
 class Monitor:
   """Compares previews with the data, see ``dj.diagnostics``.
 
-  The data are read when the first preview is there, not before.
+  The data are read at the first preview.
 
   Args:
     source: The data.
-    num: Of pictures in a preview.
-    paired: Whether picture k of a preview is made of picture k of the data,
-      as upsamplers do; otherwise the data are pictures spread over all.
-    frechet: Whether to measure a Frechet distance of random features too.
+    num: The number of images in a preview.
+    paired: Whether image k of a preview is made from image k of the data, as
+      for upsamplers; otherwise it is compared with images spread over all data.
+    frechet: Whether to compute a Frechet distance of random features too.
   """
 
   def __init__(
@@ -51,13 +51,13 @@ class Monitor:
     self._source = source
     self._paired = paired
     self._num = num
-    # Two pictures are the fewest with a covariance.
+    # A covariance needs at least two images.
     self._frechet = frechet and num > 1 and len(source) > 1
 
   def __call__(
     self, samples: np.ndarray, average: Any, params: Any
   ) -> dict[str, Any]:
-    """The figures of one preview.
+    """The numbers for one preview.
 
     Args:
       samples: [B, H, W, C].
@@ -65,11 +65,11 @@ class Monitor:
       params: The newest ones.
 
     Returns:
-      "n", the number of samples; "drift", of the mean colour by channel;
-      "saturated", of the samples and "saturated_data"; "distance", of the
-      average from ``params`` where it is not ``params`` itself; and where it
-      is asked for "frechet", beside "frechet_data", that of as many pictures
-      of the data to the others.
+      "n", the number of samples; "drift", that of the mean colour by channel;
+      "saturated", for the samples, and "saturated_data"; "distance", from the
+      average to ``params``, unless it is ``params`` itself; and, if wanted,
+      "frechet" with "frechet_data", the distance from as many images of the
+      data to the others.
     """
     # Every process takes part in what is computed on all devices.
     distance = (
@@ -106,9 +106,9 @@ class Monitor:
 
   @functools.cached_property
   def _data(self) -> Statistics:
-    """Of the pictures that previews are compared with."""
+    """The statistics of the data that previews are compared with."""
     every = len(self._source)
-    # Spread over all: pictures in folders come class by class.
+    # Spread over all: images in folders come class by class.
     chosen = (
       np.arange(min(self._num, every))
       if self._paired
@@ -122,7 +122,7 @@ class Monitor:
 
   @functools.cached_property
   def _own(self) -> float | None:
-    """The distance of a preview's number of the data to the others."""
+    """The distance from as many images of the data to the others."""
     features = self._data.features
     if features is None or len(features) < 2 * self._num:
       return None

@@ -1,4 +1,4 @@
-"""The objective that a configuration names, and the run that it starts from."""
+"""The objective of a configuration, and the run that it starts from."""
 
 import functools
 import pathlib
@@ -24,7 +24,7 @@ OBJECTIVES = ("diffusion", "consistency", "meanflow", "distillation")
 
 
 def check(config: Config) -> None:
-  """Refuses an objective that the rest of a configuration does not allow."""
+  """Checks that the objective fits the rest of a configuration."""
   options = config.objective
   name = choices.named("objective", options.name, OBJECTIVES)
   for key, value in (
@@ -35,7 +35,7 @@ def check(config: Config) -> None:
         f"{key}={value} is of objective.name=diffusion, not of {name}"
       )
   if name == "diffusion":
-    processes.loss_at(config)  # refuses what does not fit
+    processes.loss_at(config)  # raises if it does not fit
   if name in ("consistency", "meanflow") and not processes.real_time(config):
     raise ValueError(
       f"objective.name={name} needs real time, schedule.name="
@@ -73,22 +73,22 @@ def objective(
   gather: Callable[[Any], Any] = lambda params: params,
   values: dj.data.values.Values = dj.data.values.BYTES,
 ) -> dj.objectives.Objective:
-  """What the run makes small.
+  """The objective of a run.
 
   Args:
-    config: Of the run.
+    config: The run's configuration.
     schedule: Its noise schedule.
-    net: Its network, which the teacher has, too.
+    net: Its network, which is also the teacher's.
     apply: The network in training.
-    conditions: Of its data.
-    gather: Puts the teacher's parameters together.
-    values: What the numbers of its data mean.
+    conditions: The conditions of its data.
+    gather: Gathers the teacher's sharded parameters.
+    values: The units of its data.
 
   Returns:
     The objective.
 
   Raises:
-    ValueError: If it is none that the configuration allows.
+    ValueError: If it does not fit the configuration.
   """
   check(config)
   options = config.objective
@@ -164,7 +164,7 @@ def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
   """Two steps of the teacher for each of the student's ``objective.steps``.
 
   Raises:
-    ValueError: If every second time of its walk is not the student's walk.
+    ValueError: If every second one is not a step of the student.
   """
   num, sampling = config.objective.steps, config.sampling
   if num < 1:
@@ -187,7 +187,7 @@ def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
 
 
 def start(config: Config, net: Any, image_shape: tuple[int, ...]) -> Any:
-  """The average of the run that ``config.init`` names; None if it names none.
+  """The parameters of the run in ``config.init``; None if there is none.
 
   Raises:
     ValueError: If there is no such run, or it has another process.

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar, logs, curves, pictures."""
+"""The output of a run: a progress bar, logs, curves, images."""
 
 import contextlib
 import json
@@ -16,16 +16,16 @@ from diffusion_jax.runs import directory
 
 
 class Log:
-  """Progress, .jsonl files and TensorBoard; only the first process speaks.
+  """Progress, .jsonl files and TensorBoard; only the first process writes.
 
   metrics.jsonl has one row per logged step, previews.jsonl one per preview
   and set of parameters.
 
   Args:
     workdir: The run directory.
-    first_step: Where this part of the run begins; what an earlier part
-      logged beyond it, before it was killed, is dropped.
-    num_steps: Where the run ends.
+    first_step: The step from which the run resumes; later rows, of a part that
+      was killed, are removed.
+    num_steps: The last step.
     batch_size: Images per step.
     quiet: True on all processes but the first.
   """
@@ -67,7 +67,7 @@ class Log:
     if self._quiet:
       return
     self._bar.close()
-    # What an error of the disk has left unwritten fails again here.
+    # What a full disk has left unwritten fails again here.
     for opened in (*self._files.values(), self._board):
       with contextlib.suppress(*([OSError] if error else [])):
         opened.close()
@@ -104,7 +104,7 @@ class Log:
       self._bar.update(step - self._bar.n)
 
   def pause(self) -> None:
-    """Leaves the time since the last call out of the speed."""
+    """Excludes the time since the last call from the speed."""
     self._last = (time.perf_counter(), self._last[1])
 
   def say(self, line: str) -> None:
@@ -122,7 +122,7 @@ class Log:
     """Logs the figures of a preview; ``name`` is that of its parameters.
 
     Args:
-      step: Of the preview.
+      step: The step of the preview.
       name: "raw", or the average's.
       figures: Numbers, or lists of one number per channel.
     """
@@ -136,7 +136,7 @@ class Log:
 
 
 def _reopen(path: pathlib.Path, last_step: int) -> IO[str]:
-  """Opens a .jsonl file to go on after this step."""
+  """Opens a .jsonl file to continue after this step."""
   rows = [
     row for row in directory.read_rows(path) if isinstance(row.get("step"), int)
   ]
@@ -171,7 +171,7 @@ def plot_loss(workdir: pathlib.Path, path: pathlib.Path) -> None:
     "loss_q0": "first quarter of t (cleanest)", "loss_q1": "second",
     "loss_q2": "third", "loss_q3": "last", "loss": "all t",
   }  # fmt: skip
-  # Blues from dark to light, told apart without colour vision too.
+  # Blues from dark to light, distinct without colour vision too.
   shades = ("#08306b", "#2171b5", "#6baed6", "#b3cde3")
   styles: dict[str, dict[str, Any]] = {
     name: {"color": shade, "linestyle": "-"}

@@ -25,18 +25,18 @@ class Training:
   """Everything that is decided before anything is compiled.
 
   Attributes:
-    config: Of the run.
+    config: The run's configuration.
     workdir: Its directory.
-    source: What it is trained on.
-    batches: Of the source, by step.
+    source: Its data.
+    batches: Batches of the data, by step.
     mesh: The devices.
-    train_block: ``(state, batches, key) -> (state, metrics)``, compiled; the
-      batches and the metrics have an axis more, one entry for each step.
+    train_block: ``(state, batches, key) -> (state, metrics)``, jitted; the
+      batches and the metrics have one more axis, with an entry for each step.
     abstract_state: Shapes and shardings of the state.
-    init: ``key -> state``, compiled.
-    measure: ``(state, batch, key) -> figures`` that join each logged line.
-    preview: ``(state, key, step, log)``, shows what has been learnt.
-    finish: ``(state, key, log)``, leaves the last pictures and words.
+    init: ``key -> state``, jitted.
+    measure: ``(state, batch, key) -> figures`` for each logged line.
+    preview: ``(state, key, step, log)``, draws previews.
+    finish: ``(state, key, log)``, writes the final figures.
   """
 
   config: Config
@@ -56,7 +56,7 @@ def training_mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
   """The devices, which the batch of ``config`` must fit.
 
   Raises:
-    ValueError: If it does not; says what a run can do whose batch is given.
+    ValueError: If it does not; says what to do if the batch cannot change.
   """
   mesh = dj.parallel.data_mesh()
   size, parts = config.batch_size, config.micro_batches
@@ -75,7 +75,7 @@ def training_mesh(config: Config, workdir: pathlib.Path) -> jax.sharding.Mesh:
 def applied(
   config: Config, net: Any, mesh: jax.sharding.Mesh
 ) -> dj.objectives.Apply:
-  """The network as an objective calls it, its split parameters put together."""
+  """The network as an objective calls it; it gathers sharded parameters."""
   gather = gathered(config, mesh)
 
   def apply(params, x_t, t, cond, key):
@@ -88,7 +88,7 @@ def applied(
 
 
 def gathered(config: Config, mesh: jax.sharding.Mesh) -> Callable[[Any], Any]:
-  """Puts split parameters together, where they are."""
+  """The function that gathers sharded parameters."""
   return dj.parallel.gather(mesh) if config.fsdp else lambda params: params
 
 
@@ -104,24 +104,24 @@ def build(
   start: Any = None,
   **shown: Callable,
 ) -> Training:
-  """Decides where everything lies, and compiles nothing yet.
+  """Decides the placement of everything; compiles nothing yet.
 
   Args:
-    config: Of the run.
+    config: The run's configuration.
     workdir: Its directory.
     mesh: See ``training_mesh``.
-    source: What it is trained on.
+    source: Its data.
     net: The network.
     tx: The optimizer.
-    objective: Of batches with "image" and "label".
-    start: Parameters of another run to begin with.
-    **shown: ``measure``, ``preview`` and ``finish``, see ``Run``.
+    objective: The objective, for batches with "image" and "label".
+    start: Parameters of another run to start from.
+    **shown: ``measure``, ``preview`` and ``finish``, see ``Training``.
 
   Returns:
     The run.
 
   Raises:
-    ValueError: If the data or the state do not allow it.
+    ValueError: If the data or the state do not fit.
   """
   batches = dj.data.batches(
     source,
@@ -161,8 +161,8 @@ def build(
 def _state(
   config: Config, mesh, net, image_shape, tx, start
 ) -> tuple[Any, Callable]:
-  """The first state: its shapes and where they lie, and what makes it."""
-  # Jitted, so that it is traced once, for shapes and for values.
+  """The initial state: its shapes and shardings, and the function for it."""
+  # Jitted, so that one trace serves both shapes and values.
   init = jax.jit(functools.partial(networks.init, config, net, image_shape, tx))
   begun = () if start is None else (start,)
   abstract = jax.eval_shape(init, jax.random.key(0), *begun)

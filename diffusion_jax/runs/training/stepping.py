@@ -1,4 +1,4 @@
-"""How steps are grouped into programs, and what follows each."""
+"""How steps are grouped into programs, and what to do after each."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from diffusion_jax.runs.configuration import Config
 
 
 def actions(config: Config, step: int) -> set[str]:
-  """What is to be done after a step: at its interval, and at the end."""
+  """What to do after a step: at each one's interval, and at the end."""
   last = step == config.num_steps
   return {n for n, every in config.every.items() if last or step % every == 0}
 
@@ -18,7 +18,7 @@ def actions(config: Config, step: int) -> set[str]:
 def blocks(
   config: Config, start: int, batches: Iterator
 ) -> Iterator[tuple[int, list]]:
-  """The steps, in blocks of which each is one program.
+  """The steps in blocks; each block is one program.
 
   Yields:
     The last step of the block, and its batches.
@@ -43,9 +43,9 @@ def block_size(config: Config, step: int) -> int:
   """How many steps the block after a step has.
 
   A block starts at a multiple of ``steps_per_dispatch`` and has that many
-  steps, unless something is to be done within it: then its steps go one by
-  one. So how steps are grouped depends on the steps alone, not on where a run
-  was interrupted, and at most two programs are compiled.
+  steps, unless there is something to do within it: then its steps run one by
+  one. So the grouping depends on the steps alone, not on where a run was
+  interrupted, and at most two programs are compiled.
   """
   most = config.steps_per_dispatch
   whole = step % most == 0 and step + most <= config.num_steps
@@ -54,7 +54,7 @@ def block_size(config: Config, step: int) -> int:
 
 
 def summary(window: list[dj.training.Metrics]) -> dict[str, float]:
-  """What is logged of a few blocks: means, and the loss by quarter of t."""
+  """The logged values of a few blocks: means, and the loss by quarter of t."""
   stacked = jax.tree.map(lambda *x: np.concatenate(x), *window)
   return {
     "loss": float(stacked.loss.mean()),

@@ -1,6 +1,6 @@
-"""How fast, and how much memory: ours alone, or beside others.
+"""Speed and memory of our code, alone or compared with others.
 
-``__main__`` is the command, ``rows`` what it prints; ``rounds`` runs
-contenders, each in a process of its own, in turn; ``ours`` and ``peers`` are
-those processes, ``worker`` what they have in common.
+``__main__`` is the command, ``rows`` its output; ``rounds`` runs contenders in
+turn, each in its own process; ``ours`` and ``peers`` are those processes,
+``worker`` is what they share.
 """

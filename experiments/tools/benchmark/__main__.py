@@ -1,16 +1,15 @@
-"""Measures speed and memory; with --peers, beside the same network in PyTorch.
+"""Measures speed and memory; with --peers, also of the network in PyTorch.
 
   python -m experiments.tools.benchmark
   python -m experiments.tools.benchmark --config=configs/cifar.py --random=32 \
     --config.batch_size=8 --measures=step,forward --peers
 
-One line of JSON for each thing measured, and a ratio for each thing that a
-peer did in the same run: its time divided by ours, turn by turn. "step" is
-the training command's program, of as many steps as the configuration puts into
-one, and its first run from start to end, without and with compiled programs at
-hand; "forward" the network; "sample" a whole walk from noise to images, for
-each of --steps; "pipeline" the batches alone. Peers need PyTorch and diffusers:
-pip install -e '.[peers]'.
+It prints one line of JSON for each measurement, and for each peer a ratio: its
+time divided by ours, turn by turn. "step" is the program of the training
+command, with as many steps as the configuration puts into one, and the time to
+its first step, without and with cached programs; "forward" is the network;
+"sample" is sampling from noise to images, for each of --steps; "pipeline" is
+the batches alone. Peers need PyTorch and diffusers: pip install -e '.[peers]'.
 """
 
 import functools
@@ -62,19 +61,23 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list,
     "measures",
     list(MEASURES),
-    f"among {', '.join(MEASURES)}",
+    f"one or more of {', '.join(MEASURES)}",
   )
   define(
-    flags.DEFINE_list, "steps", ["25", "50", "1000"], "of the walks to time"
+    flags.DEFINE_list, "steps", ["25", "50", "1000"], "sampling steps to time"
   )
   define(
-    flags.DEFINE_integer, "repeats", 10, "of each measurement", lower_bound=1
+    flags.DEFINE_integer,
+    "repeats",
+    10,
+    "repetitions of each measurement",
+    lower_bound=1,
   )
   define(
     flags.DEFINE_integer,
     "random",
     None,
-    "random pictures of this size, in colour, instead of the data",
+    "use random colour images of this size instead of the data",
     lower_bound=1,
   )
   define(flags.DEFINE_bool, "peers", False, "measure diffusers too")
@@ -96,10 +99,10 @@ def main(argv: list[str]) -> None:
 def lines(
   values: flags.FlagValues, argv: list[str], folder: pathlib.Path
 ) -> Iterator[dict[str, Any]]:
-  """Measures; yields what is to be printed, as it becomes known.
+  """Measures, and yields the lines to print.
 
   Raises:
-    ValueError: For anything a user may have got wrong.
+    ValueError: For any mistake of the user.
   """
   wanted = _measures(values)
   config = values.config
@@ -119,7 +122,7 @@ def lines(
   ):
     what = measure if steps is None else f"{measure}, {steps} steps"
     found = race(measure, steps, values.repeats, alone=measure == "pipeline")
-    # Of peers too: the network is the same.
+    # For peers too: the network is the same.
     cost = found[OURS]["flops_per_call"]
     for contender, result in found.items():
       row = rows.row(result, cost, at_best)
@@ -147,7 +150,7 @@ def _race(
 ) -> dict[str, dict[str, Any]]:
   """One measurement, by all contenders or by ours alone."""
   env = {
-    # Compiled programs, for the second start to find; and none from before.
+    # A cache for the second start, empty at first.
     "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
     "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     # Contenders share a GPU.
@@ -165,7 +168,7 @@ def _race(
 
 
 def _measures(values: flags.FlagValues) -> list[tuple[str, int | None]]:
-  """What is asked for, and of how many steps."""
+  """The measurements, and the number of steps of each."""
   wanted: list[tuple[str, int | None]] = []
   for name in values.measures:
     choices.named("measure", name, MEASURES)
@@ -185,10 +188,10 @@ def _measures(values: flags.FlagValues) -> list[tuple[str, int | None]]:
 def _jobs(
   values: flags.FlagValues, config: configuration.Config
 ) -> dict[str, tuple[str, dict[str, Any]]]:
-  """By contender, its module and what every job of it says.
+  """By contender, its module and what all of its jobs share.
 
   Raises:
-    ValueError: If a peer is asked for and cannot be had.
+    ValueError: If a peer is not available.
   """
   # What is wrong with a configuration is said here, not by a worker.
   networks.check_draws(config)
@@ -226,7 +229,7 @@ def _jobs(
 def _random_pictures(
   folder: pathlib.Path, size: int, config: configuration.Config
 ) -> str:
-  """A file of random pictures, with as many classes as the network knows."""
+  """A file of random images, with as many classes as the network has."""
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (RANDOM_PICTURES, size, size, 3), np.uint8)
   classes = config.model.num_classes or 10

@@ -1,4 +1,4 @@
-"""What diffusion_jax does: a worker.
+"""diffusion_jax as a worker of the benchmark.
 
   python -m experiments.tools.benchmark.ours
 
@@ -28,7 +28,7 @@ from experiments.cli import devices
 from experiments.tools.benchmark import worker
 from experiments.tools.benchmark.worker import Facts, Ready, Stopwatch
 
-# Side of the matrices whose product shows what a device can do.
+# Side of the matrices whose product measures the peak of a device.
 SIDES = {"cpu": 2048}
 SIDE = 8192
 PIPELINE_IMAGES = 4096  # read in one repetition
@@ -38,11 +38,11 @@ def prepare(job: Facts) -> Ready:
   """Gets ready for a job.
 
   Args:
-    job: "config"; "measure", "product" or a key of ``MEASURES``; "steps" of a
-      walk.
+    job: "config"; "measure", "product" or a key of ``MEASURES``; "steps" of
+      sampling.
 
   Returns:
-    What the worker repeats.
+    The call that the worker repeats.
   """
   config: configuration.Config = ml_collections.ConfigDict(job["config"])
   if job["measure"] == "product":
@@ -95,7 +95,7 @@ def forward(run: setup.Training, job: Facts) -> Ready:
 
 
 def sample(run: setup.Training, job: Facts) -> Ready:
-  """A walk from noise to images, one program."""
+  """Sampling from noise to images, one program."""
   config, steps = run.config, job["steps"]
   _, (params, x, _, cond) = _network(run)
   net, schedule = _net(run), processes.schedule(config)
@@ -123,7 +123,7 @@ def sample(run: setup.Training, job: Facts) -> Ready:
 
 
 def pipeline(run: setup.Training, job: Facts) -> Ready:
-  """Batches, read and put together, that nobody uses."""
+  """Batches, read and assembled, but not used."""
   size = run.config.batch_size
   batches = dj.data.iterate(run.batches, start=0)
   count = max(1, PIPELINE_IMAGES // size)
@@ -137,7 +137,7 @@ def pipeline(run: setup.Training, job: Facts) -> Ready:
 
 
 def product(dtype: str) -> Ready:
-  """A product of two large matrices: what the device can do at best."""
+  """A product of two large matrices, the peak of the device."""
   side = SIDES.get(jax.default_backend(), SIDE)
   a = jax.random.normal(jax.random.key(0), (side, side)).astype(dtype)
   call = jax.jit(jnp.matmul)
@@ -175,7 +175,7 @@ def _conditions(run: setup.Training) -> dj.conditions.Conditions:
 
 
 def _call(run: setup.Training) -> tuple[Any, tuple[Any, ...]]:
-  """The network, compiled when it is called; its arguments, values left out."""
+  """The jitted network and its abstract arguments."""
   shape, net = run.source.image_shape, _net(run)
   size = run.config.batch_size
   x = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
@@ -197,7 +197,7 @@ def _network(run: setup.Training):
 
 
 def _facts(run: setup.Training) -> dict[str, Any]:
-  """The device, the network and what one call of it costs."""
+  """The device, the network and the cost of one call."""
   call, arguments = _call(run)
   return {
     "device": jax.devices()[0].device_kind,
@@ -209,7 +209,7 @@ def _facts(run: setup.Training) -> dict[str, Any]:
 
 
 def _memory() -> Callable[[], int] | None:
-  """How to ask the device for its peak; None where it does not know."""
+  """A function that reads the device's peak memory; None if it has none."""
   device = jax.local_devices()[0]
   if not device.memory_stats():
     return None

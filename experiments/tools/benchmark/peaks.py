@@ -1,4 +1,4 @@
-"""What devices can do at best, as their makers say."""
+"""Peak FLOP/s of devices, from their makers."""
 
 # TFLOP/s of dense bfloat16 products with float32 sums, of one JAX device (a
 # TPU v2 or v3 chip has two); the first name that the device's begins with or
@@ -22,7 +22,7 @@ BFLOAT16 = {
 
 
 def published(device: str, dtype: str) -> float | None:
-  """FLOP/s of a device, None where it is not known.
+  """FLOP/s of a device; None if unknown.
 
   >>> published("NVIDIA H100 80GB HBM3", "bfloat16")
   989000000000000.0

@@ -1,11 +1,11 @@
-"""The same in PyTorch: a worker.
+"""PyTorch as a worker of the benchmark.
 
   python -m experiments.tools.benchmark.peers
 
-diffusers' ``UNet2DModel`` as its users run it at best: channels-last, a fused
-Adam, the average of parameters in one call for all; as written ("eager") or
-through torch.compile; where activations are bfloat16, by autocast. It needs
-PyTorch and diffusers, pip install -e '.[peers]', and imports no JAX.
+diffusers' ``UNet2DModel``, run as fast as its users can: channels-last, a fused
+Adam, the average of all parameters in one call; as written ("eager") or through
+torch.compile; with autocast if activations are bfloat16. It needs PyTorch and
+diffusers, pip install -e '.[peers]', and imports no JAX.
 """
 
 import copy
@@ -28,9 +28,9 @@ class Peer:
   """The network of a job, on the device, and a batch for it.
 
   Args:
-    job: "unet" and "scheduler", what diffusers' config.json and
-      scheduler_config.json would say; "batch_size"; "dtype"; "compile";
-      "seed", by default 0.
+    job: "unet" and "scheduler", the contents of diffusers' config.json and
+      scheduler_config.json; "batch_size"; "dtype"; "compile"; "seed", by
+      default 0.
   """
 
   def __init__(self, job: Facts):
@@ -56,7 +56,7 @@ class Peer:
     self.call = torch.compile(self.net) if job["compile"] else self.net
 
   def noise(self) -> Tensor:
-    """Standard Gaussian noise, a batch of it."""
+    """A batch of standard Gaussian noise."""
     noise = torch.randn(self.shape, device=DEVICE)
     return noise.to(memory_format=torch.channels_last)
 
@@ -68,7 +68,7 @@ class Peer:
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What can be compared with ours."""
+    """The facts to compare with ours."""
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     return {
       "device": name,
@@ -116,7 +116,7 @@ def forward(peer: Peer, job: Facts) -> Ready:
 
 
 def sample(peer: Peer, job: Facts) -> Ready:
-  """A walk from noise to images, the loop of diffusers' pipelines."""
+  """Sampling from noise to images, the loop of diffusers' pipelines."""
   peer.net.eval()
   few = job["steps"] <= job["few"]
   make = diffusers.UniPCMultistepScheduler if few else diffusers.DDPMScheduler

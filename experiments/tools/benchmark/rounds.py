@@ -1,4 +1,4 @@
-"""Contenders in turn, each in its own process, and what their times say."""
+"""Runs contenders in turn, each in its own process; compares their times."""
 
 import json
 import os
@@ -16,9 +16,9 @@ class Contender:
   """A warm worker process that waits for requests.
 
   Args:
-    module: Of ``experiments.tools.benchmark``, "ours" or "peers".
+    module: "ours" or "peers", of ``experiments.tools.benchmark``.
     job: Its job.
-    env: Environment variables to set beside ours.
+    env: Environment variables to add to ours.
 
   Raises:
     RuntimeError: If the worker ends before it is ready; with its last line.
@@ -42,17 +42,17 @@ class Contender:
     return self._process.pid
 
   def repeat(self) -> None:
-    """Has the thing done once more."""
+    """Runs the job once more."""
     self.seconds.append(self._ask("go"))
 
   def end(self) -> dict[str, Any]:
-    """Stops the worker; the memory that it used."""
+    """Stops the worker; returns the memory that it used."""
     memory = self._ask("end")
     self._process.communicate()
     return memory
 
   def kill(self) -> None:
-    """Stops the worker at once, if it is still there."""
+    """Stops the worker at once, if it still runs."""
     self._process.kill()
     self._process.communicate()
 
@@ -72,7 +72,7 @@ class Contender:
 def race(
   contenders: Mapping[str, tuple[str, Facts, Mapping[str, str]]], repeats: int
 ) -> dict[str, dict[str, Any]]:
-  """Lets contenders do the same thing, in turn, some times.
+  """Lets contenders repeat the same job in turn.
 
   They get ready one after another, so that none compiles while another is
   measured, and then take turns: what slows the machine down slows all.
@@ -117,7 +117,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-  """How many times as long they take, turn by turn.
+  """Their time divided by ours, turn by turn.
 
   >>> ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0])
   {'median': 2.0, 'min': 1.0, 'max': 3.0}

@@ -1,4 +1,4 @@
-"""What is printed of a measurement."""
+"""The output of a measurement."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from experiments.tools.benchmark import peaks, quiet, rounds
 
 
 def row(result: dict[str, Any], cost: float, at_best: float) -> dict[str, Any]:
-  """What is printed of one contender.
+  """The line of one contender.
 
   Args:
     result: The facts of its worker, "seconds" of each repetition and
@@ -64,7 +64,7 @@ def ratios(
   """Each peer's time for an image, and its memory, divided by ours.
 
   Args:
-    what: Was measured.
+    what: The measurement.
     found: By contender, the facts, "seconds", "others" and "peak_bytes".
     ours: Which of them is ours.
 

@@ -1,4 +1,4 @@
-"""A process that does one thing again and again, on request.
+"""A process that repeats one job on request.
 
 The parent writes one line of JSON, the job; the worker gets ready and answers
 with a line of facts. To each line "go" it answers with the seconds that one
@@ -33,12 +33,12 @@ class Ready(NamedTuple):
 
 
 def serve(prepare: Callable[[Facts], Ready]) -> None:
-  """The worker's whole life.
+  """Runs the worker until its end.
 
   Args:
     prepare: Gets ready for a job.
   """
-  # Libraries print as they please; the answers have a channel of their own.
+  # Libraries print anything, so the answers have their own channel.
   answers = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
   ready = prepare(json.loads(sys.stdin.readline()))
@@ -54,7 +54,7 @@ def serve(prepare: Callable[[Facts], Ready]) -> None:
 
 
 def process_peak() -> int:
-  """Most bytes of memory that this process has held at a time."""
+  """Peak memory of this process, in bytes."""
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -67,6 +67,6 @@ class Stopwatch:
     self._last = time.perf_counter()
 
   def lap(self, name: str) -> None:
-    """Calls the time since the last lap ``name``."""
+    """Records the time since the last lap as ``name``."""
     now = time.perf_counter()
     self.seconds[name], self._last = now - self._last, now

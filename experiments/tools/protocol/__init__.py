@@ -1,1 +1,1 @@
-"""A result in a given time, beside diffusers' in the same: ``__main__``."""
+"""A result in a given time, compared with diffusers': see ``__main__``."""

@@ -1,18 +1,18 @@
-"""A result on a data set in a given time, beside diffusers' in the same time.
+"""Trains for a given time, and compares with diffusers' recipe in that time.
 
   pip install -e '.[peers]'
   python -m experiments.tools.protocol --minutes=5 \
     --config.data.name=PICTURES.zip
 
 Trains a configuration until its last step, or until the minutes are over;
-trains diffusers' own recipe, a network of the same size, for as long as that
-took; draws from both, measures both in the same features against the data,
-and writes a table, a plot of quality against minutes and grids of samples,
-not chosen, to --workdir. Time is counted from the start of the command to the
-last saved checkpoint: starting Python, reading data and compiling included.
+trains diffusers' own recipe, a network of the same size, for as long; samples
+from both, compares both with the data in the same features, and writes a table,
+a plot of quality against minutes and grids of unselected samples to --workdir.
+Time counts from the start of the command to the last saved checkpoint,
+including starting Python, reading data and compiling.
 
-Each stage (train, peer, evaluate, page) leaves a file and is not repeated:
-the same command goes on after an interruption. docs/cifar.md has the result.
+Each stage (train, peer, evaluate, page) saves its result and is not repeated:
+the same command continues after an interruption. docs/cifar.md has the result.
 """
 
 import concurrent.futures
@@ -35,7 +35,7 @@ from experiments.tools.protocol import page
 
 STAGES = ("train", "peer", "evaluate", "page")
 METRICS = "fid,kid,pr"
-PARTS = 4  # of the time, at whose ends diffusers' average is kept
+PARTS = 4  # of the time; diffusers' average is saved at the end of each
 DEFAULT_CONFIG = "configs/cifar.py:fast"
 
 
@@ -50,24 +50,31 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   text, whole = flags.DEFINE_string, flags.DEFINE_integer
   define(text, "workdir", "runs/cifar-fast", "where everything is written")
   define(
-    flags.DEFINE_float, "minutes", 10.0, "for each of the two", lower_bound=0.1
+    flags.DEFINE_float,
+    "minutes",
+    10.0,
+    "training time of each",
+    lower_bound=0.1,
   )
   define(
-    flags.DEFINE_list, "stages", list(STAGES), f"among {', '.join(STAGES)}"
+    flags.DEFINE_list,
+    "stages",
+    list(STAGES),
+    f"one or more of {', '.join(STAGES)}",
   )
   define(
     text, "features", "experiments.tools.efficientnet:lite0",
-    "what distances are measured in, as of experiments.evaluate",
+    "feature network of the distances, as for experiments.evaluate",
   )  # fmt: skip
   define(whole, "num", 50_000, "samples of the final models", lower_bound=20)
-  define(whole, "curve", 10_000, "of each on the way; 0 is no curve")
+  define(whole, "curve", 10_000, "samples of each checkpoint; 0: none")
   define(text, "guidance", "1.5", "scale of a second, guided set of samples")
   define(whole, "steps", 20, "network calls for a sample", lower_bound=1)
-  define(whole, "peer_steps", 50, "the same, of diffusers'", lower_bound=1)
+  define(whole, "peer_steps", 50, "the same, for diffusers", lower_bound=1)
   define(whole, "batch", 1000, "samples at a time", lower_bound=1)
-  define(whole, "together", 3, "sets of samples in work at a time")
-  define(whole, "peer_batch", 128, "images of a step of diffusers'")
-  define(flags.DEFINE_bool, "compile", True, "diffusers' with torch.compile")
+  define(whole, "together", 3, "sets of samples to draw at a time")
+  define(whole, "peer_batch", 128, "images per step of diffusers")
+  define(flags.DEFINE_bool, "compile", True, "diffusers with torch.compile")
   return values
 
 
@@ -76,7 +83,7 @@ class Protocol:
 
   Args:
     values: The flags.
-    config: Those that say what to train, as they were written.
+    config: The flags of the configuration, as given.
   """
 
   def __init__(self, values: flags.FlagValues, config: list[str]):
@@ -89,17 +96,17 @@ class Protocol:
     self.folder.mkdir(parents=True, exist_ok=True)
 
   def result(self, name: str) -> dict[str, Any] | None:
-    """What a stage has left."""
+    """The result of a stage."""
     return page.result(self.folder, name)
 
   def keep(self, name: str, result: dict[str, Any]) -> None:
-    """Leaves a result, whole or not at all."""
+    """Saves a result atomically."""
     text = json.dumps(result, indent=2) + "\n"
     directory.replace(self.folder / f"{name}.json", text)
     cli.say(f"{name}: {json.dumps(result)}")
 
   def train(self) -> None:
-    """Ours, until its last step or the end of the time."""
+    """Trains ours, until its last step or the end of the time."""
     begin = time.time()
     process = subprocess.Popen(
       [
@@ -133,7 +140,7 @@ class Protocol:
     )
 
   def peer(self) -> None:
-    """diffusers', for as long as ours took."""
+    """Trains diffusers', for as long as ours took."""
     ours = self.result("train")
     if ours is None:
       raise ValueError("--stages=peer needs what --stages=train leaves")
@@ -164,7 +171,7 @@ class Protocol:
     self.keep("peer", done | {"seconds": done["saved_seconds"][-1]})
 
   def _peer(self, **job: Any) -> dict[str, Any]:
-    """Has a worker do a job."""
+    """Runs a job in a worker."""
     job |= {
       "out": str(self.folder / "diffusers"),
       "seed": self.seed,
@@ -178,7 +185,7 @@ class Protocol:
     )
 
   def evaluate(self) -> None:
-    """The figures of both, several at a time: one draws, another measures."""
+    """The metrics of both, several at a time: one draws, another measures."""
     values = self.values
     final = {"ours": (values.num, None), "diffusers": (values.num, PARTS)}
     if self._conditional():
@@ -200,7 +207,7 @@ class Protocol:
   def _row(
     self, stage: str, name: str, num: int, part: int | None
   ) -> dict[str, Any]:
-    """The figures of one set of samples, and the seconds they took."""
+    """The metrics of one set of samples, and the seconds they took."""
     begin = time.time()
     curve = stage.startswith("curve")
     metrics = "fid" if curve else METRICS
@@ -249,7 +256,7 @@ class Protocol:
 
 
 def _run(module: str, *arguments: str, stdin: str = "") -> str:
-  """Runs a command of this project; what it said on standard output."""
+  """Runs a command of this project; returns its standard output."""
   done = subprocess.run(
     [sys.executable, "-m", module, *arguments],
     input=stdin, stdout=subprocess.PIPE, text=True, check=False,

@@ -1,4 +1,4 @@
-"""The protocol's result on paper: a table, a plot and grids of samples."""
+"""The protocol's output: a table, a plot and grids of samples."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes table.md and quality.png from what the stages have left.
+  """Writes table.md and quality.png from the results of the stages.
 
   Raises:
     ValueError: If nothing has been evaluated yet.
@@ -66,7 +66,7 @@ def curves(folder: pathlib.Path) -> dict[str, tuple[ArrayLike, ArrayLike]]:
   if ours and curve:
     minutes = {step: at / 60 for step, at in ours["checkpoints"]}
     rows = directory.read_rows(folder / "ours" / "evaluation.jsonl")
-    # Of several measurements of a step, those of the curve.
+    # If a step was measured more than once, take that of the curve.
     by_step = {
       row["step"]: row["fid"]
       for row in rows
@@ -91,7 +91,7 @@ def curves(folder: pathlib.Path) -> dict[str, tuple[ArrayLike, ArrayLike]]:
 
 
 def result(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
-  """What a stage has left."""
+  """The result of a stage."""
   path = folder / f"{name}.json"
   return json.loads(path.read_text()) if path.is_file() else None
 

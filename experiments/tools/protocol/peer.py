@@ -1,9 +1,9 @@
 """diffusers' own recipe for unconditional training, for a given time.
 
-What examples/unconditional_image_generation of diffusers 0.42 does by default
+The defaults of examples/unconditional_image_generation of diffusers 0.42
 (DDPMScheduler, AdamW at 1e-4, 500 steps of warm-up, a cosine decay, clipping
-at 1, EMAModel with its warm-up), but for what suits a large card: a larger
-batch, data that stay on the card, channels-last, bfloat16 and torch.compile.
+at 1, EMAModel with its warm-up), except for what suits a large GPU: a larger
+batch, data that stay on the GPU, channels-last, bfloat16 and torch.compile.
 A worker of the protocol; it reads a job in JSON on standard input:
 
   {"do": "train", "images": "images.npy", "seconds": 300, "out": "peer",
@@ -109,8 +109,8 @@ def _save(job, net, average, part: int, begin: float) -> float:
 def sample(job: dict[str, Any], begin: float) -> dict[str, Any]:
   """Draws from the average of one part, by DDIM; writes an .npz.
 
-  DDIM, as diffusers' clips what is predicted at each step. Without clipping
-  (UniPC) a network that has learnt for minutes draws noise.
+  DDIM, because diffusers' version clips each prediction. Without clipping
+  (UniPC) a network trained for minutes draws noise.
   """
   folder = pathlib.Path(job["out"], f"part{job['part']}")
   saved = diffusers.UNet2DModel.from_pretrained(folder)
