@@ -177,7 +177,8 @@ def _array(page: Image.Image, size, channels, dtype, words) -> np.ndarray:
 
 def _wide(page: Image.Image, dtype: str) -> np.ndarray:
   """A page as [H, W, C] of uint16 or float32, upright."""
-  stored = page.tile[0][3] if page.tile else ""
+  tile = getattr(page, "tile", None)  # only of what was opened from a file
+  stored = tile[0][3] if tile else ""
   stored = stored if isinstance(stored, str) else (stored or ("",))[0]
   if ";16" in str(stored) and page.mode not in _WIDE:
     raise ValueError(
