@@ -27,6 +27,13 @@ def check(config: Config) -> None:
   """Refuses an objective that the rest of a configuration does not allow."""
   options = config.objective
   name = choices.named("objective", options.name, OBJECTIVES)
+  for key, value, met, needed in (
+    ("init.ema", config.init.ema, config.init.run, "init.run"),
+    ("objective.teacher", options.teacher, name != "diffusion",
+     "an objective.name other than diffusion"),
+  ):  # fmt: skip
+    if value and not met:
+      raise ValueError(f"{key}={value} needs {needed}")
   for key, value in (
     ("augment", config.augment), ("loss.uncertainty", config.loss.uncertainty),
   ):  # fmt: skip
