@@ -33,6 +33,7 @@ OVERRIDES = [
   "loss.name=", "loss.name=mse", "loss.weight=big", "loss.gamma=5",
   "label_dropout=-0.1", "label_dropout=1.5", "label_dropout=0.1",
   "cond_dropout=(0.1,)", "low_res.noise=5", "sampling.guidance=2.0",
+  "init.ema=raw", "objective.teacher=True",
   "low_res.size=(3,)", "low_res.size=(0,)", "low_res.size=(16,)",
   "low_res.size=(8,)", "low_res.size=(4.0,)", "low_res.size=(4,4,4)",
   "timesteps=random",

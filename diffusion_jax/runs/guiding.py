@@ -164,8 +164,8 @@ def check_guidable(config: Config, asked: str) -> None:
   parts = (*networks.vectors(config), *networks.planes(config))
   if not any(p.dropout for p in parts) and not networks.hides_labels(config):
     raise ValueError(
-      f"{asked}: training without label_dropout, the network cannot draw "
-      "without a class; pass a `classifier`"
+      f"{asked} needs a network that can draw without a class, and one "
+      "trained without label_dropout cannot; sample with a `classifier` instead"
     )
 
 

@@ -27,6 +27,7 @@ def check(config: Config) -> None:
   """Checks that the objective fits the rest of a configuration."""
   options = config.objective
   name = choices.named("objective", options.name, OBJECTIVES)
+  _check_needed(config)
   for key, value in (
     ("augment", config.augment), ("loss.uncertainty", config.loss.uncertainty),
   ):  # fmt: skip
@@ -62,6 +63,18 @@ def check(config: Config) -> None:
       f"objective.name={name} learns from a teacher: name its run as "
       "`config.init.run=DIRECTORY`"
     )
+
+
+def _check_needed(config: Config) -> None:
+  """Refuses what nothing would look at."""
+  name = config.objective.name
+  for key, value, met, needed in (
+    ("init.ema", config.init.ema, config.init.run, "init.run"),
+    ("objective.teacher", config.objective.teacher, name != "diffusion",
+     "an objective.name other than diffusion"),
+  ):  # fmt: skip
+    if value and not met:
+      raise ValueError(f"{key}={value} needs {needed}")
 
 
 def objective(
