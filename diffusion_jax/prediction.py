@@ -30,11 +30,8 @@ Variance = Callable[..., Float[Array, "..."]]
 END = "s"
 # A number for each time, [B] or [].
 Scale = Callable[[Schedule, Time], Any]
-
-
 # A network with its parameters, or a closed form: (x_t, t), or (x_t, t, cond)
-# where there is a condition, to its output. Any: Flax's apply has no static
-# type.
+# where there is a condition, to its output. Flax's apply has no static type.
 Apply = Callable[[Any, Any], Any] | Callable[[Any, Any, Cond], Any]
 
 

@@ -220,6 +220,6 @@ def test_weights_that_would_turn_learning_round_are_refused(make, named):
     make()
 
 
-def test_the_bounds_weight_is_not_shifted():
+def test_a_shifted_weight_of_the_bound_is_refused():
   with pytest.raises(ValueError, match="do not shift it"):
     weights.shifted(weights.bound(), 2.0)(schedules.cosine(10), jnp.array([3]))

@@ -376,7 +376,7 @@ def test_noise_and_outputs_that_would_be_shared_are_refused():
     prediction.predictor(mean, schedule)(x, 3)
 
 
-def test_noise_is_not_shared():
+def test_noise_that_would_be_shared_is_refused():
   schedule, x = schedules.cosine(10), jnp.zeros((2, 4))
   for eps in (jnp.ones((1, 4)), jnp.ones(4), jnp.ones(())):
     with pytest.raises(ValueError, match="needs noise of its own"):
