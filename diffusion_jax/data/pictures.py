@@ -1,4 +1,4 @@
-"""Pictures: from the bytes of a file to an array [H, W, C]."""
+"""Images: from the bytes of a file to an array [H, W, C]."""
 
 import functools
 import math
@@ -10,10 +10,10 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-# These would start a program, or hold a film.
+# Formats that would start a program, or hold a film.
 _NO_PICTURES = frozenset({"EPS", "MPEG"})
 
-# What Pillow (and zipfile under it) raise for damaged or unsupported files.
+# Errors of Pillow (and zipfile under it) for damaged or unsupported files.
 BROKEN = (
   OSError,
   EOFError,
@@ -28,7 +28,7 @@ BROKEN = (
   Image.DecompressionBombError,
 )
 
-# A random crop shows at least this share of a picture's shorter side.
+# A random crop shows at least this fraction of an image's shorter side.
 LEAST_SHARE = 0.8
 RANDOM_WORDS = 3  # that a random crop takes: for the scale, the row, the column
 
@@ -42,7 +42,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @functools.cache
 def extensions() -> frozenset[str]:
-  """How files are named that Pillow can decode, as it is installed here."""
+  """The file extensions that the installed Pillow can decode."""
   known = Image.registered_extensions()
 
   def decodes(kind: str) -> bool:
@@ -62,10 +62,10 @@ def extensions() -> frozenset[str]:
 
 
 def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
-  """((height, width), channels) of a picture, upright, without decoding it.
+  """((height, width), channels) of an image, upright, without decoding it.
 
   Channels is 1 for grey and 3 for colour; a palette counts as colour. Raises
-  one of ``BROKEN`` if the file is no picture.
+  one of ``BROKEN`` if the file is not an image.
   """
   with Image.open(file) as picture:
     width, height = picture.size
@@ -79,8 +79,8 @@ def header(file: IO[bytes]) -> tuple[tuple[int, int], int]:
 def decode(file: IO[bytes]) -> Image.Image:
   """Decodes a picture (the first frame) to mode "L" or "RGB".
 
-  It is turned upright as its EXIF data say, 16-bit grey is rounded to 8 bits,
-  and what is transparent is laid over white. Raises one of ``BROKEN`` if the
+  It is rotated upright by its EXIF data, 16-bit grey is rounded to 8 bits, and
+  transparent images get a white background. Raises one of ``BROKEN`` if the
   file is damaged or has no 8-bit meaning (32-bit integers, floats).
   """
   with Image.open(file) as opened:
@@ -100,7 +100,7 @@ def decode(file: IO[bytes]) -> Image.Image:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-  """Grey or colour of 8 bits; what is transparent is laid over white."""
+  """Grey or colour of 8 bits; transparent images get a white background."""
   mode = "L" if picture.mode in _GREY else "RGB"
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
@@ -151,11 +151,11 @@ def decode_wide(file: IO[bytes], dtype: str) -> np.ndarray:
 
 
 def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """Shrinks (or enlarges) a picture to cover ``size`` and cuts the centre.
+  """Resizes an image to cover ``size`` and crops the centre.
 
-  Halving by BOX while both sides stay at least as large as asked, then one
-  BICUBIC resize, then the cut: for a square size these are the steps of the
-  Guided Diffusion training data, which its reference batches depend on.
+  It is halved by BOX while both sides stay at least as large as ``size``, then
+  resized once by BICUBIC, then cropped: for a square size these are the steps
+  of Guided Diffusion's training data, on which its reference batches depend.
 
   Args:
     picture: Any mode that Pillow can resize.
@@ -174,11 +174,11 @@ def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def random_crop(
   picture: Image.Image, size: tuple[int, int], words: np.ndarray
 ) -> Image.Image:
-  """Shrinks (or enlarges) a picture and cuts a piece from anywhere in it.
+  """Resizes an image and crops it at a random place.
 
-  The shorter side becomes 1 to 1 / 0.8 times that of ``size``, then the piece
-  is cut: for a square size this is what Guided Diffusion's classifiers were
-  trained on (``random_crop_arr`` in its code).
+  The shorter side becomes 1 to 1 / 0.8 times that of ``size``, then the image
+  is cropped: for a square size Guided Diffusion's classifiers were trained this
+  way (``random_crop_arr`` in its code).
 
   Args:
     picture: Any mode that Pillow can resize.
@@ -200,7 +200,7 @@ def random_crop(
 
 
 def _cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """The picture at the least size that covers ``size``, see ``crop``."""
+  """The image at the least size that covers ``size``, see ``crop``."""
   height, width = size
   while picture.width >= 2 * width and picture.height >= 2 * height:
     half = (picture.width // 2, picture.height // 2)
@@ -225,7 +225,7 @@ def to_array(
     picture: Mode "L" or "RGB", as from ``decode``.
     size: (H, W) to ``crop`` to, or None to leave it.
     channels: 1, 3, or None to leave them.
-    words: Where given, for a ``random_crop``.
+    words: Random numbers for a ``random_crop``; None crops the centre.
   """
   if channels is not None:
     picture = picture.convert("L" if channels == 1 else "RGB")
@@ -251,8 +251,8 @@ def refit(
 ) -> np.ndarray:
   """``to_array`` for an image that is an array already, [H, W, C].
 
-  What is not of bytes is resized as floats, and rounded back; no value leaves
-  the range of its band.
+  Values that are not bytes are resized as floats, and rounded back; none leaves
+  the range of its channel.
 
   Raises:
     ValueError: If ``channels`` is given and the image has neither 1, 3 nor
