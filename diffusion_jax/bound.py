@@ -63,7 +63,7 @@ def discretised_log_prob(
 
   Args:
     x0: Data, 2 k / (levels - 1) - 1.
-    mean: Of the Gaussian.
+    mean: Mean of the Gaussian.
     log_std: Log of its standard deviation, broadcastable.
     cdf: "tanh" is the published approximation, 0.5 (1 + tanh(sqrt(2 / pi)
       (z + 0.044715 z^3))); "erf" is exact.

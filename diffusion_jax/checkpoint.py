@@ -1,9 +1,9 @@
 """Checkpoints of a training run, with Orbax.
 
-Saved are the whole ``TrainState`` and nothing else: keys are derived from the
-seed and the step, and so is the position in the data. A checkpoint appears
-whole or not at all, and says by checksums what it was when it was written.
-When it goes, a small snapshot of its averages stays, see ``averages``.
+A checkpoint is the whole ``TrainState`` and nothing else: keys are derived from
+the seed and the step, and so is the position in the data. It appears whole or
+not at all, with checksums of its files. When it is deleted, a small snapshot of
+its averages remains, see ``averages``.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ class Checkpoints:
   Use as a context manager; leaving it waits for a save under way.
 
   Args:
-    directory: Where they lie; made if need be.
+    directory: Their folder; created if needed.
     keep: How many of the newest to keep; None keeps all.
-    averages: Where a small snapshot of the averages stays of each, when it goes
-      itself, see ``averages.snapshot``; None keeps none.
-    read_only: Touch nothing, for readers of a run that may be training.
-      Without it, what a killed run left half written is cleared away: there
-      must be no other writer.
+    averages: Folder for a small snapshot of the averages of each checkpoint
+      that is deleted, see ``averages.snapshot``; None keeps none.
+    read_only: Change nothing, for readers of a run that may be training.
+      Otherwise incomplete files of a killed run are removed, so there must be
+      no other writer.
   """
 
   def __init__(
@@ -93,7 +93,7 @@ class Checkpoints:
         raise
 
   def latest_step(self) -> int | None:
-    """The step of the newest checkpoint; None where there is none."""
+    """The step of the newest checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def steps(self) -> list[int]:
@@ -101,14 +101,14 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def averages(self, like: TrainState) -> dict[int, Any]:
-    """The averages of all checkpoints that there have been.
+    """The averages of all checkpoints so far, also of deleted ones.
 
     Args:
       like: The state of one of them.
 
     Returns:
-      By step, and by name: those with a width, float16. None where they are
-      not kept.
+      Averages with a width by step and name, float16; None if they are not
+      kept.
     """
     if self._averages is None:
       return {}
@@ -120,17 +120,17 @@ class Checkpoints:
     return {step: kept.restore(shapes, step).ema for step in kept.steps()}
 
   def forget_after(self, step: int) -> None:
-    """Removes what is of later steps, for a run that goes on from there."""
+    """Removes everything of later steps, for a run that resumes at ``step``."""
     for later in self.steps():
       if later > step:
         self._manager.delete(later)
 
   def save(self, state: Saved) -> None:
-    """Saves the state under its step; a step saved before stays as it is.
+    """Saves the state under its step; a step saved before is not changed.
 
     Raises:
-      OSError: If this save, or the one before in the background, failed. The
-        checkpoints before it are as they were.
+      OSError: If this save, or the one before in the background, failed.
+        Earlier checkpoints are intact.
     """
     step = int(state.step)
     if step == self.latest_step():
@@ -154,7 +154,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
-    """Says of what Orbax could not write that it was not saved."""
+    """Turns Orbax's errors into one that says that nothing was saved."""
     try:
       yield
     except UNREADABLE as error:
@@ -175,7 +175,7 @@ class Checkpoints:
     Args:
       like: A state of ``jax.ShapeDtypeStruct``s, as ``jax.eval_shape`` makes
         it, with the shardings to restore to.
-      step: Which; by default the newest that is not damaged.
+      step: The step; by default the newest that is not damaged.
       tell: Called with a line for each damaged one that is skipped. With
         None a damaged one is an error.
 
@@ -183,10 +183,10 @@ class Checkpoints:
       The state.
 
     Raises:
-      ValueError: If there is none that can be read, or it holds other arrays
-        than ``like``. Nothing has been renamed then.
-      OSError: If the system does not let a checkpoint be read, which says
-        nothing of what is in it.
+      ValueError: If none can be read, or it holds other arrays than ``like``;
+        nothing is renamed.
+      OSError: If the system does not let a checkpoint be read, which does not
+        mean that it is damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     steps = steps if step is None else [step]
@@ -218,7 +218,7 @@ class Checkpoints:
     _check_same(_shapes(like), have)
     with as_damage():
       saved = self._manager.restore(step, args=_Restore(_fields(like)))
-    # Orbax returns what it is given: the fields of a state, or a snapshot.
+    # Orbax returns the type it is given: the fields of a state, or a snapshot.
     if isinstance(like, TrainState):
       saved = TrainState(**cast(dict[str, Any], saved))
     return cast(Saved, saved)
@@ -227,7 +227,7 @@ class Checkpoints:
     """Compares the files with their checksums, on one process for all.
 
     Raises:
-      Damaged: If they are not what was written.
+      Damaged: If they differ from what was written.
       OSError: If the system does not let them be read.
     """
     problem: Exception | None = None
@@ -249,7 +249,7 @@ class Checkpoints:
       raise OSError(f"the first process cannot read checkpoint {step}")
 
   def _set_aside(self, steps: list[int]) -> None:
-    """Makes room for the checkpoints of these steps to come."""
+    """Renames these checkpoints, so that new ones can take their place."""
     if self._read_only or not steps:
       return
     if jax.process_index() == 0:
@@ -285,7 +285,7 @@ class _Restore(ocp.args.StandardRestore):
 
 
 def _fields(state: Any) -> Any:
-  """What is saved of a state: checkpoints older than teachers have none."""
+  """The saved fields of a state: checkpoints older than teachers have none."""
   if not isinstance(state, TrainState):
     return state
   fields = {
@@ -298,10 +298,10 @@ def _fields(state: Any) -> Any:
 
 
 def _check_room(directory, state: Any) -> None:
-  """Refuses to begin what could not be finished.
+  """Checks that the disk has room for a state.
 
   Raises:
-    OSError: If the disk has less room than the state takes.
+    OSError: If not.
   """
   needed = sum(x.nbytes for x in jax.tree.leaves(state))
   free = shutil.disk_usage(directory).free
@@ -315,7 +315,7 @@ def _check_room(directory, state: Any) -> None:
 
 
 def _check_same(want: dict, have: dict) -> None:
-  """Names the first array that is missing, extra or of another shape."""
+  """Raises for the first array that is missing, extra or of another shape."""
   for name in sorted(want.keys() | have.keys()):
     if want.get(name) != have.get(name):
       raise ValueError(

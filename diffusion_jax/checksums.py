@@ -1,7 +1,7 @@
-"""What the files of a folder were when they were written.
+"""Checksums of a folder's files when they were written.
 
-Only files that were written count: file managers and network file systems
-leave others beside them.
+Only these files count: file managers and network file systems leave others
+beside them.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """BLAKE2 of each file below a folder that holds what was saved."""
+  """BLAKE2 of each saved file below a folder."""
   return {
     path.relative_to(folder).as_posix(): _checksum(path)
     for path in sorted(folder.rglob("*"))
@@ -33,7 +33,7 @@ def _checksum(path: pathlib.Path) -> str:
 
 
 def difference(folder: pathlib.Path) -> str | None:
-  """What is not as it was when it was written; None where all is.
+  """The first difference from what was written; None if there is none.
 
   Raises:
     OSError: If the system does not let a file be read.

@@ -1,8 +1,8 @@
 """The norm of a gradient, and clipping by it.
 
-As optax has them, to rounding, but in fewer operations: a network has hundreds
-of arrays of a few dozen shapes, and to compile a sum for each of them (on a
-GPU, to start it) takes longer than the sums themselves.
+They equal optax's up to rounding, but need fewer operations: a network has
+hundreds of arrays of a few dozen shapes, and compiling a sum for each of them
+(on a GPU, launching it) takes longer than the sums themselves.
 """
 
 import collections
@@ -35,10 +35,10 @@ def global_norm(tree: Any) -> Float[Array, ""]:
 
 
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
-  """Makes g <- g min(1, most / ||g||) (Pascanu et al. 2013).
+  """Clips a gradient: g <- g min(1, most / ||g||) (Pascanu et al. 2013).
 
   Args:
-    most: The largest norm that remains, above 0.
+    most: The largest norm, above 0.
 
   Returns:
     The transformation, without a state.

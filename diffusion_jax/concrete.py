@@ -1,7 +1,7 @@
-"""Indices that are known before tracing, held against what they index.
+"""Checks of indices that are known before tracing.
 
-Where one is beyond its table JAX takes the nearest end, counts from the last or
-answers NaN, and says nothing.
+JAX does not report an index beyond its table: it takes the nearest end, counts
+from the last, or returns NaN.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 
 def known(value: Any) -> np.ndarray | None:
-  """The values, if they are here to be looked at; None of a traced array."""
+  """The values; None for a traced array."""
   if value is None or isinstance(value, Tracer):
     return None
   if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -21,16 +21,16 @@ def known(value: Any) -> np.ndarray | None:
 
 
 def check_range(name: str, value: Any, least: int, most: int) -> None:
-  """Refuses an index out of least..most, where it is known before tracing.
+  """Checks that indices are in least..most, if they are known before tracing.
 
   Args:
-    name: What is indexed, as the message has it.
-    value: One or many; a traced array is taken as it is.
-    least: The smallest that is right.
+    name: The name of the index in the message.
+    value: One or many; a traced array is not checked.
+    least: The smallest valid index.
     most: The largest.
 
   Raises:
-    ValueError: With the first that is wrong.
+    ValueError: If one is out of range; the message has the first.
   """
   array = known(value)
   if array is None:

@@ -4,23 +4,22 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-# What reading a file that is not what it was can come to, in Orbax and in
-# tensorstore.
+# Errors of Orbax and tensorstore for a file that has changed.
 UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
-# Of these the file is to blame; of all others the system.
+# For these errors the file is to blame; for all others the system.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class Damaged(ValueError):
-  """A checkpoint is not what was written."""
+  """A checkpoint differs from what was written."""
 
 
 @contextlib.contextmanager
 def as_damage() -> Iterator[None]:
-  """Takes what Orbax cannot read for damage, unless the system refuses it.
+  """Turns Orbax's errors into ``Damaged``, unless the system is to blame.
 
   Raises:
-    Damaged: If a file is not what it was.
+    Damaged: If a file differs from what was written.
     OSError: If the system does not let it be read.
   """
   try:
@@ -35,6 +34,6 @@ def as_damage() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-  """What an error says, in one line."""
+  """The message of an error, in one line."""
   lines = str(error).strip().splitlines()
   return lines[0][:200] if lines else type(error).__name__

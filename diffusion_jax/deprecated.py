@@ -1,4 +1,4 @@
-"""Names that have moved, which stay where they were for one release."""
+"""Names that have moved; the old ones work for one more release."""
 
 import pkgutil
 import warnings
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def moved(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-  """The ``__getattr__`` of a module that names have left.
+  """The ``__getattr__`` of a module whose names have moved.
 
   Args:
     module: Its name.
-    places: Where each old name is now, "module:name".
+    places: The new place of each old name, "module:name".
 
   Returns:
-    A function that answers with the new one, and a ``DeprecationWarning``.
+    A function that returns the new one with a ``DeprecationWarning``.
   """
 
   def __getattr__(name: str) -> Any:
@@ -28,7 +28,7 @@ def moved(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def warn(old: str, new: str, *, stacklevel: int = 3) -> None:
-  """Says that a name is deprecated, and what to write instead."""
+  """Warns that a name is deprecated, with the new name."""
   warnings.warn(
     f"{old} is now {new}; the old name goes with 0.3",
     DeprecationWarning,

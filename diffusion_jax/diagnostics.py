@@ -1,8 +1,8 @@
-"""Is training going well? Figures that are cheap enough to watch all along.
+"""Is training going well? Numbers that are cheap enough to watch all the time.
 
-Pictures of the right kind in the wrong colours, a few channels pressed against
-their limits, an average that is still mostly its start: each shows here long
-before a distance between distributions could be afforded.
+Good images in the wrong colours, saturated channels, an average that is still
+mostly its start: each shows here long before one could afford a distance
+between distributions.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class LossCurve(NamedTuple):
 
   Attributes:
     t: The steps.
-    mean: Over the images, at each.
+    mean: Mean loss over the images, at each.
     stderr: Standard error of that mean.
   """
 
@@ -54,8 +54,8 @@ def loss_curve(
     schedule: The noise schedule.
     x0: Clean data, at least two images.
     t: Steps, 1..T; the network is called once for each.
-    key: Of the noise, which is keyed by step and by the image's number.
-    loss_at: A core of ``losses`` with its options bound.
+    key: For the noise, which is keyed by step and by the image's number.
+    loss_at: A function of ``losses`` with its options bound.
 
   Returns:
     The curve.
@@ -93,11 +93,10 @@ def colour_drift(
     data: ``mean_colour`` of the data.
 
   Returns:
-    The difference of the two means in units of the standard deviation of the
-    mean colour from one picture of the data to the next: 0 is no drift, and
-    for B independent samples of a perfect model chance makes it 1 / sqrt(B),
-    whatever the data. The unit is at least one level of a byte, for data of
-    one colour.
+    The difference of the two means, in units of the standard deviation of the
+    mean colour over the images of the data. 0 is no drift; for B independent
+    samples of a perfect model it is about 1 / sqrt(B) by chance, for any data.
+    The unit is at least one level of a byte, for data of one colour.
   """
   unit = np.maximum(data.std(axis=0), LEVEL)
   return (samples.mean(axis=0) - data.mean(axis=0)) / unit
@@ -106,10 +105,10 @@ def colour_drift(
 def saturation(
   x: Float[np.ndarray, "B *size C"], threshold: float = 0.99
 ) -> Float[np.ndarray, " B"]:
-  """The part of the values of each image whose size is above the threshold.
+  """The fraction of each image's values whose magnitude exceeds the threshold.
 
-  To be read beside that of the data: drawings have white paper, photographs
-  little that is black or white through and through.
+  Compare it with that of the data: drawings have white paper, but few pixels of
+  photographs are fully black or white.
   """
   return (np.abs(x) > threshold).mean(axis=tuple(range(1, x.ndim)))
 
@@ -122,8 +121,8 @@ def relative_distance(average: Any, params: Any) -> Float[Array, ""]:
     params: The parameters, a tree of the same shapes.
 
   Returns:
-    The distance. It falls as the learning rate does; near 1, most of the
-    average is still where training began.
+    The distance. It falls with the learning rate; near 1, most of the average
+    is still where training began.
   """
   gap = jax.tree.map(lambda a, p: a - p, average, params)
   return global_norm(gap) / global_norm(params)

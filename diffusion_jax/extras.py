@@ -1,7 +1,7 @@
-"""Packages that the equations do without; what needs one says where it is.
+"""Packages of the extras, with an error that says how to install them.
 
 Schedules, steps, losses and networks need JAX, Flax, Optax, NumPy and
-jaxtyping. Data, checkpoints, pictures in files, plots and runs need more.
+jaxtyping. Data, checkpoints, image files, plots and runs need more.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def needed_for(what: str, extra: str = "runs") -> Iterator[None]:
-  """Says of a package that is not installed which extra brings it.
+  """Turns a missing package into an error that names its extra.
 
   Raises:
     ModuleNotFoundError: One line, with the command that installs it.

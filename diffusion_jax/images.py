@@ -1,4 +1,4 @@
-"""Pictures out: quantised, tiled, enlarged, saved."""
+"""Image output: quantised, tiled, enlarged, saved."""
 
 import itertools
 import pathlib
@@ -20,17 +20,17 @@ def to_uint8(
   then becomes k - 1, as in the published scripts.
 
   Args:
-    x: Pictures; what lies outside [-1, 1] is clipped.
-    quantise: "round" takes the nearest k, "floor" the one below, as OpenAI's
-      sampling scripts do: on average half a level darker, which FID can tell.
+    x: Images; values outside [-1, 1] are clipped.
+    quantise: "round" takes the nearest k, "floor" the one below, as in OpenAI's
+      sampling scripts: on average half a level darker, which changes the FID.
 
   Returns:
     The bytes.
 
   Raises:
     ValueError: If there is no such rule, or x are integers.
-    FloatingPointError: If a value is NaN or infinite, which would be black or
-      white like any other.
+    FloatingPointError: If a value is NaN or infinite, which would otherwise
+      become black or white.
 
   >>> to_uint8(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
   [0, 0, 128, 255]
@@ -48,7 +48,7 @@ def to_uint8(
 
 
 def check_finite(x: np.ndarray) -> None:
-  """Refuses samples that are no numbers, which as integers would look like any.
+  """Checks for NaN and infinity, which cannot be seen in integers.
 
   Raises:
     FloatingPointError: If a value is NaN or infinite.
@@ -66,7 +66,7 @@ def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
   """Bytes k as k / 127.5 - 1, float32.
 
   Raises:
-    ValueError: If they are no bytes: floats may be in [-1, 1] already.
+    ValueError: If they are not bytes: floats may be in [-1, 1] already.
   """
   if x.dtype != np.uint8:
     raise ValueError(f"x is {x.dtype}; pass bytes, uint8")
@@ -81,9 +81,9 @@ def from_uint8(x: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
 def displayable(x: UInt8[np.ndarray, "B *size C"]) -> np.ndarray:
   """[B, H, W, C] -> [B, H, W', 3]; grey or colour as it is.
 
-  Any other number of channels is shown as that many grey pictures side by
-  side. Of volumes it is the slice in the middle of their depth, of signals a
-  plot of lines, see ``plotted``.
+  Any other number of channels is shown as grey images side by side. For volumes
+  it is the slice in the middle of their depth, for signals a plot of lines, see
+  ``plotted``.
   """
   if x.ndim == 3:
     return plotted(x)
@@ -96,7 +96,7 @@ def displayable(x: UInt8[np.ndarray, "B *size C"]) -> np.ndarray:
   return np.broadcast_to(grey, (b, h, c * w, 3))
 
 
-# Of the channels of a signal, told apart without colour vision too (Okabe and
+# Colours of a signal's channels, distinct without colour vision too (Okabe and
 # Ito 2008).
 _COLOURS = np.array(
   [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0]],
@@ -110,11 +110,11 @@ def plotted(
   """Signals as lines on white, 0 below and 255 above, one for each channel.
 
   A column is dark from the least to the greatest value within it, so that no
-  peak is lost where there are more places than columns.
+  peak is lost if there are more points than columns.
   """
   height, width = size
   places = x.shape[1]
-  # Each place, and as many between it and the next as fill the columns.
+  # Every point, and enough between it and the next to fill the columns.
   between = -(-width // max(1, places - 1))
   at = np.arange(between * (places - 1) + 1) / between
   before = at.astype(int)
@@ -141,18 +141,18 @@ def grid(
   min_pixels: int = 64,
   gap: int = 4,
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-  """Tiles images into one picture.
+  """Tiles images into one image.
 
   Args:
-    x: Images in [-1, 1], or signals or volumes, see ``displayable``. Signals
-      that leave the range are all shown on a scale that holds them.
-    columns: Per row; by default about as many as rows.
-    min_pixels: Small images are enlarged by a whole factor, pixels staying
-      sharp, until their shorter side has at least this many.
+    x: Images in [-1, 1], or signals or volumes, see ``displayable``. If signals
+      leave the range, all are shown on a larger scale.
+    columns: Images per row; by default about as many as rows.
+    min_pixels: Small images are enlarged by an integer factor, without
+      smoothing, until their shorter side has at least this many.
     gap: White pixels between images.
 
   Returns:
-    The picture.
+    The image.
 
   Raises:
     ValueError: If there are no images, or no columns.
@@ -182,10 +182,10 @@ def grid(
 
 
 def save_picture(path: pathlib.Path, picture: np.ndarray) -> None:
-  """Writes [H, W, C], by the path's suffix: bytes, or one channel of another.
+  """Writes [H, W, C] in the format of the path's suffix.
 
-  One channel of uint16 is a .png or .tiff, one of float32 a .tiff; of bytes
-  one channel is grey, three are colour.
+  Bytes have one channel (grey) or three (colour). One channel of uint16 is a
+  .png or .tiff, one of float32 a .tiff.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   array = picture[..., 0] if picture.shape[-1] == 1 else picture
@@ -205,10 +205,10 @@ def save_gif(
   """Writes an animation that repeats for ever.
 
   Args:
-    path: Of the .gif.
-    frames: The pictures, in order.
-    seconds: How long each is shown.
-    pause: How long the last is shown.
+    path: The .gif.
+    frames: The images, in order.
+    seconds: How long to show each.
+    pause: How long to show the last.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   first, *rest = [_pillow().fromarray(f) for f in frames]

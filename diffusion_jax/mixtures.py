@@ -1,9 +1,9 @@
 """Mixtures of Gaussians: data whose exact denoiser is a formula.
 
-x_0 = m_k + std_k N(0, I) with probability w_k. What a perfect network would
-answer is then known, so that samplers can be watched, and measured, without
-training anything: a swiss roll in the plane, or a handful of pictures with a
-little noise around each.
+x_0 = m_k + std_k N(0, I) with probability w_k. The prediction of a perfect
+network is then known, so samplers can be watched, and measured, without
+training: on a swiss roll in the plane, or on a handful of images with a little
+noise around each.
 """
 
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ from diffusion_jax.targets import Target
 
 
 class Mixture(NamedTuple):
-  """Gaussians with a width each, a pytree.
+  """Gaussians, each with its own width, a pytree.
 
   Attributes:
-    means: One centre per row, of any shape: points, pictures.
+    means: One centre per row, of any shape: points, images.
     stds: Standard deviation around each, the same in all directions.
     weights: Probability of each; they add up to 1.
   """
@@ -35,7 +35,7 @@ class Mixture(NamedTuple):
 
 
 def around(means: Float[Array, "K *image"], std: float) -> Mixture:
-  """Equal Gaussians around these points."""
+  """Gaussians of equal width and weight around these points."""
   K = len(means)
   return Mixture(jnp.asarray(means), jnp.full(K, std), jnp.full(K, 1 / K))
 
@@ -43,8 +43,8 @@ def around(means: Float[Array, "K *image"], std: float) -> Mixture:
 def swiss_roll(num: int = 200, *, reach: float = 2.0) -> Mixture:
   """A rolled-up line in the plane.
 
-  By default about as wide as the noise it is turned into, and so outside the
-  [-1, 1] of pictures: its predictions are not to be clipped.
+  By default it is about as wide as the noise, and so exceeds the [-1, 1] of
+  images: do not clip its predictions.
 
   Args:
     num: Gaussians along the line, from the inside out.
@@ -75,12 +75,12 @@ def draw(
 
 
 def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
-  """E[x_0 | x_0 + u eps = y], the exact answer of a denoiser.
+  """E[x_0 | x_0 + u eps = y], the exact denoiser.
 
   Each centre attracts y by its share of the probability of y.
 
   Args:
-    mixture: What x_0 is drawn from.
+    mixture: The distribution of x_0.
     y: x_t / alpha_t, the mean's shape per example.
     u: sigma_t / alpha_t, a scalar or one per example.
     xp: jax.numpy, or numpy for a solver on the host.
@@ -107,18 +107,18 @@ def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
 def predictor(
   schedule: Schedule, mixture: Mixture, *, target: Target = targets.x0
 ) -> Predict:
-  """What a perfectly trained network would predict.
+  """The ``predict`` of a perfectly trained network.
 
   The minimiser of the squared error is the conditional expectation of its
-  target; all targets are linear in x_0 once x_t is known.
+  target; given x_t, all targets are linear in x_0.
 
   Args:
     schedule: The noise schedule.
     mixture: The data.
-    target: What the network is asked for; it predicts the same data.
+    target: What the network predicts; x0_hat is the same for all targets.
 
   Returns:
-    The door to it; any condition is ignored.
+    ``predict``; it ignores any condition.
   """
 
   def apply(x_t, t, *cond):
@@ -137,7 +137,7 @@ def log_density(mixture: Mixture, x: Batch) -> Float[Array, " B"]:
 
   Args:
     mixture: The mixture.
-    x: Where.
+    x: Points, [B, ...].
 
   Returns:
     [B], summed over all dimensions.

@@ -1,7 +1,7 @@
 """Devices: one mesh, batches split over it, parameters copied or split too.
 
-Everything is one program on one mesh, from a laptop's CPU to a pod: what is
-split how is said here, XLA adds the communication.
+Everything is one program on one mesh, from a laptop's CPU to a pod: this module
+defines how arrays are split, and XLA adds the communication.
 """
 
 from collections.abc import Callable
@@ -35,21 +35,21 @@ def split_block(mesh: Mesh) -> NamedSharding:
 
 
 def fully_split(tree: Any, mesh: Mesh, *, least: int = 1024) -> Any:
-  """Shardings that leave each of N devices 1/N of every large array.
+  """Shardings that give each of N devices 1/N of every large array.
 
   "Fully sharded data parallel", ZeRO stage 3 (Rajbhandari et al. 2020): the
-  state of training is stored in parts, and parameters are put together only
-  while they are used, see ``gather``.
+  state of training is stored in parts, and parameters are gathered only while
+  they are used, see ``gather``.
 
   Args:
     tree: Arrays or their shapes.
     mesh: The devices.
-    least: Arrays of fewer elements are copied to every device: splitting
-      them would save nothing and cost messages.
+    least: Arrays of fewer elements are copied to every device: splitting them
+      would save nothing and cost communication.
 
   Returns:
-    A tree of shardings. Of each array the longest axis that N divides is
-    split, the last of equals; an array without one is copied.
+    A tree of shardings. Each array is split along its longest axis that N
+    divides (the last, if several are equal); an array without one is copied.
   """
 
   def one(x):
@@ -64,12 +64,12 @@ def fully_split(tree: Any, mesh: Mesh, *, least: int = 1024) -> Any:
 
 
 def gather(mesh: Mesh) -> Callable[[Any], Any]:
-  """Puts together parameters that are ``fully_split``, in a compiled step.
+  """Gathers parameters that are ``fully_split``, in a compiled step.
 
   Returns:
-    ``params -> params``: whole on every device. Of the gradient each device
-    keeps the part that it updates, so that the sum over devices is the step's
-    only reduction.
+    ``params -> params``, whole on every device. Each device keeps only the part
+    of the gradient that it updates, so the sum over devices is the step's only
+    reduction.
   """
 
   def constrain(tree, shardings):
@@ -87,10 +87,10 @@ def gather(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def check_batch(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-  """Refuses a batch that cannot be cut evenly.
+  """Checks that a batch can be split evenly.
 
   Raises:
-    ValueError: Naming the batch size, its divisor and the nearest sizes.
+    ValueError: If not; has the batch size, its divisor and the nearest sizes.
   """
   if micro_batches < 1:
     raise ValueError(f"{micro_batches=} must be at least 1")
@@ -109,7 +109,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
   Args:
     tree: A pytree of arrays, the rows that this process read.
-    sharding: Of the whole, such as ``split(mesh)``.
+    sharding: Sharding of the whole array, such as ``split(mesh)``.
 
   Returns:
     Global arrays.
@@ -122,7 +122,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 def fetch(tree: Any) -> Any:
   """The whole of each array as NumPy, on every process.
 
-  A process sees its own devices only; what others hold is sent to it.
+  A process sees only its own devices; the others send it the rest.
   """
 
   def one(x):
@@ -134,7 +134,7 @@ def fetch(tree: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that each device holds of these arrays, or of their shapes."""
+  """Bytes that these arrays, or their shapes, take on each device."""
   return sum(
     int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)

@@ -1,13 +1,13 @@
 """The polynomial through a network's last outputs, integrated exactly.
 
-The probability-flow ODE is linear but for the network's output. With weights
+The probability-flow ODE is linear except for the network's output. With weights
 w_j, integrals of the polynomials that are 1 at one output and 0 at the others,
 a step of any order is DDIM's plus a correction,
 
   x_s = DDIM + alpha_s sum_j w_j (output_j - output_0),
 
-with output_0 the newest. A ``Rule`` is how the weights are made: of which
-output (x0_hat or eps_hat), in which variable.
+with output_0 the newest. A ``Rule`` computes the weights, for one kind of
+output (x0_hat or eps_hat) and one variable.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ MOST_STRETCH = 100.0
 # Weights for outputs at these nodes, the newest first.
 Rule = Callable[[Float[Array, " K"]], Float[Array, " K"]]
 
-# From lambda, half the log-SNR, to where outputs are put on a polynomial.
+# From lambda, half the log-SNR, to the variable of the polynomial.
 Axis = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
@@ -42,7 +42,7 @@ def log_snr(half: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def scales(half: Float[Array, "..."]) -> Float[Array, "..."]:
-  """``spacing.clock``, of sigma / alpha."""
+  """``spacing.clock`` of sigma / alpha."""
   return spacing.clock_left(jnp.exp(-half), xp=jnp)
 
 
@@ -62,10 +62,9 @@ def lagrange(nodes, z) -> Float[Array, "N K"]:
 def weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
   """The rule for the first nodes that can be used, 0 for the others.
 
-  Of the ``filled`` ones those can that are not too close to a newer one for a
-  step as long as ``reach`` on the nodes' axis, see ``MOST_STRETCH``. How many
-  they are is known only while running, so every case is worked out, a few
-  numbers each.
+  A ``filled`` node can be used if it is not too close to a newer one for a step
+  as long as ``reach`` on the nodes' axis, see ``MOST_STRETCH``. Their number is
+  known only at run time, so every case is computed, a few numbers each.
   """
   size = len(nodes)
   apart = jnp.stack([
@@ -78,16 +77,16 @@ def weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
 
 
 def corrected(x: Batch, outputs, weights) -> Batch:
-  """X + sum_j w_j (output_j - output_0)."""
+  """The corrected sample x + sum_j w_j (output_j - output_0)."""
   change = (outputs[1:] - outputs[:1]).astype(x.dtype)
   return x + jnp.tensordot(weights[1:], change, axes=1)
 
 
 def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
-  """lambda_t = log(alpha_t / sigma_t), where both are something.
+  """lambda_t = log(alpha_t / sigma_t), made finite.
 
-  That of the first time where t is 0, and of u = sigma / alpha = 1e6 where
-  alpha is 0: a polynomial needs a finite place for each answer.
+  At t = 0 it is that of ``first``, and where alpha is 0 that of u = sigma /
+  alpha = 1e6: a polynomial needs a finite node for each output.
   """
   half = schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
   return jnp.where(jnp.isneginf(half), -np.log(1e6), half)
@@ -104,8 +103,8 @@ def drift(
   at, to = schedule.at(t), schedule.at(s)
   h = (to.log_snr - at.log_snr) / 2
   keep = to.sigma / at.sigma
-  # 0 * inf is no number: at s = 0 keep is 0 in any case, and where x_t is all
-  # noise exp(-100 eta) is as good as 0.
+  # 0 * inf is NaN: at s = 0 keep is 0 in any case, and where x_t is all noise
+  # exp(-100 eta) is as good as 0.
   keep = keep * jnp.exp(-eta * jnp.where(s > 0, jnp.minimum(h, 100.0), 0.0))
   gain = -to.alpha * jnp.expm1(-(1 + eta) * h)
   return keep * x_t + gain * x0_hat
@@ -149,7 +148,7 @@ def time_rule(schedule: Schedule, t, s) -> Rule:
   """Exact weights for eps_hat as a polynomial in the step t / T.
 
   w_j = alpha_s int L_j(t(u)) du from u_t to u_s; 0 at s = 0. The integral is
-  taken over arcsinh(u), which tames the range of u = sigma / alpha.
+  taken over arcsinh(u), which compresses the range of u = sigma / alpha.
   """
   start, end = (
     jnp.arcsinh(jnp.where(x.alpha > 0, x.sigma / x.alpha, 1e6))

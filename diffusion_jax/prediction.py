@@ -98,10 +98,11 @@ def predictor(
     apply: The network.
     schedule: The noise schedule.
     target: What the network predicts, see ``targets``.
-    variance: Of p(x_s | x_t): "fixed_small" is the posterior's, "fixed_large"
-      is beta_{t|s}; "learned" is exp of the second half of the output's
-      channels and "learned_range" interpolates between the two fixed ones in
-      the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq. 15).
+    variance: That of p(x_s | x_t): "fixed_small" is the posterior's,
+      "fixed_large" is beta_{t|s}; "learned" is exp of the second half of the
+      output's channels and "learned_range" interpolates between the two fixed
+      ones in the log domain, from -1 (small) to 1 (large) (Improved DDPM, eq.
+      15).
     scale: Multiplies the network's input (EDM's c_in).
     clock: The time that the network gets (EDM's c_noise), by default t itself;
       also applied to the second time of ``towards``.
@@ -295,7 +296,7 @@ def p_mean_variance(
 
   Args:
     schedule: The noise schedule.
-    prediction: Of x_t at t.
+    prediction: The prediction from x_t at t.
     x_t: The noisy sample.
     t: The time of x_t.
     s: The time to move to, below t.

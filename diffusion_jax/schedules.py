@@ -170,7 +170,7 @@ def linear(
     beta_start: First beta of the 1000-step schedule.
     beta_end: Last beta of the 1000-step schedule.
     zero_terminal: See ``from_betas``.
-    dtype: Of the tables.
+    dtype: Dtype of the tables.
 
   Returns:
     The schedule.
@@ -257,7 +257,7 @@ def cosine(
     zero_terminal: See ``from_betas``.
     shift: See ``from_betas``. d / 64 is simple diffusion's shifted cosine for
       images of d x d pixels (Hoogeboom et al. 2023, eq. 6).
-    dtype: Of the tables.
+    dtype: Dtype of the tables.
 
   Returns:
     The schedule.
@@ -292,7 +292,7 @@ def sigmoid(
     end: Where on the sigmoid u = 1 lies.
     tau: Temperature; larger is closer to linear in abar.
     max_beta: Largest beta.
-    dtype: Of the tables.
+    dtype: Dtype of the tables.
 
   Returns:
     The schedule.

@@ -92,7 +92,7 @@ def named(
   Args:
     schedule: The noise schedule.
     spec: A name in ``NAMES``, which needs ``num``; "250" or 250, that many
-      even steps; "10,10,15,20", so many in each of four equal sections;
+      even steps; "10,10,15,20", that many in each of four equal sections;
       "ddim25", every 40th of 1000 steps.
     num: How many steps; not needed where spec contains it.
 

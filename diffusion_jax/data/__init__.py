@@ -1,9 +1,9 @@
-"""Data: pictures by index, and batches that are a function of (seed, step).
+"""Data: images by index, and batches that are a function of (seed, step).
 
   source = load("digits")
   batch = batches(source, batch_size=128, seed=0)[step]
 
-A source is random access to pictures, of bytes or other ``values``, see
+A source gives random access to images, of bytes or other ``values``, see
 ``Source``; ``load`` makes one from a name. TensorFlow is never imported here,
 see ``diffusion_jax.data.tfds``.
 """

@@ -15,7 +15,7 @@ _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 def digits(
   size: tuple[int, int] | None, channels: int | None, random_crop: bool
 ) -> sources.Source:
-  """The 1,797 digits of scikit-learn, 8 x 8; 0..16 there, 0..255 here."""
+  """The 1,797 digits of scikit-learn, 8 x 8, scaled from 0..16 to 0..255."""
   from sklearn import datasets
 
   values, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
@@ -32,7 +32,7 @@ def load(
   meaning: Meaning,
   rank: int = 2,
 ) -> sources.Source:
-  """A source from a .npz or .npy file, with the meaning of its numbers."""
+  """A source from a .npz or .npy file, with the units of its numbers."""
   images, labels, others = _read_arrays(path)
   if images.ndim == rank + 1:
     if rank == 2:
@@ -78,7 +78,7 @@ def _source(
   left_out: str = "",
   values: Values = BYTES,
 ) -> sources.Source:
-  """The pictures as they are asked for."""
+  """The source of arrays in memory, resized and cropped as requested."""
   source = sources.in_memory(
     name, _refit(images, size, channels), labels, names, left_out, values
   )
@@ -93,7 +93,7 @@ def _source(
 
 
 def _check_colour(path: Path, shape: tuple[int, ...]) -> None:
-  """Refuses one picture in colour, which looks like many narrow grey ones."""
+  """Raises for a single colour image, which looks like narrow grey ones."""
   if shape[2] in (3, 4) and min(shape[:2]) > 4:
     raise ValueError(
       f"{path} has images {list(shape)}, which look like one [H, W, C]: must"
@@ -102,11 +102,11 @@ def _check_colour(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def _check_axes(path: Path, shape: tuple[int, ...]) -> None:
-  """Refuses images whose channels are not last, as PyTorch and MATLAB have it.
+  """Raises for images whose channels are not last, as in PyTorch and MATLAB.
 
-  Few have more than four channels. Where one of the other axes is that short,
-  it will be the channels; so will the first, if it is the shortest and the
-  others are equal, as the sides of a square picture.
+  Images rarely have more than four channels. If another axis is that short, it
+  is taken to be the channels; so is the first, if it is the shortest and the
+  others are equal, like the sides of a square image.
   """
   if len(shape) != 4:
     if shape[1] <= 4 < shape[-1]:

@@ -1,8 +1,8 @@
-"""Pictures beside pictures: masks and the like, to condition on.
+"""Images for each example to condition on, such as masks.
 
-What condition data a file holds follows from what it is: numbers of a .csv or
-of an array [N], [N, n]; a text embedding of an array of floats [N, L, D], of
-which the mean over the L tokens is kept; pictures of all else.
+The type of a file decides what it holds: a .csv or an array [N], [N, n] has
+numbers; an array of floats [N, L, D] a text embedding, of which the mean over
+the L tokens is kept; anything else images.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from diffusion_jax.data.loading import load
 
 
 def is_vectors(path: Path) -> bool:
-  """Whether a file holds numbers of each example, and not pictures.
+  """Whether a file holds numbers of each example, not images.
 
   Raises:
     ValueError: If it is an .npy that cannot be read.
@@ -44,12 +44,12 @@ def attach_named(
 
   Args:
     source: The data.
-    named: What to attach, by name; the columns of a .csv have their own.
-    random_crop: As the data were loaded with.
-    max_bytes: As the data were loaded with, of each.
+    named: Files by name; the columns of a .csv have their own names.
+    random_crop: As for the data.
+    max_bytes: As for the data, for each file.
 
   Returns:
-    The same with ``vectors`` and ``pictures``.
+    The source with ``vectors`` and ``pictures``.
 
   Raises:
     ValueError: If a file cannot be read, or does not fit the data.
@@ -83,22 +83,22 @@ def attach_named(
 def attach(
   source: sources.Source, pictures: Mapping[str, sources.Source]
 ) -> sources.Source:
-  """The source with further pictures of each example.
+  """The source with further images of each example.
 
-  Where both come from files, pictures with the same path, but for its suffix,
-  belong together, and there may be more of the further ones; else those of
-  the same number do.
+  If both come from files, images with the same path without its suffix belong
+  together, and there may be more of the further ones; otherwise those with the
+  same index do.
 
   Args:
     source: The data.
-    pictures: By name, as high and wide as the data.
+    pictures: Sources of images by name, of the same size as the data.
 
   Returns:
-    The same, whose batches have them, too, cut and mirrored alike, with a
-    fingerprint of all.
+    The source, whose batches have these images too, cropped and mirrored alike,
+    with a fingerprint of all.
 
   Raises:
-    ValueError: If one is missing, of another size, or its name is taken.
+    ValueError: If one is missing, has another size, or its name is taken.
   """
   found, prints = {}, []
   for name, other in sorted(pictures.items()):
@@ -128,7 +128,7 @@ def attach(
 def _in_order(
   source: sources.Source, name: str, other: sources.Source
 ) -> sources.Source:
-  """The other's pictures in the order of the source's examples."""
+  """The other's images in the order of the source's examples."""
   if not (source.stems and other.stems):
     if len(other) != len(source):
       raise ValueError(

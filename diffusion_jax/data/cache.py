@@ -1,12 +1,12 @@
-"""A cache: pictures decoded, resized and cut once, then mapped from disk.
+"""A cache: images decoded, resized and cropped once, then mapped from disk.
 
   CACHE/images.npy   [N, H, W, C], in the dtype of the data
   CACHE/labels.npy   int32 [N]
-  CACHE/cache.json   what they are; once it is whole, a checksum of each part
-  CACHE/part-00000   while it is written: a checksum of what is on disk
+  CACHE/cache.json   a description; when complete, a checksum of each part
+  CACHE/part-00000   while it is written: the checksum of a finished part
 
-Parts are written in any order and by any number of processes, and those that
-are there are not written again. Reading is ``data.load(CACHE)``.
+Parts are written in any order and by any number of processes; finished ones are
+not written again. Read a cache with ``data.load(CACHE)``.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ PART_BYTES = 2**26
 
 
 def is_cache(path: Path) -> bool:
-  """Whether a folder is a cache, whole or not."""
+  """Whether a folder is a cache, complete or not."""
   return (path / NAME).is_file()
 
 
 def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
-  """Makes the files of a cache, empty; one that is begun goes on.
+  """Makes the empty files of a cache, or continues one that was begun.
 
   Args:
-    source: The data, with a fingerprint that says what they are.
-    out: The folder, which must be new, empty, or a cache of the same.
-    asked: What else tells these data from others, as JSON has it.
+    source: The data, with a fingerprint that identifies them.
+    out: The folder, which must be new, empty, or a cache of the same data.
+    asked: Further values that identify the data, as JSON.
 
   Raises:
     ValueError: If the folder holds something else.
@@ -53,7 +53,7 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
         " remove it"
       )
     return
-  # What a start that was killed has left is written anew.
+  # Rewrites what a killed start has left.
   if out.exists() and not {p.name for p in out.iterdir()} <= {
     "images.npy",
     "labels.npy",
@@ -80,14 +80,14 @@ def write(
   count: int = 1,
   progress: Callable[[int], object] = lambda done: None,
 ) -> None:
-  """Writes the parts index, index + count, ... that are not there.
+  """Writes the parts index, index + count, ... that are missing.
 
   Args:
     source: The data that the cache was begun with.
     out: The folder.
-    index: Of this process.
-    count: Of all processes.
-    progress: Gets the number of pictures of each part that is done.
+    index: The number of this process.
+    count: The number of processes.
+    progress: Called with the number of images of each finished part.
   """
   plan = _read(out)["plan"]
   images, labels = _arrays(out, plan, "r+")
@@ -103,7 +103,7 @@ def write(
 
 
 def finish(out: Path) -> None:
-  """Declares a cache whole, once each part is there.
+  """Marks a cache as complete, once every part is there.
 
   Raises:
     ValueError: If one is missing.
@@ -127,14 +127,14 @@ def load(path: Path, *, verify: bool | None = None) -> sources.ArraySource:
 
   Args:
     path: The folder.
-    verify: Whether to read everything and compare checksums; by default
-      where that is at most ``sources.MAX_BYTES``.
+    verify: Whether to read everything and compare checksums; by default if it
+      has at most ``sources.MAX_BYTES``.
 
   Returns:
-    What the data themselves would give, with the same fingerprint.
+    The same examples as the data themselves, with the same fingerprint.
 
   Raises:
-    ValueError: If it is not whole, or damaged.
+    ValueError: If it is incomplete or damaged.
   """
   kept = _read(path)
   plan = kept["plan"]
@@ -158,7 +158,7 @@ def load(path: Path, *, verify: bool | None = None) -> sources.ArraySource:
 
 
 def _plan(source: sources.Source, asked: Any) -> dict[str, Any]:
-  """All that a cache depends on, as JSON gives it back."""
+  """Everything that a cache depends on, after a round trip through JSON."""
   size = sources.num_bytes(source.image_shape, source.values)
   plan = {
     "name": source.name,
@@ -180,7 +180,7 @@ def _parts(plan: dict[str, Any]) -> list[slice]:
 
 
 def _arrays(out: Path, plan: dict[str, Any], mode: Any):
-  """Images and labels, checked to be what the plan says.
+  """Images and labels, checked against the plan.
 
   Raises:
     ValueError: If a file is damaged.
@@ -194,7 +194,7 @@ def _arrays(out: Path, plan: dict[str, Any], mode: Any):
     path = out / f"{name}.npy"
     try:
       array = np.lib.format.open_memmap(path, mode)
-    except (OSError, ValueError) as error:  # cut short, or no .npy
+    except (OSError, ValueError) as error:  # truncated, or not an .npy
       raise _damaged(out, f"{path.name}: {sources.one_line(error)}") from error
     if array.shape != want or array.dtype != dtype:
       raise _damaged(out, f"{path.name} is {array.dtype} {list(array.shape)}")
@@ -239,13 +239,13 @@ def _checksum(images: np.ndarray, labels: np.ndarray) -> str:
 
 
 def _reserve(path: Path) -> None:
-  """Takes the room of a file that has holes.
+  """Allocates the disk space of a sparse file.
 
-  A page that finds no room later, when it is written through a map, ends the
-  process without a word.
+  Otherwise a page for which there is no space later, when it is written through
+  the memory map, ends the process without a message.
 
   Raises:
-    OSError: If there is not enough; the file is then removed.
+    OSError: If there is not enough space; the file is then removed.
   """
   if not hasattr(os, "posix_fallocate"):
     return
@@ -258,7 +258,7 @@ def _reserve(path: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-  """Writes a file at once: others see all of it, or what was there."""
+  """Writes a file atomically: others see the old or the new one."""
   new = path.with_name(f"{path.name}.new")
   with new.open("w") as file:
     file.write(text)

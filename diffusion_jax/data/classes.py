@@ -1,4 +1,4 @@
-"""Classes: from what is stored beside each picture to labels and names."""
+"""Classes: from the values stored with each image to labels and names."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ MAX_CLASSES = 2**20
 
 
 def counted(where: str, labels: np.ndarray) -> tuple[str, ...]:
-  """The names of classes that are known by their numbers, "0", "1", ...
+  """The names of classes that only have numbers: "0", "1", ...
 
   Args:
     where: The data, for errors.
@@ -38,19 +38,20 @@ def counted(where: str, labels: np.ndarray) -> tuple[str, ...]:
 def of(
   where: str, stored: Sequence[int | str | None]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Labels and class names of what is stored beside each picture.
+  """Labels and class names from the values stored with each image.
 
-  Numbers, also as text, are labels; names are sorted. All None is unlabelled.
+  Numbers, also as strings, are labels; names are sorted. All None is
+  unlabelled.
 
   >>> of("pets", ["dog", "cat", "dog"])
   (array([1, 0, 1], dtype=int32), ('cat', 'dog'))
 
   Args:
     where: The data, for errors.
-    stored: A class for each picture, None where there is none.
+    stored: A class for each image, None if there is none.
 
   Returns:
-    int32 [N], and a name for each class; zeros and none if unlabelled.
+    int32 [N], and a name for each class; zeros and no names if unlabelled.
 
   Raises:
     ValueError: If only some have a class, or numbers do not count from 0.
@@ -84,7 +85,7 @@ def of(
 def named(
   where: str, labels: np.ndarray, names: Sequence[str]
 ) -> tuple[str, ...]:
-  """The names that a data set brings along, if they fit its labels.
+  """The class names of a data set, if they fit its labels.
 
   Raises:
     ValueError: If a label has no name.

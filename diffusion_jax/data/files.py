@@ -1,4 +1,4 @@
-"""Picture files: where they are in a folder or .zip, and their classes."""
+"""Image files in a folder or .zip, and their classes."""
 
 import collections
 import io
@@ -18,7 +18,7 @@ _SPLITS = frozenset(
   {"train", "training", "val", "valid", "validation", "test", "testing"}
 )
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z"})
-# What Python's zipfile unpacks.
+# Compressions that Python's zipfile unpacks.
 _METHODS = frozenset(
   {
     zipfile.ZIP_STORED,
@@ -27,7 +27,7 @@ _METHODS = frozenset(
     zipfile.ZIP_LZMA,
   }
 )
-# The files by which a run directory describes itself.
+# Files that identify a run directory.
 RUN = {"config.json", "data.json", "versions.json"}
 
 
@@ -44,9 +44,9 @@ class Found(NamedTuple):
   """What is in a folder or .zip.
 
   Attributes:
-    files: The pictures, in the order of their paths.
-    left_out: How much else there is, by kind, such as ".txt".
-    unreadable: What the system does not let us see, with its reason.
+    files: The images, in the order of their paths.
+    left_out: Numbers of other files, by kind, such as ".txt".
+    unreadable: Paths that the system does not let us read, with the reason.
   """
 
   files: list[File]
@@ -58,11 +58,11 @@ def find(path: Path, *, skip_broken: bool = False) -> tuple[list[File], str]:
   """The picture files of a folder or .zip, in the order of their paths.
 
   Args:
-    path: Of the folder or .zip.
-    skip_broken: Whether to warn of what cannot be seen instead of refusing it.
+    path: The folder or .zip.
+    skip_broken: Whether to warn of what cannot be read instead of failing.
 
   Returns:
-    The files, and what was left out, for people.
+    The files, and a description of what was left out.
 
   Raises:
     ValueError: If there are none, or none that can be read.
@@ -87,7 +87,7 @@ def find(path: Path, *, skip_broken: bool = False) -> tuple[list[File], str]:
 
 
 def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
-  """What is there instead of pictures, and what to do."""
+  """An error line: what is there instead of images, and what to do."""
   if not kinds:
     where = f"; a TFDS data set of that name is 'tfds:{path.name}'"
     return f"it is empty{where if path.is_dir() else ''}"
@@ -101,7 +101,7 @@ def _why_none(path: Path, kinds: Collection[str], listed: str) -> str:
 
 
 def _sort(files: Iterable[File], found: Found) -> None:
-  """Adds pictures to what was found, and counts all others."""
+  """Adds the images to what was found, and counts all others."""
   for file in files:
     if any(p[0] == "." or p == "__MACOSX" for p in file.path.parts):
       found.left_out["hidden"] += 1
@@ -113,10 +113,10 @@ def _sort(files: Iterable[File], found: Found) -> None:
 
 
 def _in_folder(folder: Path) -> Found:
-  """What lies below a folder, through links; each folder is read once.
+  """The files below a folder, following links; each folder is read once.
 
-  What is linked comes last, so that a folder is known by its own path where
-  it has one here, and a link to a folder above it leads nowhere new.
+  Links come last, so that a folder keeps its own path if it has one here, and a
+  link to a folder above it finds nothing new.
   """
   found = Found([], collections.Counter(), [])
   here, linked, seen, runs = [folder], [], set(), []
@@ -159,14 +159,14 @@ def _in_folder(folder: Path) -> Found:
 def _is_folder(entry: os.DirEntry) -> bool:
   try:
     return entry.is_dir()
-  except OSError:  # a link to itself, or into what we may not enter
+  except OSError:  # a link to itself, or to where we have no access
     return False
 
 
 def _regular(
   folder: Path, entries: Iterable[os.DirEntry], found: Found
 ) -> Iterator[File]:
-  """The files among the entries of a folder; the others are no files."""
+  """The regular files among the entries of a folder."""
   for entry in entries:
     path = Path(entry.path)
     if entry.name[0] == ".":
@@ -174,7 +174,7 @@ def _regular(
       continue
     try:
       status = entry.stat()
-    except OSError as error:  # a link that leads nowhere
+    except OSError as error:  # a broken link
       # To a picture, or perhaps to a folder of them.
       if path.suffix.lower() in {"", *pictures.extensions()}:
         found.unreadable.append(_reason(folder, path, error))
@@ -221,7 +221,7 @@ def _in_zip(path: Path) -> Found:
 
     return read
 
-  # Of files that were added under one name, the last counts.
+  # If several files have one name, the last counts.
   members = {_inside(info.filename): info for info in archive.infolist()}
   members = {
     PurePosixPath(*inside): info
@@ -247,7 +247,7 @@ def _in_zip(path: Path) -> Found:
 
 
 def _inside(name: str) -> tuple[str, ...]:
-  r"""The path of a file in a .zip; Windows has made some with backslashes.
+  r"""The path of a file in a .zip; some of Windows' have backslashes.
 
   >>> _inside(r"./pets\cat/a.png")
   ('pets', 'cat', 'a.png')
@@ -258,8 +258,8 @@ def _inside(name: str) -> tuple[str, ...]:
 def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
   """Labels the files by the first folder of their paths.
 
-  A single folder that holds only folders is no class but a wrapper, as in a
-  .zip that was made of a folder and not of what is in it.
+  A single folder that holds only folders is a wrapper and not a class, as in a
+  .zip of a folder instead of its contents.
 
   Raises:
     ValueError: If only some files have a folder, or the folders are parts of
@@ -292,7 +292,7 @@ def label(path: Path, files: list[File]) -> tuple[list[File], tuple[str, ...]]:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-  """Refuses classes whose names could not be printed in a line, or saved."""
+  """Raises for class names that cannot be printed on a line, or saved."""
   for name in names:
     try:
       name.encode()
@@ -309,7 +309,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def _check_no_splits(path: Path, names: Sequence[str], last: Path) -> None:
-  """Refuses training and test pictures as classes; ``last`` is one of them."""
+  """Raises for splits in the place of classes; ``last`` is one of the files."""
   if len(names) < 2 or not {name.lower() for name in names} <= _SPLITS:
     return
   name_one = f"name one of them, such as {path / last}"

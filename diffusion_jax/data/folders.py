@@ -1,4 +1,4 @@
-"""Pictures in files: of a folder, of a .zip, or wherever else they lie."""
+"""Images in files: in a folder, a .zip, or elsewhere."""
 
 import concurrent.futures
 import os
@@ -15,16 +15,16 @@ from diffusion_jax.data.values import BYTES, Values
 
 
 class Decoding(NamedTuple):
-  """How pictures in files become arrays; see ``loading.load``.
+  """How image files become arrays; see ``loading.load``.
 
   Attributes:
-    size: (H, W) to which they are resized and cut; None leaves them.
-    channels: Of the pictures; None leaves them.
-    skip_broken: Whether to leave out what cannot be read.
-    random_crop: Whether to cut pictures anew each time.
-    max_bytes: That may stay in memory.
-    values: What the numbers mean.
-    rank: 2 of pictures, 3 of volumes, the pages of TIFFs.
+    size: (H, W) to resize and crop to; None keeps the size.
+    channels: Channels to convert to; None keeps them.
+    skip_broken: Whether to leave out files that cannot be read.
+    random_crop: Whether to crop images at random every time.
+    max_bytes: The largest size to keep in memory.
+    values: The units of the numbers.
+    rank: 2 for images, 3 for volumes, the pages of TIFFs.
   """
 
   size: tuple[int, int] | None
@@ -52,19 +52,19 @@ def of_files(
   *,
   named: bool = False,
 ) -> sources.Source:
-  """A source of picture files, wherever they lie.
+  """A source of image files.
 
   Everything is decoded now if it fits ``max_bytes``. If not, and if both size
   and channels are given, nothing is read now, so that a large folder opens at
-  once; but skip_broken still has to decode every picture once.
+  once; but skip_broken still has to decode every image once.
 
   Args:
-    path: Where they lie, for people.
+    path: Their place, for messages.
     listed: The files, with their labels.
-    names: Of the classes.
-    left_out: What else there is, for people.
-    how: To decode them.
-    named: Whether files are known by their paths, see ``Source.stems``.
+    names: Names of the classes.
+    left_out: A description of other files.
+    how: How to decode them.
+    named: Whether paths identify the files, see ``Source.stems``.
 
   Returns:
     The source.
@@ -97,7 +97,7 @@ def of_files(
   if len(files) < len(listed):
     _warn(path, listed, files)
   labels = np.array([file.label for file in files], np.int32)
-  # By which masks and the like are found.
+  # Paths by which masks and the like are matched.
   stems = tuple(str(f.path.with_suffix("")) for f in files) if named else ()
   if images is not None:
     source = sources.in_memory(
@@ -121,7 +121,7 @@ def of_files(
 def _lazy(
   path, files, names, left_out, size, shape, max_bytes, values, stems
 ) -> sources.LazySource:
-  """The pictures, decoded when they are first asked for."""
+  """The images, decoded at first use."""
   meaning = () if values == BYTES else (values,)
   return sources.LazySource(
     name=path.name,
@@ -182,7 +182,7 @@ def _read(
 def _each(
   function: Callable[[int, File], Any], files: list[File], skip_broken: bool
 ) -> list[Any]:
-  """``function(index, file)`` of each in threads; None where one is broken."""
+  """``function(index, file)`` of each, in threads; None for a broken file."""
 
   def attempt(index: int) -> Any:
     try:
@@ -221,7 +221,7 @@ def _one_shape(
   size: tuple[int, int] | None,
   channels: int | None,
 ) -> tuple[int, ...]:
-  """The shape of all; the sizes must agree unless one is asked for."""
+  """The common shape; all sizes must agree unless a size is given."""
   if channels is None:
     channels = max(header[1] for header in headers)
   if size is not None:

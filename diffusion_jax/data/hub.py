@@ -14,8 +14,8 @@ def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
 
   Args:
     path: hf:OWNER/NAME, or hf:OWNER/NAME/CONFIG.
-    split: As ``datasets`` takes it, such as "test" or "train[:90%]".
-    how: To decode the pictures.
+    split: As for ``datasets``, such as "test" or "train[:90%]".
+    how: How to decode the images.
 
   Raises:
     ValueError: If ``datasets`` is missing, or has no such data set.
@@ -24,7 +24,7 @@ def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
   found = _downloaded(name, split)
   if found._indices is not None:
     found = found.flatten_indices()
-  # What it is called tells it apart: its files may lie anywhere.
+  # Its name identifies it: its files may be anywhere.
   table = tables.of_arrow(
     f"{name} {split}", found.data.table, found.num_rows, Path()
   )

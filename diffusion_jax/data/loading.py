@@ -32,7 +32,7 @@ BY_SUFFIX = {
 # The kinds of data that hold signals, and volumes.
 RANKED = {1: ("array", "cache"), 3: ("array", "cache", "folder")}
 
-# What 12 bits come to in a file of 16: 4095 / 257.
+# The maximum of 12 bits in a 16-bit file, as a byte: 4095 / 257.
 DARK = 16
 
 # About what Pillow takes of a file before it suspects an attack.
@@ -74,37 +74,38 @@ def load(
     split: Part of a data set of TFDS or the hub, such as "test" or
       "train[:90%]", or of a folder of tables, "test". All else is one part,
       "train".
-    size: Side, or (H, W), to which pictures are resized and cut; None leaves
-      them as stored, and then all must have one size. See ``pictures.crop``.
-    channels: 1 or 3 to make all pictures grey or colour; None leaves them as
-      stored, with grey ones made colour where both kinds are mixed.
-    skip_broken: Leave out pictures that cannot be read, with a warning,
-      instead of failing at the first; also links that lead nowhere, and
-      folders that cannot be listed.
-    random_crop: In training, cut each picture anew each time it is visited,
-      see ``pictures.random_crop``; needs a size. What is measured on, as
-      ``source[i]`` and ``gather`` give it, stays the centre.
-    rank: Axes of the size of what an array holds: 2 of images [N, H, W, C], 1
-      of signals [N, L, C], 3 of volumes [N, D, H, W, C]; the last, channels,
-      may be left out where there is one. In a folder or .zip, each multi-page
-      TIFF is a volume. Not resized, cropped or converted.
-    dtype: What pictures in files are decoded to: "uint8", by default;
-      "uint16", which 16-bit grey PNG and TIFF are in full; or "float32", of
-      TIFF. Arrays have theirs.
-    range: (low, high), the values that become -1 and 1. Bytes and unsigned
-      16-bit integers have all of theirs by default, floats none.
-    mean: Of data without a range, with ``std``: becomes 0.
-    std: Their standard deviation: becomes 1.
-    data_dir: Where TFDS keeps its data sets; None is its own default.
-    max_bytes: Pictures that need more memory than this when decoded are
-      decoded anew each time they are read.
+    size: Side, or (H, W), to resize and crop images to; None keeps the stored
+      size, which must then be the same for all. See ``pictures.crop``.
+    channels: 1 or 3 converts all images to grey or colour; None keeps them as
+      stored, but converts grey ones to colour if both kinds are mixed.
+    skip_broken: Leave out images that cannot be read, with a warning, instead
+      of failing at the first; also broken links, and folders that cannot be
+      listed.
+    random_crop: In training, crop each image at random every time, see
+      ``pictures.random_crop``; needs a size. ``source[i]`` and ``gather``, for
+      evaluation, still crop the centre.
+    rank: Axes of the size of an array's examples: 2 for images [N, H, W, C], 1
+      for signals [N, L, C], 3 for volumes [N, D, H, W, C]; the last axis,
+      channels, may be left out if there is one channel. In a folder or .zip,
+      each multi-page TIFF is a volume. Signals and volumes are not resized,
+      cropped or converted.
+    dtype: The type to decode image files to: "uint8", by default; "uint16", for
+      all bits of 16-bit grey PNG and TIFF; or "float32", for TIFF. Arrays keep
+      their own.
+    range: (low, high), the values that become -1 and 1. The default for bytes
+      and unsigned 16-bit integers is all of their values; floats have none.
+    mean: For data without a range, with ``std``: the value that becomes 0.
+    std: Their standard deviation, which becomes 1.
+    data_dir: The folder of TFDS data sets; None takes TFDS's default.
+    max_bytes: Images that need more memory than this when decoded are decoded
+      again every time they are read.
 
   Returns:
     The source.
 
   Raises:
-    ValueError: For any name, file or option that does not fit; in one line,
-      with what to do. ``Unfit`` names the option that would help.
+    ValueError: For any name, file or option that does not fit, in one line that
+      says what to do. ``Unfit`` has the option that would help.
   """
   source = _load(
     name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes,
@@ -116,7 +117,7 @@ def load(
 
 
 def _check_name(text: str) -> None:
-  """Refuses a name that is none, or that a line cannot hold."""
+  """Raises for an empty name, or one that does not fit on a line."""
   if not text.strip():  # as a path it would be the working directory
     raise ValueError(f"the name of the data is empty: {sources.ACCEPTED}")
   if sources.CONTROL.search(text):
@@ -183,14 +184,14 @@ def _load(
 
 
 def find(name: str) -> str:
-  """Which kind of data a name stands for.
+  """The kind of data that a name means.
 
   Args:
-    name: As ``load`` takes it, with the home directory spelt out.
+    name: As for ``load``, with the home directory expanded.
 
   Returns:
-    "digits", "cache", "array", "table", "tar", "folder", "hub" or "tfds",
-    which is also what stands for nothing else.
+    "digits", "cache", "array", "table", "tar", "folder", "hub" or, for any
+    other name, "tfds".
 
   Raises:
     ValueError: If it is a file of another kind.
@@ -214,7 +215,7 @@ def find(name: str) -> str:
 
 
 def _digits(path: Path, size, channels, random_crop) -> sources.Source:
-  """scikit-learn's digits, even where a folder has their name."""
+  """scikit-learn's digits, even if a folder has their name."""
   if path.is_dir():
     warnings.warn(
       "'digits' are those of scikit-learn; the folder of that name is"
@@ -227,7 +228,7 @@ def _digits(path: Path, size, channels, random_crop) -> sources.Source:
 def _check_meaning(
   text: str, kind: str, dtype: str | None, means: bool
 ) -> None:
-  """Refuses a meaning of numbers where it would be ignored."""
+  """Raises for units of values that would be ignored."""
   if (dtype or means) and kind in ("digits", "tfds"):
     raise ValueError(
       f"{text} are bytes: dtype, range, mean and std are of pictures in files,"
@@ -243,7 +244,7 @@ def _check_meaning(
 def _check_rank(
   text: str, kind: str, rank: int, size, channels, random_crop
 ) -> None:
-  """Refuses signals and volumes where there are pictures, and to resize any."""
+  """Raises for signals or volumes in other files, and for resizing any."""
   if kind not in RANKED.get(rank, ()):
     raise ValueError(
       f"{rank=} of {text}: signals (1) are .npz or .npy, volumes (3) these or"
@@ -270,7 +271,7 @@ def _cached(path: Path, rank: int) -> sources.ArraySource:
 def _check_cache(
   source, size, channels, random_crop, dtype, meaning: values.Meaning | None
 ) -> None:
-  """Refuses to change what was prepared once."""
+  """Raises for options that would change a cache."""
   given = source.values if meaning is None else meaning(source.values.dtype)
   *have, c = source.image_shape
   wrong = {
@@ -309,7 +310,7 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def _check_brightness(source: sources.Source) -> None:
-  """Warns of pictures that are nearly black, of a few where they are many."""
+  """Warns if images are nearly black; of many it looks at a few."""
   if source.values != values.BYTES:
     return
   if (
@@ -321,7 +322,7 @@ def _check_brightness(source: sources.Source) -> None:
     indices = np.linspace(0, len(source) - 1, min(len(source), 16), dtype=int)
     try:
       images = source.gather(indices)["image"]
-    except pictures.BROKEN:  # to be said when it is needed
+    except pictures.BROKEN:  # reported when the image is needed
       return
   if images.max() <= DARK:
     warnings.warn(

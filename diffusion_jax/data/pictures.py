@@ -1,4 +1,4 @@
-"""Pictures: from the bytes of a file to an array [H, W, C]."""
+"""Images: from the bytes of a file to an array [H, W, C]."""
 
 import functools
 import math
@@ -11,10 +11,10 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, ImageSequence
 
-# These would start a program, or hold a film.
+# Formats that would start a program, or hold a film.
 _NO_PICTURES = frozenset({"EPS", "MPEG"})
 
-# What Pillow (and zipfile under it) raise for damaged or unsupported files.
+# Errors of Pillow (and zipfile under it) for damaged or unsupported files.
 BROKEN = (
   OSError,
   EOFError,
@@ -29,7 +29,7 @@ BROKEN = (
   Image.DecompressionBombError,
 )
 
-# A random crop shows at least this share of a picture's shorter side.
+# A random crop shows at least this fraction of an image's shorter side.
 LEAST_SHARE = 0.8
 RANDOM_WORDS = 3  # that a random crop takes: for the scale, the row, the column
 
@@ -43,7 +43,7 @@ _EXIF_ORIENTATION = 0x0112
 
 @functools.cache
 def extensions() -> frozenset[str]:
-  """How files are named that Pillow can decode, as it is installed here."""
+  """The file extensions that the installed Pillow can decode."""
   known = Image.registered_extensions()
 
   def decodes(kind: str) -> bool:
@@ -63,11 +63,11 @@ def extensions() -> frozenset[str]:
 
 
 def header(file: IO[bytes], rank: int = 2) -> tuple[tuple[int, ...], int]:
-  """(size, channels) of a picture or volume, upright, without decoding it.
+  """(size, channels) of an image or volume, upright, without decoding it.
 
-  The size is (height, width), or of rank 3 (pages, height, width). Channels is
+  The size is (height, width), or for rank 3 (pages, height, width). Channels is
   1 for grey and 3 for colour; a palette counts as colour. Raises one of
-  ``BROKEN`` if the file is no picture, or has one page too many or too few.
+  ``BROKEN`` if the file is not an image, or has one page too many or too few.
   """
   with Image.open(file) as opened:
     if rank == 2:
@@ -108,8 +108,8 @@ def _pages(opened: Image.Image) -> Iterator[Image.Image]:
 def decode(file: IO[bytes]) -> Image.Image:
   """Decodes a picture (of an animation the first) to mode "L" or "RGB".
 
-  It is turned upright as its EXIF data say, 16-bit grey is rounded to 8 bits,
-  and what is transparent is laid over white. Raises one of ``BROKEN`` if the
+  It is rotated upright by its EXIF data, 16-bit grey is rounded to 8 bits, and
+  transparent images get a white background. Raises one of ``BROKEN`` if the
   file is damaged, has several pages, or no 8-bit meaning (32-bit integers,
   floats).
   """
@@ -133,7 +133,7 @@ def _narrow(page: Image.Image) -> Image.Image:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-  """Grey or colour of 8 bits; what is transparent is laid over white."""
+  """Grey or colour of 8 bits; transparent images get a white background."""
   mode = "L" if picture.mode in _GREY else "RGB"
   if picture.has_transparency_data:
     picture = picture.convert("RGBA")
@@ -198,11 +198,11 @@ def _wide(page: Image.Image, dtype: str) -> np.ndarray:
 
 
 def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """Shrinks (or enlarges) a picture to cover ``size`` and cuts the centre.
+  """Resizes an image to cover ``size`` and crops the centre.
 
-  Halving by BOX while both sides stay at least as large as asked, then one
-  BICUBIC resize, then the cut: for a square size these are the steps of the
-  Guided Diffusion training data, which its reference batches depend on.
+  It is halved by BOX while both sides stay at least as large as ``size``, then
+  resized once by BICUBIC, then cropped: for a square size these are the steps
+  of Guided Diffusion's training data, on which its reference batches depend.
 
   Args:
     picture: Any mode that Pillow can resize.
@@ -221,11 +221,11 @@ def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def random_crop(
   picture: Image.Image, size: tuple[int, int], words: np.ndarray
 ) -> Image.Image:
-  """Shrinks (or enlarges) a picture and cuts a piece from anywhere in it.
+  """Resizes an image and crops it at a random place.
 
-  The shorter side becomes 1 to 1 / 0.8 times that of ``size``, then the piece
-  is cut: for a square size this is what Guided Diffusion's classifiers were
-  trained on (``random_crop_arr`` in its code).
+  The shorter side becomes 1 to 1 / 0.8 times that of ``size``, then the image
+  is cropped: for a square size Guided Diffusion's classifiers were trained this
+  way (``random_crop_arr`` in its code).
 
   Args:
     picture: Any mode that Pillow can resize.
@@ -247,7 +247,7 @@ def random_crop(
 
 
 def _cover(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """The picture at the least size that covers ``size``, see ``crop``."""
+  """The image at the least size that covers ``size``, see ``crop``."""
   height, width = size
   while picture.width >= 2 * width and picture.height >= 2 * height:
     half = (picture.width // 2, picture.height // 2)
@@ -272,7 +272,7 @@ def to_array(
     picture: Mode "L" or "RGB", as from ``decode``.
     size: (H, W) to ``crop`` to, or None to leave it.
     channels: 1, 3, or None to leave them.
-    words: Where given, for a ``random_crop``.
+    words: Random numbers for a ``random_crop``; None crops the centre.
   """
   if channels is not None:
     picture = picture.convert("L" if channels == 1 else "RGB")
@@ -298,8 +298,8 @@ def refit(
 ) -> np.ndarray:
   """``to_array`` for an image that is an array already, [H, W, C].
 
-  What is not of bytes is resized as floats, and rounded back; no value leaves
-  the range of its band.
+  Values that are not bytes are resized as floats, and rounded back; none leaves
+  the range of its channel.
 
   Raises:
     ValueError: If ``channels`` is given and the image has neither 1, 3 nor

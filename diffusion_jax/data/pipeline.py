@@ -1,4 +1,4 @@
-"""Batches: a function of (seed, step) and of nothing else."""
+"""Batches as a function of (seed, step) alone."""
 
 import functools
 import sys
@@ -22,17 +22,17 @@ def batches(
 ) -> grain.MapDataset:
   """Shuffled batches without end, by step.
 
-  The examples are laid out in one endless row, epoch after epoch, each epoch
-  a fresh permutation of the source; batch ``step`` is the piece of the row
-  from step * batch_size on. So every epoch visits every example once, no
-  example is dropped where an epoch does not end with a batch, and a source
-  may be smaller than a batch. A run that is resumed at a step continues
-  exactly, and a step costs the same wherever it is.
+  The examples form one endless sequence, epoch after epoch, each epoch a new
+  permutation of the source; batch ``step`` is the piece of the sequence from
+  step * batch_size on. So every epoch visits every example once, no example is
+  dropped if an epoch does not end with a batch, and a source may be smaller
+  than a batch. A run that is resumed at a step continues exactly, and every
+  step costs the same.
 
   Args:
     source: Where the examples come from.
     batch_size: Examples per step, over all processes.
-    seed: Of the permutations, the flips and the crops; at least 0.
+    seed: Seed of the permutations, the flips and the crops; at least 0.
     flip: Whether to mirror each example left to right, along the last axis of
       its size, with probability 1/2, drawn anew each epoch.
     process_index: Which part of each batch this process reads, 0 to
@@ -42,10 +42,10 @@ def batches(
 
   Returns:
     A data set whose element ``step`` is {"image": float32 [b, H, W, C],
-    "label": int32 [b]} with b = batch_size / process_count. The source's
-    ``values`` say how its numbers become floats: a byte k
-    is k / 127.5 - 1. And each of its ``vectors``, float32 [b, n], and of
-    its ``pictures``, float32 [b, H, W, c].
+    "label": int32 [b]} with b = batch_size / process_count, plus the source's
+    ``vectors``, float32 [b, n], and ``pictures``, float32 [b, H, W, c], by
+    name. Its ``values`` define how numbers become floats: a byte k becomes
+    k / 127.5 - 1.
 
   Raises:
     ValueError: If a number is out of range, if process_count does not divide
@@ -85,7 +85,7 @@ def batches(
       return of.values.floats(images)
 
     numbers = {name: v[indices] for name, v in source.vectors.items()}
-    pictures = {  # cut and mirrored as the example is
+    pictures = {  # cropped and mirrored like the example
       name: floats(other, other.visit(indices, words)["image"])
       for name, other in source.pictures.items()
     }
@@ -98,13 +98,13 @@ def batches(
 def iterate(
   batches: grain.MapDataset, start: int = 0, *, threads: int = 4, ahead: int = 8
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches from step ``start`` on, in order, made ahead in threads.
+  """Batches from step ``start`` on, in order, prefetched by threads.
 
   Args:
     batches: From ``batches``.
     start: First step; the cost of starting does not depend on it.
-    threads: Number of batches in work at a time.
-    ahead: Number of batches that wait in memory, at least ``threads``.
+    threads: Number of batches to prepare at a time.
+    ahead: Number of batches to hold in memory, at least ``threads``.
 
   Returns:
     An endless iterator. An error in a thread is raised by the ``next`` that
@@ -122,9 +122,9 @@ def iterate(
 
 
 class _Epochs:
-  """The endless row of examples: a permutation and coin flips per epoch.
+  """The endless sequence of examples: a permutation and coin flips per epoch.
 
-  And ``words`` random numbers for each example, where its source takes any.
+  And ``words`` random numbers for each example, if its source takes any.
   """
 
   def __init__(self, length: int, seed: int, words: int):
@@ -138,9 +138,9 @@ class _Epochs:
 
   def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Order [N], whether to mirror [N] and words [N, words] of an epoch."""
-    # NumPy promises that the raw bits of Philox stay as they are in later
-    # versions, but not what Generator.permutation makes of them; and an old
-    # run must be resumable with a new NumPy.
+    # NumPy promises that the raw bits of Philox do not change in later
+    # versions, but not so for Generator.permutation; and an old run must be
+    # resumable with a new NumPy.
     bits = np.random.Philox(np.random.SeedSequence([self._seed, epoch]))
     order = np.argsort(bits.random_raw(self._length), kind="stable")
     mirrored = (bits.random_raw(self._length) & 1).astype(bool)

@@ -1,9 +1,9 @@
 """Prepares a TFDS data set; a script that ``tfds.load`` runs as a child.
 
-It is the only place where TensorFlow is needed, and the reason why it runs
-in a process of its own: TensorFlow next to JAX takes memory on the device,
-and time. Arguments: the name, and the folder for data ("" for the default).
-An error goes to standard output, as one line; progress to standard error.
+Only this script needs TensorFlow. It runs in its own process, because
+TensorFlow next to JAX takes memory on the device, and time. Arguments: the
+name, and the folder for data ("" for the default). An error goes to standard
+output, as one line; progress to standard error.
 """
 
 import sys

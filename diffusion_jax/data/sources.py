@@ -1,4 +1,4 @@
-"""Sources: random access to pictures and labels."""
+"""Sources: random access to images and labels."""
 
 import concurrent.futures
 import dataclasses
@@ -25,9 +25,9 @@ ACCEPTED = (
 
 
 class Unfit(ValueError):
-  """Pictures that cannot be used as they are, but with an option of ``load``.
+  """Images that cannot be used as they are, but with an option of ``load``.
 
-  The message does not name the option: a program may not have it.
+  The message does not name the option, since a program may not have it.
 
   Args:
     message: What is wrong.
@@ -40,34 +40,34 @@ class Unfit(ValueError):
 
 
 class Unreadable(Unfit):
-  """A picture cannot be read, perhaps long after its source was opened."""
+  """An image cannot be read, perhaps long after its source was opened."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-  """Random access to pictures, the one interface that ``batches`` needs.
+  """Random access to images, the interface that ``batches`` needs.
 
   ``source[i]`` is {"image": [H, W, C], "label": int32 scalar}, for i in
-  0..len(source)-1; the label is 0 where there are none. All images have one
-  shape, and the dtype and meaning that ``values`` says. To make a source of
-  your own, use ``ArraySource`` or ``LazySource``, or derive from this class and
-  give ``__len__`` and ``gather``.
+  0..len(source)-1; the label is 0 if there are no classes. All images have one
+  shape, and the dtype and units in ``values``. To write your own source, use
+  ``ArraySource`` or ``LazySource``, or derive from this class and define
+  ``__len__`` and ``gather``.
 
   Attributes:
-    name: What it is, for people.
-    image_shape: (H, W, C), or (L, C) of signals, (D, H, W, C) of volumes.
+    name: Its name in messages.
+    image_shape: (H, W, C), or (L, C) for signals, (D, H, W, C) for volumes.
     class_names: One name per label; empty if unlabelled.
     fingerprint: Short hexadecimal digest of the contents, equal for equal
       data; for data read lazily a digest of what identifies them.
-    labels: int32 [N]; None where they are only known with the pictures.
-    left_out: What lies beside the pictures, for people, like ".txt (3)".
-    values: What the numbers of the pictures mean; by default bytes.
+    labels: int32 [N]; None if they are only known with the images.
+    left_out: A description of other files beside the images: ".txt (3)".
+    values: The units of the images' numbers; by default bytes.
     vectors: Numbers of each example to condition on, float32 [N, n] by name,
       see ``vectors``.
-    pictures: Further pictures of each example to condition on, by name, see
+    pictures: Further images of each example to condition on, by name, see
       ``beside``.
-    stems: The path of each picture's file, without its suffix; empty where
-      there are no files.
+    stems: The path of each image's file, without its suffix; empty if there
+      are no files.
   """
 
   name: str
@@ -106,17 +106,17 @@ class Source:
     raise NotImplementedError
 
   def floats(self, indices: np.ndarray) -> np.ndarray:
-    """Many examples as a network sees them: float32 [B, H, W, C]."""
+    """Many examples as a network takes them: float32 [B, H, W, C]."""
     return self.values.floats(self.gather(indices)["image"])
 
   def known(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """What there is to condition on beside the label.
+    """The conditions besides the label.
 
     Args:
-      indices: As of ``gather``.
+      indices: As for ``gather``.
 
     Returns:
-      Vectors, float32 [B, n], and pictures, float32 [B, H, W, C], by name.
+      Vectors, float32 [B, n], and images, float32 [B, H, W, C], by name.
     """
     return {name: rows[indices] for name, rows in self.vectors.items()} | {
       name: other.floats(indices) for name, other in self.pictures.items()
@@ -133,12 +133,12 @@ class Source:
     """``gather`` for training, where an example may differ each time.
 
     Args:
-      indices: As of ``gather``.
-      words: Random 64-bit numbers [B, random_words]; all that it depends on
-        beside the indices.
+      indices: As for ``gather``.
+      words: Random 64-bit numbers [B, random_words]; the result depends only on
+        these and the indices.
 
     Returns:
-      As ``gather``, whose examples are those to measure on.
+      As ``gather``, whose examples are those for evaluation.
     """
     del words
     return self.gather(indices)
@@ -183,7 +183,7 @@ class ArraySource(Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LazySource(Source):
-  """A source that decodes an example when it is first asked for.
+  """A source that decodes an example at its first use.
 
   Attributes:
     read: Index -> (image, label); called from several threads at once.
@@ -202,7 +202,7 @@ class LazySource(Source):
 
   @functools.cached_property
   def _kept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Images, labels and which of them are there; None if too large."""
+    """Images, labels and which of them are decoded; None if too large."""
     shape = (self.length, *self.image_shape)
     if num_bytes(shape, self.values) > self.max_bytes:
       return None
@@ -229,13 +229,13 @@ class LazySource(Source):
     missing = np.unique(indices[~known[indices]])
     if missing.size:
       images[missing], labels[missing] = self._read(missing)
-      # Only now: another thread may be looking.
+      # Only now: another thread may be reading it.
       known[missing] = True
     return {"image": images[indices], "label": labels[indices]}
 
 
 def fingerprint(*parts: object) -> str:
-  """16 hexadecimal digits of SHA-256 over arrays (their bytes) and texts."""
+  """16 hexadecimal digits of SHA-256 over arrays (their bytes) and strings."""
   digest = hashlib.sha256()
   for part in parts:
     if isinstance(part, np.ndarray):
@@ -247,7 +247,7 @@ def fingerprint(*parts: object) -> str:
 
 
 def num_bytes(shape: Sequence[int], values: Values) -> float:
-  """How much memory arrays of these values take."""
+  """The memory of arrays of these values, in bytes."""
   return np.prod(shape, dtype=float) * np.dtype(values.dtype).itemsize
 
 
@@ -277,7 +277,7 @@ def in_memory(
 
 
 def summary(source: Source) -> str:
-  """What a source holds, in one line: pictures, classes, what was left out.
+  """A summary of a source in one line: images, classes, what was left out.
 
   >>> from diffusion_jax import data
   >>> data.summary(data.load("digits"))[:63]
@@ -300,7 +300,7 @@ def summary(source: Source) -> str:
 
 
 def noun(shape: Sequence[int], count: int = 1) -> str:
-  """What examples of a shape are.
+  """The word for examples of a shape.
 
   >>> noun((32, 32, 3)), noun((64, 1), count=2)
   ('image', 'signals')
@@ -325,7 +325,7 @@ def one_line(error: BaseException) -> str:
   return visible(text) or type(error).__name__
 
 
-# What moves a cursor or begins a line: C0, DEL, C1, and Unicode's two.
+# Characters that move a cursor or begin a line: C0, DEL, C1, two of Unicode.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -341,7 +341,7 @@ def visible(text: object) -> str:
 
 
 def unknown(name: str, known: list[str]) -> ValueError:
-  """The error for a name that stands for nothing."""
+  """The error for an unknown name."""
   near = difflib.get_close_matches(name, ["digits", *known], n=3, cutoff=0.6)
   names = " or ".join(repr(one) for one in near)
   hint = f", did you mean {names}?" if near else ":"

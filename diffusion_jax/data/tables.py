@@ -1,9 +1,9 @@
-"""Pictures in tables: .parquet and .arrow files, as Hugging Face writes them.
+"""Images in tables: .parquet and .arrow files, as Hugging Face writes them.
 
-One column has the pictures, as bytes or as {"bytes", "path"}; another may
-have their classes. An .arrow file is mapped from disk. Of a .parquet file
-whole groups of rows are read, which is fast in order and slow at random:
-prepare a cache of what does not fit in memory.
+One column has the images, as bytes or as {"bytes", "path"}; another may have
+their classes. An .arrow file is mapped from disk. A .parquet file is read in
+whole groups of rows, which is fast in order and slow at random: prepare a cache
+of data that do not fit in memory.
 """
 
 import functools
@@ -31,13 +31,13 @@ class Table(NamedTuple):
   """One table: a file, or part of one.
 
   Attributes:
-    name: For people.
-    num_bytes: Of the file; with the name it tells tables apart.
-    schema: Of pyarrow.
-    rows: How many there are.
-    column: A whole column, by its name.
-    cell: What a column has in a row, by its name and number.
-    folder: To which paths in it are relative.
+    name: Its name in messages.
+    num_bytes: Size of the file; with the name it identifies the table.
+    schema: The pyarrow schema.
+    rows: The number of rows.
+    column: ``name -> column``.
+    cell: ``(name, row) -> value``.
+    folder: The folder to which its paths are relative.
   """
 
   name: str
@@ -50,7 +50,7 @@ class Table(NamedTuple):
 
 
 def are_in(path: Path) -> bool:
-  """Whether a folder holds tables, and not pictures."""
+  """Whether a folder holds tables, not images."""
   return (path / _SAVED_SPLITS).is_file() or bool(_listed(path))
 
 
@@ -61,10 +61,10 @@ def load(path: Path, split: str, how: folders.Decoding) -> sources.Source:
 
 
 def needs_pyarrow(name: str) -> None:
-  """Says what to install.
+  """Checks that pyarrow is installed.
 
   Raises:
-    ValueError: If pyarrow is missing.
+    ValueError: If not; says what to install.
   """
   try:
     import pyarrow.parquet  # noqa: F401
@@ -112,14 +112,14 @@ def of_tables(
 def columns(
   where: str, schema: Any
 ) -> tuple[str, str | None, tuple[str, ...] | None]:
-  """The columns of pictures and classes, and the names of the latter.
+  """The columns of images and classes, and the names of the classes.
 
   Args:
     where: The data, for errors.
-    schema: Of pyarrow, with what Hugging Face adds, if anything.
+    schema: The pyarrow schema, with Hugging Face's metadata, if any.
 
   Raises:
-    ValueError: If there are no pictures, or several columns of them.
+    ValueError: If there is no column of images, or several.
   """
   features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
   features = features.get("info", {}).get("features", {})
@@ -170,7 +170,7 @@ def _labels(path, tables, label, names) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _picture(table: Table, image: str, row: int) -> IO[bytes]:
-  """The file of a picture, in the table or beside it."""
+  """The file of an image, in the table or beside it."""
   cell = table.cell(image, row)
   if isinstance(cell, dict):
     data, path = cell.get("bytes"), cell.get("path")
@@ -186,7 +186,7 @@ def _picture(table: Table, image: str, row: int) -> IO[bytes]:
 
 
 def _listed(folder: Path) -> list[Path]:
-  """The tables of a folder, or of data/ in it, as of a cloned hub."""
+  """The tables of a folder, or of its data/, as in a clone from the hub."""
   for inside in (folder, folder / "data"):
     if not inside.is_dir():
       continue
@@ -216,7 +216,7 @@ def _files(path: Path, split: str) -> list[Path]:
   for file in listed:
     of = next((n for n in _SPLITS if file.stem.split("-")[0] == n), None)
     by_split.setdefault(of or "", []).append(file)
-  if "" in by_split:  # some are named otherwise, so that none is a split
+  if "" in by_split:  # some names have no split, so none is one
     by_split = {"train": listed}
   return _of_split(path, split, by_split)
 

@@ -1,8 +1,8 @@
-"""Pictures in .tar files as webdataset writes them, read by index.
+"""Images in .tar files as webdataset writes them, read by index.
 
 Files of one key, the path up to the first dot of its last part, are one
 sample: "cats/0001.jpg" and "cats/0001.cls" or ".json". Headers are read when
-the source is opened; a picture is then one seek and one read.
+the source is opened; reading an image is then one seek and one read.
 """
 
 import collections
@@ -19,13 +19,13 @@ from diffusion_jax.data import classes, folders, pictures, sources
 from diffusion_jax.data.files import File
 
 _BLOCK = 512  # of which tar files are made
-# Where a .json says the class of its sample.
+# Keys of a .json that hold the class of its sample.
 _JSON_KEYS = ("label", "cls", "class")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Member(NamedTuple):
-  """A file in a shard: where it is."""
+  """The position of a file in a shard."""
 
   shard: Path
   name: str
@@ -36,7 +36,7 @@ class Member(NamedTuple):
     """Its contents.
 
     Raises:
-      OSError: If the shard has become shorter.
+      OSError: If the shard is shorter than before.
     """
     with self.shard.open("rb") as file:
       file.seek(self.offset)
@@ -84,7 +84,7 @@ def _samples(
   """The members of all shards by key, then by extension.
 
   Raises:
-    ValueError: If a shard is damaged, or holds a member twice.
+    ValueError: If a shard is damaged, or has a member twice.
   """
   damaged: list[str] = []
   samples: dict[str, dict[str, Member]] = {}
@@ -153,7 +153,7 @@ def _expanded(text: str) -> list[str]:
 
 
 def _members(shard: Path, damaged: list[str]) -> Iterator[Member]:
-  """The files of a shard; where it ends too early is added to ``damaged``."""
+  """The files of a shard; adds a shard that ends too early to ``damaged``."""
   k, last = 0, ""
   try:
     with tarfile.open(shard, "r:") as archive:
@@ -178,7 +178,7 @@ def _members(shard: Path, damaged: list[str]) -> Iterator[Member]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-  """The key of a member and its extension, as webdataset cuts them.
+  """The key of a member and its extension, as webdataset splits them.
 
   >>> split_name("cats/0001.mask.png")
   ('cats/0001', 'mask.png')
@@ -189,7 +189,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _image(key: str, sample: dict[str, Member]) -> str | None:
-  """The extension of a sample's picture; None if it has none.
+  """The extension of a sample's image; None if it has none.
 
   Raises:
     ValueError: If it has several.
@@ -206,7 +206,7 @@ def _image(key: str, sample: dict[str, Member]) -> str | None:
 
 
 def _class(sample: dict[str, Member]) -> str | None:
-  """Which of a sample's files says its class; None if none does."""
+  """The file of a sample with its class; None if there is none."""
   if "cls" in sample:
     return "cls"
   if "json" in sample and _stored(sample["json"]) is not None:
@@ -215,7 +215,7 @@ def _class(sample: dict[str, Member]) -> str | None:
 
 
 def _stored(member: Member) -> Any:
-  """What a .cls or .json says of the class.
+  """The class in a .cls or .json.
 
   Raises:
     ValueError: If it cannot be read.

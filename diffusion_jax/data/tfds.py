@@ -1,7 +1,7 @@
 """Sources from TensorFlow Datasets, read without TensorFlow.
 
 A data set is prepared once, in a child process that needs TensorFlow, and
-stored as array_record; from then on TFDS reads it with NumPy alone.
+stored as array_record; afterwards TFDS reads it with NumPy alone.
 """
 
 import functools
@@ -139,7 +139,7 @@ def _by_hand(urls: Mapping[str, Any], builder: Any) -> str:
 
 
 def _keys(name: str, features: Any) -> tuple[str, str | None]:
-  """Names of the picture and of its label (None if there is none)."""
+  """Names of the image and of its label (None if there is none)."""
   import tensorflow_datasets as tfds
 
   items = dict(features.items()) if hasattr(features, "items") else {}

@@ -1,9 +1,9 @@
-"""Values: what the numbers of data mean, and their way to a network and back.
+"""Values: the units of data, and their conversion for a network and back.
 
   x = (v - centre) / scale
 
-takes bytes, 16-bit integers or floats of a known range to [-1, 1], or floats
-of a known mean and standard deviation to 0 +- 1; ``restore`` undoes it.
+maps bytes, 16-bit integers or floats of a known range to [-1, 1], or floats of
+a known mean and standard deviation to 0 +- 1; ``restore`` inverts it.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Values:
   """The numbers of one set of data.
 
   Attributes:
-    dtype: As they are stored, one of ``INTEGERS`` or ``FLOATS``.
-    centre: What becomes 0.
-    scale: What becomes 1 away from it: half a range, a standard deviation.
+    dtype: The stored dtype, one of ``INTEGERS`` or ``FLOATS``.
+    centre: The value that becomes 0.
+    scale: The divisor: half a range, or a standard deviation.
     bounded: Whether they lie in [centre - scale, centre + scale].
   """
 
@@ -39,7 +39,7 @@ class Values:
 
   @property
   def levels(self) -> int | None:
-    """How many values there are; None of floats, which have a density."""
+    """The number of possible values; None for floats, which have a density."""
     whole = self.dtype in INTEGERS and self.bounded
     return round(2 * self.scale) + 1 if whole else None
 
@@ -55,7 +55,7 @@ class Values:
 
   def floats(self, v: np.ndarray) -> np.ndarray:
     """Values as a network takes them, float32."""
-    # As (2 v - 2 centre) / (2 scale): of bytes and 16-bit integers all but
+    # As (2 v - 2 centre) / (2 scale): for bytes and 16-bit integers all but
     # the division is exact in float32.
     exact = np.float32 if self.dtype in INTEGERS else np.float64
     x = v.astype(exact)
@@ -65,11 +65,11 @@ class Values:
     return x.astype(np.float32, copy=False)
 
   def restore(self, x: np.ndarray, *, floor: bool = False) -> np.ndarray:
-    """What ``floats`` was given: in the data's own units and dtype.
+    """The inverse of ``floats``: in the data's own units and dtype.
 
     Args:
-      x: Of a network; what leaves the range is clipped to it.
-      floor: Takes the integer below and not the nearest, see
+      x: Output of a network; values outside the range are clipped.
+      floor: Take the integer below instead of the nearest, see
         ``images.to_uint8``.
 
     Returns:
@@ -92,10 +92,10 @@ class Values:
     return v.astype(self.dtype)
 
   def check(self, v: np.ndarray, where: str) -> None:
-    """Refuses values that are not finite, or not in the range.
+    """Checks that values are finite and in the range.
 
     Raises:
-      ValueError: Saying what was found.
+      ValueError: If not; says what was found.
     """
     rows = max(1, _CHUNK // max(1, math.prod(v.shape[1:])))
     least, most = math.inf, -math.inf
@@ -121,11 +121,11 @@ class Values:
       )
 
   def to_json(self) -> dict[str, Any]:
-    """As data.json has them."""
+    """The form in data.json."""
     return dataclasses.asdict(self)
 
   def __str__(self) -> str:
-    """For people.
+    """A short description.
 
     >>> str(Values()), str(of("float32", mean=1.5, std=0.5))
     ('uint8 0 to 255', 'float32 1.5 +- 0.5')
@@ -140,7 +140,7 @@ BYTES = Values()
 
 @runtime_checkable
 class Meaning(Protocol):
-  """What a user says of the data: ``of`` with all but the dtype."""
+  """The units that a user gives: ``of`` with all arguments but the dtype."""
 
   def __call__(self, dtype: Any, /, *, where: str = ...) -> Values:
     """The values of arrays of this dtype."""
@@ -148,10 +148,10 @@ class Meaning(Protocol):
 
 
 def from_json(kept: dict[str, Any] | None) -> Values:
-  """What ``to_json`` gave; of data.json that are older than it, bytes.
+  """The inverse of ``to_json``; bytes, for an older data.json without it.
 
   Raises:
-    ValueError: If it is none.
+    ValueError: If it is not valid.
   """
   if kept is None:
     return BYTES
@@ -171,13 +171,13 @@ def of(
   *,
   where: str = "the data",
 ) -> Values:
-  """The meaning of stored numbers.
+  """The units of stored numbers.
 
   Args:
-    dtype: As they are stored.
-    range: (low, high), which become -1 and 1. Unsigned integers have that of
-      their type, unless another is named.
-    mean: Of data without a range, which becomes 0; with ``std``.
+    dtype: The stored dtype.
+    range: (low, high), which become -1 and 1. The default for unsigned integers
+      is that of their type.
+    mean: For data without a range, with ``std``: the value that becomes 0.
     std: Their standard deviation, which becomes 1.
     where: The data, for errors.
 
@@ -185,7 +185,7 @@ def of(
     The values.
 
   Raises:
-    ValueError: If they are not known, or contradict one another.
+    ValueError: If they are missing, or contradict one another.
   """
   name = np.dtype(dtype).name
   if name not in (*INTEGERS, *FLOATS):

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusion_jax.data import sources
 
-# Which a batch has already.
+# Names that a batch uses already.
 TAKEN = ("image", "label", "augment")
 
 
@@ -17,15 +17,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
   Args:
     path: A .csv whose first line names its columns, each of which becomes a
-      part of one number; or a .npy [N] or [N, n], one part of the file's
-      name. Of [N, L, D], a text embedding of L tokens, it is their mean:
-      which word stood where is lost.
+      part of one number; or a .npy [N] or [N, n], which becomes one part with
+      the file's name. From [N, L, D], a text embedding of L tokens, the mean
+      over tokens is kept: the order of words is lost.
 
   Returns:
     float32 [N, n], by name.
 
   Raises:
-    ValueError: If the file cannot be read, or has what is no finite number.
+    ValueError: If the file cannot be read, or has values that are not finite.
   """
   path = Path(path).expanduser()
   if not path.is_file() or path.suffix.lower() not in (".csv", ".npy"):
@@ -100,7 +100,7 @@ def attach(
     numbers: [N, n] by name, a row for each example.
 
   Returns:
-    The same, whose batches have these numbers, too, with a fingerprint of all.
+    The source, whose batches have these numbers too, with a fingerprint of all.
 
   Raises:
     ValueError: If there are more or fewer rows than examples, or a name is

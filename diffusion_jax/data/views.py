@@ -1,4 +1,4 @@
-"""Sources made of others: cut anew at each visit, a part, pictures to show."""
+"""Sources made from others: random crops, a subset, bytes to show."""
 
 import concurrent.futures
 import dataclasses
@@ -19,10 +19,10 @@ _HALVES = ("without", "only")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RandomCrops(Source):
-  """A source whose examples are cut anew each time training visits them.
+  """A source whose examples are cropped at random in every visit of training.
 
   Attributes:
-    whole: The source, with the examples to measure on.
+    whole: The source, with the examples for evaluation.
     read: (Index, words) -> (image, label); called from several threads at
       once.
   """
@@ -92,7 +92,7 @@ class Part(Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Shown(Source):
-  """A source as pictures of bytes, to look at; see ``shown``.
+  """A source as images of bytes, to look at; see ``shown``.
 
   Attributes:
     whole: The source.
@@ -112,7 +112,7 @@ class Shown(Source):
 
 
 def shown(source: Source) -> Source:
-  """The source as pictures of bytes: [-1, 1] as 0 to 255."""
+  """The source as images of bytes: [-1, 1] becomes 0 to 255."""
   if source.values == BYTES:
     return source
   return Shown(
@@ -146,13 +146,13 @@ def random_crops(
 
 
 def hold_out(source: Source, every: int) -> tuple[Source, Source]:
-  """Cuts a source in two: without, and only, every so-many-th example.
+  """Splits a source in two: without, and only, every n-th example.
 
-  Pictures in folders come class by class, of which each then gives its share.
+  Images in folders come class by class, so each class gives its share.
 
   Args:
     source: The whole.
-    every: At least 2.
+    every: n, at least 2.
 
   Returns:
     The larger and the smaller part.
@@ -176,12 +176,12 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
 
 
 def part(source: Source, chosen: np.ndarray, name: str) -> Part:
-  """Some examples of a source, with all that is known of them.
+  """Some examples of a source, with their labels and conditions.
 
   Args:
     source: The whole.
-    chosen: Which, by their indices in it.
-    name: Of the part.
+    chosen: Their indices in it.
+    name: Name of the part.
 
   Returns:
     The part, with a fingerprint of both.

@@ -1,11 +1,11 @@
-"""Pictures of what the equations say, as Matplotlib figures.
+"""Plots of the equations, as Matplotlib figures.
 
 Every function returns a ``matplotlib.figure.Figure``: show it as the last line
 of a notebook cell (after ``%matplotlib inline``), or call its ``savefig``.
 There is no pyplot state, and Matplotlib is imported only when a figure is
-asked for. Figures are white cards, legible on light and dark pages; lines
-differ in dash as well as in colour, and the colours are those of Okabe and Ito
-2008, told apart by colour-blind readers.
+drawn. Figures are white cards, legible on light and dark pages; lines differ in
+dash as well as in colour, and the colours are those of Okabe and Ito 2008,
+which colour-blind readers can distinguish.
 """
 
 from diffusion_jax.plots.curves import curves, loss_by_step, schedules

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from diffusion_jax.plots.style import COLOURS, DASHES, blank, styled
 from diffusion_jax.schedules import Table
 
-# Of a line: x, y and, to be a band around it, half its height.
+# A line: x, y and, for a band around it, half the band's height.
 Values = tuple[Any, Any] | tuple[Any, Any, Any]
 
 
@@ -58,13 +58,13 @@ def curves(
 
   Args:
     lines: (x, y) by name, or (x, y, error) with a band y - error to y + error.
-    xlabel: With its unit or symbol.
-    ylabel: With its unit or symbol.
+    xlabel: Label of the x axis, with its unit or symbol.
+    ylabel: Label of the y axis, with its unit or symbol.
     log: Which axes are logarithmic: "", "x", "y" or "xy".
-    title: Above the axes.
-    marker: Matplotlib's, to mark the points of each line.
+    title: Title above the axes.
+    marker: Matplotlib's marker for the points of each line.
     styles: Matplotlib's options of a line, by name; at most 6 lines have none.
-    ends: Write each name where its line ends, not in a legend.
+    ends: Write each name at the end of its line, not in a legend.
 
   Returns:
     The figure.
@@ -96,7 +96,7 @@ def draw(
   styles=None,
   **options,
 ) -> None:
-  """``curves`` on axes that are there, in a style of their own."""
+  """``curves`` on given axes, in a given style."""
   _lines(axes, lines, styles, **options)
   axes.set(xlabel=xlabel, ylabel=ylabel)
   for axis in log:
@@ -108,13 +108,13 @@ def draw(
 
 
 def name_ends(axes, gap: float = 0.075) -> None:
-  """Writes each line's name where it ends, in place of a legend.
+  """Writes each line's name at its end, instead of a legend.
 
-  Names are moved apart where they would overlap.
+  Names are moved apart if they would overlap.
 
   Args:
-    axes: What is drawn; lines whose label begins with "_" have no name.
-    gap: Between two names, a part of the axes' height.
+    axes: The axes; lines whose label begins with "_" get no name.
+    gap: Distance between two names, as a fraction of the axes' height.
   """
   named = [
     line
@@ -178,14 +178,14 @@ def loss_by_step(
   bins: int = 20,
   ylabel: str = "loss",
 ):
-  """Mean loss in equal stretches of 1..T, with its standard error.
+  """Mean loss in equal bins of 1..T, with its standard error.
 
   Args:
     t: [N], the steps at which losses were measured.
     losses: [N] each, by name.
     T: Number of steps of the schedule.
-    bins: How many stretches; those with fewer than two losses are left out.
-    ylabel: What the loss is, with its unit.
+    bins: Number of bins; those with fewer than two losses are left out.
+    ylabel: Name of the loss, with its unit.
 
   Returns:
     The figure, its loss axis logarithmic.

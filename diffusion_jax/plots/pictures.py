@@ -1,4 +1,4 @@
-"""Pictures in rows, and tables of numbers as colours."""
+"""Images in rows, and tables of numbers as colours."""
 
 from collections.abc import Mapping, Sequence
 
@@ -19,13 +19,13 @@ def pictures(
   labels: Sequence[str] = (),
   size: float = 1.1,
 ):
-  """Pictures in rows: a strip of noising or denoising, or a grid.
+  """Images in rows: a strip of noising or denoising, or a grid.
 
   Args:
     x: [K, H, W, C] is one row, [R, K, H, W, C] are R; in [-1, 1].
-    titles: Of the columns.
-    labels: Of the rows.
-    size: Width of one picture, inches.
+    titles: Titles of the columns.
+    labels: Labels of the rows.
+    size: Width of one image, inches.
 
   Returns:
     The figure.
@@ -72,9 +72,9 @@ def heatmaps(
   Args:
     maps: [H, W] each. Numbers of both signs are shown on a scale that is
       white at 0.
-    xlabel: Of the columns.
-    ylabel: Of the rows.
-    label: What the numbers are.
+    xlabel: Label of the columns.
+    ylabel: Label of the rows.
+    label: Name of the numbers.
 
   Returns:
     The figure.
@@ -89,7 +89,7 @@ def heatmaps(
   panels = figure.subplots(1, len(tables), squeeze=False)[0]
   shown = None
   for axes, (name, table) in zip(panels, tables.items(), strict=True):
-    # Maps of pictures keep their shape, long tables are squeezed.
+    # Maps of images keep their shape, long tables are squeezed.
     aspect = "equal" if table.shape[0] == table.shape[1] else "auto"
     shown = axes.imshow(
       table, cmap="PuOr_r" if signed else "cividis", aspect=aspect,
@@ -107,7 +107,7 @@ def embedding(T: int, dim: int, *, order: str = "sin_cos"):
 
   Args:
     T: Number of steps.
-    dim: Of the embedding.
+    dim: Dimension of the embedding.
     order: "sin_cos" or "cos_sin".
 
   Returns:

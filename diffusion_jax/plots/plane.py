@@ -1,4 +1,4 @@
-"""Points and ways in the plane."""
+"""Points and paths in the plane."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,11 +22,11 @@ def plane(
 
   Args:
     x: [K, B, 2], the same B points at K steps, or [R, K, B, 2], rows of such.
-    titles: Of the columns.
-    labels: Of the rows.
+    titles: Titles of the columns.
+    labels: Labels of the rows.
     shade: [B] or [R, B] numbers that colour the points, so that the eye can
       follow them from panel to panel.
-    reach: How far the axes go; by default to the outermost point.
+    reach: The limit of the axes; by default the outermost point.
 
   Returns:
     The figure; all panels have one scale.
@@ -66,12 +66,12 @@ def plane(
 
 @styled
 def paths(x: ArrayLike, *, points: ArrayLike | None = None, num: int = 40):
-  """Ways through the plane, from noise (rings) to data (dots).
+  """Paths through the plane, from noise (rings) to data (dots).
 
   Args:
-    x: [K, B, 2], positions in the order in which they are walked.
+    x: [K, B, 2], positions in the order in which they are visited.
     points: [N, 2] to draw underneath, such as the data.
-    num: How many of the B ways to draw.
+    num: How many of the B paths to draw.
 
   Returns:
     The figure.

@@ -1,4 +1,4 @@
-"""What all figures share: colours, fonts, a white page."""
+"""The style of all figures: colours, fonts, a white page."""
 
 import functools
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def blank(width: float, height: float) -> Any:
 
 
 def check_names(titles, columns: int, labels, rows: int) -> None:
-  """Refuses names that do not fit what they name."""
+  """Checks the numbers of titles and labels."""
   for what, names, count in (
     ("titles", titles, columns), ("labels", labels, rows),
   ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Published weights in, ours out."""
+"""Import of published weights, export of ours."""
 
 from diffusion_jax.pretrained import diffusers_config, files, tensorflow
 from diffusion_jax.pretrained.diffusers import from_diffusers, to_diffusers

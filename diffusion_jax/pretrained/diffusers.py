@@ -13,7 +13,7 @@ from diffusion_jax.models.unet import Encoder, UNet
 from diffusion_jax.pretrained import layout, openai
 from diffusion_jax.pretrained.layout import Place, Style, Tensors
 
-# Attention's names in files of before 2023, and since.
+# Names of attention in files before 2023, and since.
 RENAMED = {
   "query": "to_q",
   "key": "to_k",
@@ -23,7 +23,7 @@ RENAMED = {
 
 
 def _prefix(net: Encoder, place: Place) -> str:
-  """Their name of a place; their way up counts levels from the smallest."""
+  """Their name of a place; their decoder counts levels from the smallest."""
   up = f"up_blocks.{len(net.multipliers) - 1 - place.level}"
   group = "attentions" if place.kind == "attention" else "resnets"
   conv = ".conv" if place.kind == "conv" else ""
@@ -61,15 +61,15 @@ def from_diffusers(tensors: Tensors, net: UNet) -> dict:
 
   Args:
     tensors: Arrays by name, as in diffusion_pytorch_model.safetensors; the
-      names that attention had before 2023 are known too.
+      names of attention before 2023 work too.
     net: The network, with ``diffusers_config.settings``.
 
   Returns:
     The parameters, for ``net.apply({"params": params}, ...)``.
 
   Raises:
-    ValueError: If a tensor is missing, left over, not of floats or of
-      another shape; names it.
+    ValueError: If a tensor is missing, unexpected, not of floats or of a wrong
+      shape; names it.
   """
   tensors = {_renamed(name): tensor for name, tensor in tensors.items()}
   return layout.read(tensors, net, list(layout.layers(net, STYLE)))
@@ -79,7 +79,7 @@ def to_diffusers(params: Mapping, net: UNet) -> dict[str, np.ndarray]:
   """The weights that ``from_diffusers`` reads back to these parameters.
 
   Args:
-    params: Of the network.
+    params: Parameters of the network.
     net: The network.
 
   Returns:

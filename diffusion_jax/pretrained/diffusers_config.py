@@ -1,7 +1,7 @@
 """The settings of diffusers' ``UNet2DModel``, in and out.
 
-Every setting is translated or refused by name; those of a scheduler are in
-``diffusers_scheduler``. Nothing here imports diffusers.
+Every setting is translated, or rejected with its name; those of a scheduler are
+in ``diffusers_scheduler``. Nothing here imports diffusers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ DEFAULTS: Settings = {
   "num_train_timesteps": None,
 }
 
-# Settings that this network has in one value only.
+# Settings of which our network supports one value only.
 ONLY = {
   "center_input_sample": (False,),
   "time_embedding_type": ("positional",),
@@ -79,7 +79,7 @@ TYPES = {"conv": "conv", "resnet": "block"}
 
 
 def settings(config: Mapping[str, Any]) -> Settings:
-  """The arguments of our ``UNet`` that say what a config.json says.
+  """The arguments of our ``UNet`` for a config.json.
 
   Args:
     config: The contents of the file.
@@ -88,8 +88,8 @@ def settings(config: Mapping[str, Any]) -> Settings:
     All arguments but ``time_scale`` and ``dtype``, which have no counterpart.
 
   Raises:
-    ValueError: If a setting is unknown or is one that our network does not
-      have; names it.
+    ValueError: If a setting is unknown or not supported by our network; names
+      it.
   """
   if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
     raise ValueError(f"_class_name={config['_class_name']!r}: not UNet2DModel")
@@ -163,7 +163,7 @@ def _blocks(c: Settings) -> tuple[tuple[int, ...], str]:
   types = [
     look_up(c, key, TYPES) for key in ("downsample_type", "upsample_type")
   ]
-  # The last level down and the last up change no size.
+  # The last level of the encoder and of the decoder do not change the size.
   resamples = {
     resample or default
     for default, blocks in zip(
@@ -181,7 +181,7 @@ def _blocks(c: Settings) -> tuple[tuple[int, ...], str]:
 
 
 def _ratio(width: int, channels: int) -> int | float:
-  """What times channels is width, exactly after rounding down."""
+  """The ratio r for which r channels, rounded down, is exactly width."""
   ratio = width / channels
   while int(channels * ratio) < width:
     ratio = float(np.nextafter(ratio, np.inf))
@@ -193,7 +193,7 @@ def _unlike(key: str, value: Any, only: Any) -> ValueError:
 
 
 def config(net: UNet, image_shape: Sequence[int]) -> Settings:
-  """The config.json of a network: undoes ``settings``.
+  """The config.json of a network, the inverse of ``settings``.
 
   Args:
     net: The network.
@@ -261,7 +261,7 @@ def config(net: UNet, image_shape: Sequence[int]) -> Settings:
 
 
 def _head_dim(net: UNet) -> int | None:
-  """Channels per head, which diffusers has instead of heads."""
+  """Channels per head, which diffusers uses instead of heads."""
   if net.head_channels is not None or net.heads == 1:
     return net.head_channels
   levels = {*net.attention_levels, len(net.multipliers) - 1}

@@ -1,7 +1,7 @@
 """The settings of diffusers' schedulers, in and out.
 
-A process is translated whole or refused by the name of a setting. Nothing here
-imports diffusers.
+A process is translated completely, or rejected with the name of a setting.
+Nothing here imports diffusers.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,9 @@ PROCESS: Settings = {
 }
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-# Theirs with "log" are the same variances, computed otherwise. Their "learned"
-# is no logarithm, as ours and Ho et al.'s is, and has no counterpart.
+# Theirs with "log" are the same variances, computed in another way. Their
+# "learned" is not a logarithm, unlike ours and Ho et al.'s, so it has no
+# counterpart.
 VARIANCES = {
   "fixed_small": "fixed_small",
   "fixed_large": "fixed_large",
@@ -43,7 +44,7 @@ SCHEDULES = {
 
 
 def process(config: Mapping[str, Any]) -> Settings:
-  """What a scheduler_config.json says of the process that was trained.
+  """The process in a scheduler_config.json.
 
   Args:
     config: The contents of the file.
@@ -80,12 +81,12 @@ def process(config: Mapping[str, Any]) -> Settings:
 def scheduler(
   schedule: Mapping[str, Any], target: str, variance: str
 ) -> Settings:
-  """The scheduler_config.json of a process: undoes ``process``.
+  """The scheduler_config.json of a process, the inverse of ``process``.
 
   Args:
     schedule: Name and arguments of a function of ``schedules``.
     target: What the network predicts.
-    variance: Of p(x_s | x_t).
+    variance: Variance of p(x_s | x_t).
 
   Returns:
     The contents of the file.

@@ -1,7 +1,8 @@
 """Weights of DiT, SiT and JiT: the published code's names and layouts.
 
-Their blocks are numbered, ours are one stack; the fixed positions are weights
-there and a formula here. The last class is none, as with label dropout here.
+Their blocks are numbered, ours are one stack; the fixed position embeddings are
+weights there and a formula here. The last class means no class, as with label
+dropout here.
 """
 
 import math
@@ -25,7 +26,7 @@ STYLE = Style(
 
 
 def _entries(net: DiT) -> Iterator[Entry]:
-  """Every tensor of a network under both names, but the fixed positions."""
+  """Every tensor of a network under both names, without fixed positions."""
   yield from _patches(net)
   for ours, theirs in {
     "time1": "t_embedder.mlp.0",
@@ -75,7 +76,7 @@ def _patches(net: DiT) -> Iterator[Entry]:
 
 
 def _stacked(net: DiT, stack: str, numbers: range) -> Iterator[Entry]:
-  """The tensors of equal blocks, each of ours made of many of theirs."""
+  """The tensors of equal blocks; each of ours stacks several of theirs."""
   up, down = ("w12", "w3") if net.mlp == "swiglu" else ("fc1", "fc2")
   layers = {
     "modulation": ("adaLN_modulation.1", "dense"),
@@ -112,8 +113,8 @@ def from_dit(state_dict: Tensors, net: DiT) -> dict:
     The parameters, for ``net.apply({"params": params}, ...)``.
 
   Raises:
-    ValueError: If a tensor is missing, left over, not of floats or of another
-      shape, names it; or if positions are not the fixed ones.
+    ValueError: If a tensor is missing, unexpected, not of floats or of a wrong
+      shape (names it), or if the positions are not the fixed ones.
   """
   _check(net)
   tensors = dict(state_dict)
@@ -137,7 +138,7 @@ def to_dit(
   """The state dict that ``from_dit`` reads back to these parameters.
 
   Args:
-    params: Of the network.
+    params: Parameters of the network.
     net: The network.
     size: Height and width of its images, a square.
 
@@ -159,7 +160,7 @@ def to_dit(
 
 
 def _check(net: DiT) -> None:
-  """Refuses networks that the published code would load and run wrongly."""
+  """Raises for networks that the published code cannot run correctly."""
   if not isinstance(net, DiT):
     raise ValueError(
       f"these weights are a transformer's, the network is a "

@@ -1,7 +1,7 @@
 """Files of tensors, and folders of the Hugging Face hub.
 
-Reading runs no code that a file brings: .safetensors holds numbers only, and
-of a pickle (.pt, .pth, .bin) only tensors are accepted.
+Reading never runs code from a file: .safetensors holds only numbers, and from a
+pickle (.pt, .pth, .bin) only tensors are accepted.
 """
 
 import functools
@@ -26,17 +26,17 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Reads the tensors of a .safetensors, .pt, .pth or .bin file.
 
   Args:
-    path: The file. All but .safetensors take PyTorch, though no GPU.
+    path: The file. All but .safetensors need PyTorch, but no GPU.
 
   Returns:
-    Arrays by name; bfloat16 comes as float32.
+    Arrays by name; bfloat16 becomes float32.
 
   Raises:
     ValueError: If the file is truncated, holds anything but one dictionary
       of tensors, or a package is missing.
     OSError: If there is no such file.
   """
-  with path.open("rb"):  # a missing file, in the system's words
+  with path.open("rb"):  # the system's own error for a missing file
     pass
   if path.suffix == ".safetensors":
     return _read_safetensors(path)
@@ -54,7 +54,7 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
   The file appears whole or not at all.
 
   Raises:
-    ValueError: If the suffix is of no format, or a package is missing.
+    ValueError: If the suffix is unknown, or a package is missing.
     OSError: If it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 
 def package(name: str, needed_for: object, install: str) -> Any:
-  """Imports what is not needed by everyone, or says how to install it."""
+  """Imports an optional package, or says how to install it."""
   try:
     return importlib.import_module(name)
   except ImportError as error:
@@ -173,11 +173,11 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def find(source: str) -> pathlib.Path:
-  """The file or folder that a path, or a name on the hub, means.
+  """The file or folder of a path or of a name on the hub.
 
-  What is on this disk comes first; the hub is asked only for OWNER/NAME that
-  is not. Its files are kept in the cache that huggingface_hub documents, and
-  read from there when there is no network.
+  A local path comes first; the hub is asked only for an OWNER/NAME that does
+  not exist locally. Its files are kept in huggingface_hub's cache, and read
+  from there if there is no network.
 
   Args:
     source: Path, or name such as "google/ddpm-cifar10-32".
@@ -210,7 +210,7 @@ def find(source: str) -> pathlib.Path:
 
 
 def _download(hub, name: str) -> pathlib.Path:
-  """Downloads settings and weights: .safetensors where the model has it."""
+  """Downloads settings and weights: .safetensors if the model has it."""
   for suffix in (".safetensors", ".bin"):
     patterns = ["*config.json", f"*{WEIGHTS}{suffix}"]
     folder = pathlib.Path(hub.snapshot_download(name, allow_patterns=patterns))
@@ -220,7 +220,7 @@ def _download(hub, name: str) -> pathlib.Path:
 
 
 def model_folder(folder: pathlib.Path) -> pathlib.Path:
-  """Where a pipeline's network is: in its folder "unet", or at the top.
+  """The folder of a pipeline's network: "unet", or the top.
 
   Raises:
     ValueError: If neither has a config.json.
@@ -245,7 +245,7 @@ def weights_file(folder: pathlib.Path) -> pathlib.Path:
 
 
 def scheduler_file(folder: pathlib.Path) -> pathlib.Path | None:
-  """The settings of a pipeline's scheduler; None where it has none."""
+  """The settings of a pipeline's scheduler; None if it has none."""
   for candidate in (folder / "scheduler", folder):
     path = candidate / "scheduler_config.json"
     if path.is_file():

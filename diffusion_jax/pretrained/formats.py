@@ -1,4 +1,4 @@
-"""Weights of any published code, recognised by their names."""
+"""Weights of any published code, recognised by the names of their tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ class Format(NamedTuple):
   """How weights are recognised and read.
 
   Attributes:
-    prefix: Of a name that every network has.
+    prefix: Prefix of a name that every network has.
     first: The first convolution, whose input is the image.
-    axis: Of its input channels.
-    read: To our parameters.
+    axis: The axis of its input channels.
+    read: ``(weights, net) -> params``.
   """
 
   prefix: str
@@ -38,10 +38,10 @@ FORMATS = (
 
 
 def format_of(weights: Mapping[str, np.ndarray]) -> Format:
-  """The format that the names of weights are in.
+  """The format of weights, from their names.
 
   Raises:
-    ValueError: If it is none that is known.
+    ValueError: If it is unknown.
   """
   for layout in FORMATS:
     if any(name.startswith(layout.prefix) for name in weights):
@@ -53,10 +53,10 @@ def format_of(weights: Mapping[str, np.ndarray]) -> Format:
 
 
 def convert(weights: Mapping[str, np.ndarray], net: Backbone) -> dict[str, Any]:
-  """Parameters from weights, in whichever format their names are.
+  """Parameters from weights in any known format.
 
   Raises:
-    ValueError: If the names are of no known format, or do not fit.
+    ValueError: If the format is unknown, or the weights do not fit.
   """
   layout = format_of(weights)
   if isinstance(net, Classifier) and layout.prefix != "time_embed.":

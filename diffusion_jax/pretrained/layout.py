@@ -1,8 +1,8 @@
 """A network's tensors in the order in which it runs, under any names.
 
-A ``Style`` says how some published code names each of a network's ``places``
-and lays out its tensors. Layouts differ by transpositions
-and permutations alone, so a round trip is exact.
+A ``Style`` defines how a published codebase names each of a network's
+``places`` and lays out its tensors. Layouts differ only by transpositions and
+permutations, so a round trip is exact.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,9 +49,9 @@ class Kind(NamedTuple):
 
   Attributes:
     weight: Name of the weight.
-    bias: Name of the bias; None where there is none.
+    bias: Name of the bias; None if there is none.
     to_ours: Our weight from theirs.
-    to_theirs: And back.
+    to_theirs: Their weight from ours.
   """
 
   weight: str
@@ -61,12 +61,12 @@ class Kind(NamedTuple):
 
 
 class Style(NamedTuple):
-  """How some published code names its tensors.
+  """How a published codebase names its tensors.
 
   Attributes:
     prefix: Their name of a place of a network.
     inner: By kind of place, their names of its layers, in ``INNER``'s order;
-      three names in place of one for q, k and v on their own.
+      three names instead of one if q, k and v are separate.
     kinds: By kind of layer.
     separator: Between the parts of a name.
   """
@@ -93,7 +93,7 @@ class Entry(NamedTuple):
   write: Callable[[np.ndarray], list[np.ndarray]]
 
 
-# What none of these codes has, as no shape of a weight may show.
+# Settings that none of these codebases has, though shapes may not show it.
 PLAIN = {
   "stem": None, "skip_scale": 1.0, "taps": (1, 1), "project": False,
   "up_attention": "every", "pyramid": False, "early_classes": False,
@@ -136,7 +136,7 @@ def layers(net: Encoder, style: Style) -> Iterator[Entry]:
 
 
 def layer(ours: str, theirs: str, kind: str, style: Style) -> Iterator[Entry]:
-  """The weight and, where there is one, the bias of a layer."""
+  """The weight and, if there is one, the bias of a layer."""
   weight, bias, to_ours, to_theirs = style.kinds[kind]
   yield Entry(
     f"{ours}/{WEIGHT.get(kind, 'kernel')}",
@@ -173,7 +173,7 @@ def _separate(ours, theirs, style, columns) -> Iterator[Entry]:
 
 
 def _columns(net: Encoder, width: int) -> np.ndarray:
-  """Where the fused projection has q's columns, then k's, then v's."""
+  """The columns of q, then k, then v in the fused projection."""
   heads = num_heads(width, net.heads, net.head_channels)
   places = jnp.arange(3 * width, dtype=jnp.float32)[None, None]
   parts = split_qkv(places, heads, net.qkv_order)
@@ -189,9 +189,9 @@ def read(
   """Our parameters from theirs.
 
   Args:
-    tensors: Arrays by their name; halves become float32, which is exact.
+    tensors: Arrays by their name; half precision becomes float32, exactly.
     net: The network that they belong to.
-    entries: Of the network, in their style.
+    entries: The entries of the network, in their style.
     image_shape: ``(net, arrays, entries) -> (H, W, C)`` of images that it can
       take; by default a U-Net's.
 
@@ -199,8 +199,8 @@ def read(
     The parameters.
 
   Raises:
-    ValueError: If a tensor is missing, left over, not of floats or of
-      another shape than the network's; names it.
+    ValueError: If a tensor is missing, unexpected, not of floats or of a wrong
+      shape; names it.
   """
   wanted = {name for entry in entries for name in entry.theirs}
   _refuse("missing from", wanted - tensors.keys())
@@ -223,7 +223,7 @@ def read(
 
 
 def write(params: Mapping, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
-  """Their tensors from our parameters: undoes ``read``.
+  """Their tensors from our parameters, the inverse of ``read``.
 
   Raises:
     ValueError: If the parameters are not those of the network.
@@ -269,12 +269,12 @@ def _image_shape(net, arrays, entries) -> tuple[int, int, int]:
 
 
 def check(net: Encoder, code: str, **settings: Any) -> None:
-  """Refuses networks that some published code would load and run wrongly.
+  """Raises for networks that a published codebase cannot run correctly.
 
   Args:
     net: The network.
-    code: Whose code.
-    **settings: What all of its networks have, though no shape shows it.
+    code: Name of the codebase.
+    **settings: Settings of all its networks that shapes do not show.
 
   Raises:
     ValueError: If the network differs; names the setting.

@@ -1,8 +1,8 @@
 """OpenAI's weights: improved-diffusion's and guided-diffusion's networks.
 
-Their modules are numbered through in three lists, ``input_blocks``,
-``middle_block`` and ``output_blocks``; each element holds a residual block
-and, in place 1, what follows it.
+Their modules are numbered in three lists, ``input_blocks``, ``middle_block``
+and ``output_blocks``; each element holds a residual block and, at index 1, what
+follows it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ EMBED = Kind("weight", None, lambda w: w, lambda e: e)
 
 def _prefix(net: Encoder, place: Place) -> str:
   """Their name of a place."""
-  per_level = net.num_blocks + 1  # a change of size takes a number too
+  per_level = net.num_blocks + 1  # a change of size has a number, too
   down = place.level * per_level
   up = (len(net.multipliers) - 1 - place.level) * per_level
   slot = int(place.kind == "attention")
@@ -70,7 +70,7 @@ STYLE = Style(
   },
 )  # fmt: skip
 
-# What a classifier has after the middle: our layer, theirs, its kind.
+# Layers of a classifier after the middle: ours, theirs, the kind.
 POOLS = {
   "attention": (
     ("Norm_0/GroupNorm_0", "out.0", "norm"),
@@ -117,16 +117,16 @@ def from_openai(state_dict: Tensors, net: Encoder) -> dict:
 
   Args:
     state_dict: Arrays by name, as in the published .pt files.
-    net: The network that they belong to; what the shapes do not tell
-      (heads, order of q, k and v, embedding, normalisation) must be right in
-      it, see ``models.presets``.
+    net: The network that they belong to; settings that shapes do not show
+      (heads, order of q, k and v, embedding, normalisation) must be right, see
+      ``models.presets``.
 
   Returns:
     The parameters, for ``net.apply({"params": params}, ...)``.
 
   Raises:
-    ValueError: If a tensor is missing, left over, not of floats or of
-      another shape, names it; or if their code has no such network.
+    ValueError: If a tensor is missing, unexpected, not of floats or of a wrong
+      shape (names it), or if their code has no such network.
   """
   return layout.read(state_dict, net, list(_entries(net)))
 
@@ -135,7 +135,7 @@ def to_openai(params: Mapping, net: Encoder) -> dict[str, np.ndarray]:
   """The state dict that ``from_openai`` reads back to these parameters.
 
   Args:
-    params: Of the network.
+    params: Parameters of the network.
     net: The network.
 
   Returns:

@@ -1,7 +1,7 @@
 """The modules of a U-Net in the order in which it runs.
 
-``places`` walks a network once; how some published code names what lies at
-each is said by a ``layout.Style``.
+``places`` goes through a network once; a ``layout.Style`` has the names of each
+place in a published codebase.
 """
 
 import collections
@@ -24,9 +24,9 @@ class Place(NamedTuple):
       "middle", "up", "double", "norm_out" or "conv_out".
     kind: What it is: a key of ``layout.INNER``.
     ours: Its name in the parameters.
-    level: 0 is the full size; "halve" has the level that it leads to,
-      "double" the one that it leaves.
-    number: Count among its like on a level; in the middle, the position.
+    level: 0 is the full size; "halve" has the level after it, "double" the one
+      before it.
+    number: Its number among equals on a level; in the middle, the position.
     skips: Whether a residual block changes the number of channels.
   """
 
@@ -83,7 +83,7 @@ def _down(net: Encoder, place) -> Iterator[Place]:
 def _up(net: Encoder, place) -> Iterator[Place]:
   for level in reversed(range(len(net.multipliers))):
     for index in range(net.num_blocks + 1):
-      # What is handed across makes every block's input wider.
+      # Skip connections make every block's input wider.
       yield from _block(net, place, "up", level, index, True)
     if level != 0:
       yield place("double", _resample(net), level)
@@ -113,7 +113,7 @@ def param_shapes(
 
 
 def groups_of(net: Encoder) -> set[int]:
-  """The numbers of groups that a network's normalisations have."""
+  """The numbers of groups in a network's normalisations."""
   if net.groups is not None:
     return {net.groups}
   unit = 2 ** (len(net.multipliers) - 1)
@@ -125,10 +125,10 @@ def groups_of(net: Encoder) -> set[int]:
 
 
 def check_unet(net: Any) -> None:
-  """Refuses a network that is none of the U-Net's kind.
+  """Checks that a network is a U-Net.
 
   Raises:
-    ValueError: Naming its kind.
+    ValueError: If not; names its kind.
   """
   if not isinstance(net, Encoder):
     raise ValueError(

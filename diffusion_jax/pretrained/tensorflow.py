@@ -1,8 +1,8 @@
 """The variables of Ho et al.'s TensorFlow code.
 
-Their scopes are those of the network as the paper describes it; kernels are
-laid out as ours are. Reading a checkpoint file takes TensorFlow, translating
-its variables does not.
+Their scopes follow the network as the paper describes it; kernels have our
+layout. Reading a checkpoint file needs TensorFlow, translating its variables
+does not.
 """
 
 import pathlib
@@ -87,8 +87,8 @@ def from_tensorflow(variables: Tensors, net: UNet) -> dict:
     The parameters, for ``net.apply({"params": params}, ...)``.
 
   Raises:
-    ValueError: If a variable is missing, left over, not of floats or of
-      another shape, names it; or if their code has no such network.
+    ValueError: If a variable is missing, unexpected, not of floats or of a
+      wrong shape (names it), or if their code has no such network.
   """
   return layout.read(variables, net, _entries(net))
 
@@ -106,9 +106,9 @@ def to_tensorflow(params: Mapping, net: UNet) -> dict[str, np.ndarray]:
 def network_variables(
   variables: Tensors, scope: str = "model"
 ) -> dict[str, np.ndarray]:
-  """The network's part of a checkpoint: its averages where it has them.
+  """The network's part of a checkpoint: its averages, if it has them.
 
-  Optimizer slots and counters are left out, and the scope is cut off.
+  Optimizer slots and counters are left out, and the scope is removed.
 
   >>> one = np.ones(())
   >>> sorted(network_variables({

@@ -1,4 +1,4 @@
-"""What the commands share: flags, errors people can read, a ready JAX.
+"""What the commands share: flags, readable errors, the start of JAX.
 
 A user's mistake is one line on standard error and exit status 2.
 """

@@ -1,7 +1,7 @@
 """What must happen before JAX starts: flags, other processes, a cache.
 
-Nothing here is asked of the user: the same command runs on a laptop, on one
-GPU and on every host of a pod, and looks at where it runs.
+The user does nothing for it: the same command runs on a laptop, on one GPU and
+on every host of a pod, and detects where it runs.
 """
 
 import glob
@@ -28,7 +28,7 @@ _KNOW_YNN = ("0.10.", "0.11.", "0.12.")
 
 
 def start() -> None:
-  """Readies JAX; the first thing that a command does."""
+  """Prepares JAX; every command starts with it."""
   tune_cpu()
   keep_compiled()
   with shell.user_errors():
@@ -38,16 +38,15 @@ def start() -> None:
 def tune_cpu(effort: int | None = None) -> None:
   """Picks XLA's faster convolutions on a CPU; before JAX has started.
 
-  XLA has two libraries for them. Of the newer, YNN, this leaves the sums over
-  pixels, ten times as fast as without; its convolutions, which are what XLA
-  would use, take twice as long in a network as those of the older one, Eigen
-  (docs/design/performance.md). Results are equal to 2e-7. Does nothing where
-  the user has set XLA_FLAGS.
+  XLA has two libraries for them. This uses the newer one, YNN, only for sums
+  over pixels, which are ten times as fast with it; its convolutions, XLA's
+  default, take twice as long in a network as those of the older one, Eigen
+  (docs/design/performance.md). Results are equal to 2e-7. Does nothing if the
+  user has set XLA_FLAGS.
 
   Args:
-    effort: How well to compile every program, LLVM's level 0 to 3; by default
-      XLA's own choice, 3. Where most of the time goes into compiling, 1 will
-      do.
+    effort: How much to optimise every program, LLVM's level 0 to 3; by default
+      XLA's own choice, 3. If most of the time goes into compiling, 1 is enough.
   """
   flags = []
   if importlib.metadata.version("jaxlib").startswith(_KNOW_YNN):
@@ -61,9 +60,10 @@ def tune_cpu(effort: int | None = None) -> None:
 def keep_compiled() -> None:
   """Keeps compiled programs for the next run, unless JAX has a cache already.
 
-  In ~/.cache/diffusion_jax (or XDG_CACHE_HOME); JAX_COMPILATION_CACHE_DIR
-  names another place and JAX_ENABLE_COMPILATION_CACHE=false keeps none. Nor
-  are they kept where there is no home, as of a container's nameless user.
+  They are kept in ~/.cache/diffusion_jax (or XDG_CACHE_HOME);
+  JAX_COMPILATION_CACHE_DIR sets another folder, and
+  JAX_ENABLE_COMPILATION_CACHE=false keeps none. Nothing is kept without a home
+  directory, as for a container's nameless user.
   """
   home = os.path.expanduser("~")
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
@@ -75,10 +75,10 @@ def keep_compiled() -> None:
 
 
 def join_processes() -> None:
-  """Joins the processes of a pod or a cluster, where this is one of several.
+  """Joins the processes of a pod or a cluster, if this is one of several.
 
-  A Cloud TPU, Slurm and Open MPI say by themselves; elsewhere the three
-  variables above do.
+  Cloud TPU, Slurm and Open MPI are detected; elsewhere the three variables
+  above set it.
 
   Raises:
     ValueError: If only some of the three are set, or one is not a number.

@@ -1,4 +1,4 @@
-"""A command as a shell knows it: one line of error, an exit status."""
+"""A command as a shell sees it: one line of error, an exit status."""
 
 import contextlib
 import errno
@@ -20,11 +20,11 @@ PATHS = (
 
 
 def run(main: Callable[[list[str]], object]) -> None:
-  """Runs a command as a shell knows it.
+  """Runs a command, with errors of one line.
 
   Raises:
-    SystemExit: After one line, of status 130 where Ctrl-C ends it, 1 where
-      the machine has not what it needs.
+    SystemExit: After one line: status 130 if Ctrl-C ends it, 1 if the machine
+      lacks something it needs.
   """
   streams.steady()
   signals.watch()
@@ -44,7 +44,7 @@ def run(main: Callable[[list[str]], object]) -> None:
 
 
 def _missing(error: Exception) -> str | None:
-  """What the machine lacks, in a line, where an error says so."""
+  """What the machine lacks, in a line, if the error says so."""
   text = " ".join(str(error).split())
   place = traceback.extract_tb(error.__traceback__)[-1].filename
   if place.endswith("xla_bridge.py"):  # where JAX looks for devices
@@ -63,7 +63,7 @@ def fail(message: object, *, status: int = 2) -> SystemExit:
 
 
 def in_flags(text: str) -> str:
-  """Words about options, with these spelled as flags.
+  """A message about options, with these written as flags.
 
   >>> in_flags("kid of 8 samples: pass `num=20` or more")
   'kid of 8 samples: pass --num=20 or more'
@@ -72,12 +72,12 @@ def in_flags(text: str) -> str:
 
 
 def _warning(message: Warning | str, *_: object, **__: object) -> str:
-  """A warning as one line, in the place of ``warnings.formatwarning``."""
+  """A warning as one line, for ``warnings.formatwarning``."""
   return f"warning: {sources.visible(' '.join(str(message).split()))}\n"
 
 
 def command(name: str, **values: object) -> str:
-  """A command of ours, as a shell takes it.
+  """The shell line of one of our commands.
 
   >>> command("sample", workdir="my runs/digits")
   "python -m experiments.sample '--workdir=my runs/digits'"
@@ -87,10 +87,10 @@ def command(name: str, **values: object) -> str:
 
 
 def check_out(out: pathlib.Path) -> None:
-  """Refuses, before any work, a file or folder that could not be written.
+  """Checks, before any work, that a file or folder can be written.
 
   Raises:
-    ValueError: Saying why.
+    ValueError: If not; says why.
   """
   there = next(p for p in (out, *out.parents, pathlib.Path("/")) if p.exists())
   if sources.CONTROL.search(str(out)):
@@ -108,10 +108,10 @@ def check_out(out: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-  """Turns what a user got wrong into one line and status 2.
+  """Turns a user's mistake into one line and status 2.
 
-  A wrong path is the user's; all else that the system refuses is not, and
-  ends with status 1. So do numbers that came out as NaN.
+  A wrong path is the user's mistake; other errors of the system are not, and
+  end with status 1. So do results that are NaN.
   """
   try:
     yield
@@ -125,11 +125,11 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
-  """Turns what the system refuses, a full disk, into one line and status 1.
+  """Turns an error of the system, such as a full disk, into one line, status 1.
 
-  The process ends there and then: what threads of libraries still hold, they
-  would try to write again, and fail with many lines. Pictures that came out
-  as NaN are one line and status 1, too.
+  The process ends at once: otherwise threads of libraries would try again to
+  write what they hold, and fail with many lines. Images that are NaN are one
+  line and status 1, too.
   """
   try:
     yield

@@ -7,7 +7,7 @@ import signal
 import threading
 
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# So long a command may take to end in order before it says what it does.
+# Seconds that a command may take to stop before it prints what it is doing.
 PATIENCE = 3.0
 
 
@@ -15,10 +15,10 @@ def watch() -> None:
   """From now on the second SIGINT, SIGTERM or SIGHUP ends this process.
 
   Python runs its handlers between two of its own instructions, which may be
-  minutes away while XLA compiles: a thread reads of each signal instead. It
-  ends the process as a kill would, after which a run goes on from its newest
-  checkpoint: files appear whole or not at all. Of signals that end the process
-  anyway nothing is read.
+  minutes apart while XLA compiles, so a thread watches the signals instead. It
+  ends the process like a kill, after which a run resumes from its newest
+  checkpoint: files appear whole or not at all. Signals that end the process
+  anyway are not watched.
   """
   heard, told = os.pipe()
   os.set_blocking(told, False)
@@ -36,13 +36,13 @@ def _listen(heard: int) -> None:
 
 
 def _next(heard: int) -> signal.Signals:
-  """Waits for the next signal that asks for an end."""
+  """Waits for the next signal to stop."""
   while (number := os.read(heard, 1)[0]) not in ENDS:
     pass
   return signal.Signals(number)
 
 
 def _say(line: str) -> None:
-  """Past Python's streams, which another thread may be holding."""
+  """Writes past Python's streams, which another thread may hold."""
   with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
     os.write(2, f"{line}\n".encode())

@@ -1,7 +1,7 @@
-"""Standard output that may be closed, broken or unable to say everything.
+"""Standard output that may be closed or broken, or lack some characters.
 
-What is said to a person is the least of what a command does: a closed
-terminal, a pipe into ``head`` or a full disk under a log must not end it.
+Messages are the least important part of a command: a closed terminal, a pipe
+into ``head`` or a full disk under a log must not end it.
 """
 
 import errno
@@ -18,7 +18,7 @@ class Steady(io.TextIOWrapper):
   """A text stream that drops what it cannot write."""
 
   def write(self, text: str, /) -> int:
-    """Writes, or does not."""
+    """Writes if possible."""
     try:
       return super().write(text)
     except OSError as error:
@@ -26,14 +26,14 @@ class Steady(io.TextIOWrapper):
       return len(text)
 
   def flush(self) -> None:
-    """Flushes, or does not."""
+    """Flushes if possible."""
     try:
       super().flush()
     except OSError as error:
       self._without(error)
 
   def _without(self, error: OSError) -> None:
-    """From now on writes to nowhere, if there is nobody left to read."""
+    """Discards everything from now on, if the reader is gone."""
     if error.errno in _GONE:
       nowhere = os.open(os.devnull, os.O_WRONLY)
       os.dup2(nowhere, self.fileno())
@@ -41,7 +41,7 @@ class Steady(io.TextIOWrapper):
 
 
 def steady() -> None:
-  """Has standard output and standard error drop what they cannot write."""
+  """Makes standard output and error drop what they cannot write."""
   sys.stdout, sys.stderr = _steadied(sys.stdout, 1), _steadied(sys.stderr, 2)
 
 

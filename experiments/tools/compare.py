@@ -42,7 +42,7 @@ def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
 
 
 def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
-  """The Frechet distance with so many calls; it is not computed twice."""
+  """The Frechet distance with this many calls; it is not computed twice."""
   asked: dict[str, Any] = {
     "sampler": run.config.sampling.sampler if sampler == OWN else sampler,
     "steps": calls,

@@ -14,7 +14,7 @@ _FILTERS = 0  # seed of the random network, the same for every run
 
 
 def spread(length: int, most: int) -> np.ndarray:
-  """At most so many indices, evenly spread over 0..length-1."""
+  """At most ``most`` indices, evenly spread over 0..length-1."""
   count = min(length, most)
   return np.arange(count) * length // count
 

@@ -236,7 +236,7 @@ class Protocol:
     return self._last_row(num, guidance) | {"seconds": time.time() - begin}
 
   def _last_row(self, num: int, guidance: float) -> dict[str, Any]:
-    """The newest row of our run for so many samples at this guidance."""
+    """The newest row of our run for this many samples at this guidance."""
     return [
       row
       for row in directory.read_rows(self.ours / "evaluation.jsonl")
