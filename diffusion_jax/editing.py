@@ -24,7 +24,7 @@ def inpaint(
   mask: Num[Array, "..."],
   key: Key[Array, ""],
   *,
-  pairs: timesteps.Pairs | None = None,
+  pairs: timesteps.AnyPairs | None = None,
   jump: int = 10,
   repeats: int = 10,
   first: int | Int[Array, ""] = 0,
@@ -127,7 +127,7 @@ def vary(
   key: Key[Array, ""],
   *,
   start: float,
-  pairs: timesteps.Pairs | None = None,
+  pairs: timesteps.AnyPairs | None = None,
 ) -> Batch:
   """Noises images to a step and denoises them (SDEdit, Meng et al. 2022).
 

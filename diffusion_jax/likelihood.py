@@ -6,7 +6,7 @@ for quantised data, and the density of the probability flow.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def variational_bound(
   *,
   cdf: str = "tanh",
   levels: int = 256,
-  pairs: timesteps.Pairs | None = None,
+  pairs: timesteps.AnyPairs | None = None,
   first: int | Int[Array, ""] = 0,
 ) -> Bound:
   """The bound on -log2 p(x_0) per dimension: one network call per step.
@@ -93,11 +93,11 @@ def variational_bound_with(
   predict: Predict,
   schedule: Schedule,
   x0: Batch,
-  noise_at: Callable[[Int[Array, ""]], Batch],
+  noise_at: Callable[[Any], Batch],
   *,
   cdf: str = "tanh",
   levels: int = 256,
-  pairs: timesteps.Pairs | None = None,
+  pairs: timesteps.AnyPairs | None = None,
 ) -> Bound:
   """``variational_bound`` with the noise of each step t from ``noise_at``."""
   pairs = timesteps.every(schedule.T) if pairs is None else pairs

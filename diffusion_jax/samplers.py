@@ -233,7 +233,7 @@ def sample(
   shape: Sequence[int],
   key: Key[Array, ""],
   *,
-  pairs: timesteps.Pairs | Int[Array, "S 2"] | None = None,
+  pairs: timesteps.AnyPairs | None = None,
   x_T: Any = None,
   first: int | Int[Array, ""] = 0,
   keep: Sequence[int] = (),

@@ -245,8 +245,8 @@ def heun_step(
   predict: Predict,
   schedule: Schedule,
   x_t: Batch,
-  t: Int[Array, ""] | int,
-  s: Int[Array, ""] | int,
+  t: Time,
+  s: Time,
   eps: Batch,
 ) -> tuple[Batch, Batch]:
   """Heun's method: a DDIM step, repeated with the prediction at its end.
@@ -323,7 +323,7 @@ def encode(
   predict: Predict,
   schedule: Schedule,
   x0: Batch,
-  pairs: timesteps.Pairs | Int[Array, "S 2"],
+  pairs: timesteps.AnyPairs,
 ) -> Batch:
   """From images to the noise that DDIM turns into them.
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from diffusion_jax.levels import check_whole
 
 Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
+AnyPairs = Pairs | RealPairs | Num[Array, "S 2"]
 # (u, T) -> t, for u uniform on (0, 1).
 Quantile = Callable[[Float[Array, " B"], float], Float[Array, " B"]]
 # No draw is closer than this to an end of (0, 1).
@@ -155,7 +156,7 @@ def every(T: int | float) -> Pairs:
   return walk(np.arange(1, T + 1))
 
 
-def above_last(pairs: Pairs | Int[Array, "S 2"]) -> Int[Array, ""]:
+def above_last(pairs: AnyPairs) -> Num[Array, ""]:
   """The time before the last step's; the last step's own if it is the only one.
 
   >>> int(above_last(walk([1, 500, 1000]))), int(above_last(walk([1000])))
