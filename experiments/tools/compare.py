@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
 
   usual = "ddpm,v,edm,flow,jit-loss"
   define(flags.DEFINE_list, "variants", usual, "variants of configs/digits.py")
-  define(flags.DEFINE_list, "calls", "5,10,20,50,250", "network calls")
+  define(flags.DEFINE_list, "calls", "5,10,20,50", "network calls")
   define(flags.DEFINE_integer, "seeds", 3, "seeds for each variant")
   define(flags.DEFINE_string, "sampler", "unipc", "own takes the variant's")
   define(flags.DEFINE_string, "workdir", "runs/compare", "where the runs go")
