@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import diffusion_jax as dj
+from diffusion_jax.models.edm2 import WEIGHT
 from diffusion_jax.runs import checks, networks, processes, samplers
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.options import SamplingOptions
@@ -209,7 +210,7 @@ def test_uncertainty_is_learnt_beside_the_network():
     ),
     jax.random.key(0),
   )
-  assert made.params["uncertainty"]["linear"]["weight"].shape == (128, 1)
+  assert made.params["uncertainty"]["linear"][WEIGHT].shape == (128, 1)
   examples = dj.objectives.Noised(
     jnp.ones((2, 8, 8, 1)), None, jnp.array([1, 900]), jnp.ones((2, 8, 8, 1))
   )

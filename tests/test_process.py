@@ -369,7 +369,7 @@ def test_bytes_for_images_are_refused():
 
 def test_noise_and_outputs_that_would_be_shared_are_refused():
   schedule, x = schedules.cosine(10), jnp.zeros((4, 2, 2, 1))
-  with pytest.raises(ValueError, match="each number of x0 needs noise of its"):
+  with pytest.raises(ValueError, match="each number needs noise of its own"):
     process.q_sample(schedule, x, 3, x[:1])
   mean = lambda x_t, t: x_t.mean((1, 2, 3), keepdims=True)
   with pytest.raises(ValueError, match=r"the network returned \(4, 1, 1, 1\)"):

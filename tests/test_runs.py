@@ -192,7 +192,7 @@ BAD = {
   "sampler": ({"sampler": "eular"}, "`sampler` 'eular' is not one of ancest"),
   "average": ({"ema": "0.5"}, "`ema` '0.5' is not one of raw, 0.995"),
   "classes": ({"classes": [3]}, "`classes`: this run's network .* `classifi"),
-  "guidance": ({"guidance": 2.0}, "`guidance`: this run was trained without"),
+  "guidance": ({"guidance": 2.0}, "`guidance` needs a network that can draw"),
   "low_res": ({"low_res": np.zeros((1, 4, 4, 1))}, "`low_res`: .* enlarges no"),
 }
 
