@@ -67,7 +67,7 @@ def forced(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     updates, state = tx.update(updates, state, params)
 
     def turned(path, step, weight):
-      if getattr(path[-1], "key", None) != WEIGHT:
+      if not path or getattr(path[-1], "key", None) != WEIGHT:
         return step
       return unit(weight + step) - weight
 

@@ -21,7 +21,8 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax.runs import choices, directory
+from diffusion_jax.runs import choices, restoring
+from diffusion_jax.runs.evaluation import sweep
 from experiments import cli
 from experiments.cli import devices
 from experiments.configs import digits
@@ -48,11 +49,15 @@ def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
     "steps": calls,
     "seed": run.config.seed,
   }
-  made = {"step": run.config.num_steps, "samples": len(run.source), **asked}
-  for row in directory.read_rows(run.workdir / "evaluation.jsonl"):
-    if made.items() <= row.items():
-      return row["frechet"]
-  return run.evaluate(metrics=("frechet",), **asked)["frechet"]
+  made = asked | {
+    "step": run.config.num_steps,
+    "samples": len(run.source),
+    "ema": restoring.average(run.config, None),
+  }
+  found = sweep.find(run.workdir / "evaluation.jsonl", made)
+  if found is None:
+    found = run.evaluate(metrics=("frechet",), **asked)
+  return found["frechet"]
 
 
 def row(name: str, distances: Sequence[Sequence[float]]) -> str:

@@ -80,7 +80,7 @@ def verdict(ratio: Mapping[str, float], others: float | None) -> str:
     in each, "level" between; or why there is none.
   """
   if others is not None and others > OTHERS:
-    return f"none: others used {others:.0%} of the machine".replace("%", " %")
+    return f"none: others used {100 * others:.0f} % of the machine"
   if (apart := ratio["max"] / ratio["min"]) > WIDE:
     return f"none: ratios differ by a factor of {apart:.3g}"
   if ratio["min"] > 1:
