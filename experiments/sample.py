@@ -9,6 +9,7 @@ python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -25,8 +26,17 @@ def save(
   samples: np.ndarray,
   quantise: str = "round",
   values: dj.data.values.Values = dj.data.values.BYTES,
+  classes: Sequence[int] = (),
 ) -> None:
-  """Writes a .png grid; or an array or files, in the data's own units."""
+  """Writes a .png grid; or an array or files, in the data's own units.
+
+  Args:
+    out: Where to, see ``check_out``.
+    samples: [N, H, W, C].
+    quantise: How floats become bytes.
+    values: The units of the data.
+    classes: Those that were drawn in turn; a .npz keeps each sample's.
+  """
   suffix = out.suffix.lower()
   if suffix == ".png":
     dj.images.save_png(out, dj.images.grid(samples))
@@ -40,7 +50,8 @@ def save(
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
     if suffix == ".npz":
-      np.savez(file, images=stored)
+      labels = {"labels": np.resize(classes, len(stored))} if classes else {}
+      np.savez(file, images=stored, **labels)
     else:
       np.save(file, stored)
 
@@ -106,7 +117,7 @@ def main(argv: list[str]) -> None:
     check_out(out, planned.last.image_shape, values)
   samples = drawing.draw(planned)
   try:
-    save(out, samples, asked.quantise, values)
+    save(out, samples, asked.quantise, values, planned.classes)
   except FloatingPointError as error:
     raise cli.fail(error, status=1) from error
   except OSError as error:

@@ -224,6 +224,24 @@ def test_agreement_is_measured(conditional, capsys):
   assert row["guidance"] == 3
 
 
+def test_samples_in_a_file_agree_as_those_of_the_run_do(
+  conditional, tmp_path, capsys
+):
+  out, flags = tmp_path / "out.npz", ("--num=20", "--steps=2", "--guidance=3")
+  command(sample, f"--workdir={conditional}", *flags, f"--out={out}")
+  labels = np.load(out)["labels"]
+  np.testing.assert_array_equal(labels, np.arange(20) % len(set(labels)))
+  capsys.readouterr()
+
+  def agreement(*given):
+    command(evaluate, "--metrics=agreement", *given)
+    lines = capsys.readouterr().out.splitlines()
+    return next(line for line in lines if "of the class asked for" in line)
+
+  drawn = agreement(f"--workdir={conditional}", *flags)
+  assert drawn == agreement(f"--samples={out}", "--reference=digits")
+
+
 def test_pictures_in_a_folder_train_a_conditional_model(few_numbers, tmp_path):
   rng = np.random.default_rng(0)
   for name in ("cats", "dogs"):

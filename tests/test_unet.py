@@ -10,12 +10,8 @@ import pytest
 from jax.extend import core
 
 from diffusion_jax.models import DiT, UNet, convolution, resampling
-from diffusion_jax.models.layers import (
-  Attention,
-  group_norm,
-  num_groups,
-  sinusoid,
-)
+from diffusion_jax.models.attention import Attention
+from diffusion_jax.models.layers import group_norm, num_groups, sinusoid
 from diffusion_jax.models.presets import PRESETS
 
 SMALL = {

@@ -1,6 +1,7 @@
 """Images in files: in a folder, a .zip, or elsewhere."""
 
 import concurrent.futures
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,10 @@ import numpy as np
 from diffusion_jax.data import pictures, sources, views
 from diffusion_jax.data.files import File, find, label
 from diffusion_jax.data.values import BYTES, Values
+
+# Files handed to a thread at a time, at most: decoding a small one takes no
+# longer than handing it over.
+TOGETHER = 64
 
 
 class Decoding(NamedTuple):
@@ -192,13 +197,22 @@ def _each(
         return None
       raise _unreadable(files[index], error) from error
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    futures = [pool.submit(attempt, index) for index in range(len(files))]
+  threads = os.cpu_count() or 1
+  size = max(1, min(TOGETHER, len(files) // (4 * threads)))
+
+  def attempt_some(start: int) -> list[Any]:
+    return [attempt(k) for k in range(len(files))[start : start + size]]
+
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    futures = [
+      pool.submit(attempt_some, start) for start in range(0, len(files), size)
+    ]
     try:
-      return [future.result() for future in futures]
+      parts = [future.result() for future in futures]
     finally:
       # After an error the others need not be read.
       pool.shutdown(wait=False, cancel_futures=True)
+  return list(itertools.chain.from_iterable(parts))
 
 
 def _kept(

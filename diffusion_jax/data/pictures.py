@@ -44,6 +44,8 @@ _EXIF_ORIENTATION = 0x0112
 @functools.cache
 def extensions() -> frozenset[str]:
   """The file extensions that the installed Pillow can decode."""
+  # First the common formats, which are then tried first for every file.
+  Image.preinit()
   known = Image.registered_extensions()
 
   def decodes(kind: str) -> bool:

@@ -9,14 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from diffusion_jax.models.layers import (
-  INIT,
-  QKV_INIT,
-  ZERO,
-  Images,
-  num_heads,
-  split_qkv,
-)
+from diffusion_jax.models.attention import QKV_INIT, num_heads, split_qkv
+from diffusion_jax.models.layers import INIT, ZERO, Images
 from diffusion_jax.models.unet import Encoder
 
 POOLS = ("attention", "adaptive", "spatial", "spatial_v2")

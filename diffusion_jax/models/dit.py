@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models import backbone, transformer
 from diffusion_jax.models.layers import INIT, ZERO, Images, sinusoid
-from diffusion_jax.models.settings import check_dtype
+from diffusion_jax.models.settings import check_activations
 
 SINES = 256  # of the time
 SMALL = nn.initializers.normal(0.02)
@@ -62,6 +62,7 @@ class DiT(nn.Module):
     dtype: Dtype of the activations. Parameters, statistics of normalisation,
       softmax and output are float32.
     remat: Recompute a block's activations for the gradient, to save memory.
+    attention_kernel: See ``attention.attend``.
   """
 
   patch: int = 2
@@ -87,6 +88,7 @@ class DiT(nn.Module):
   spans: bool = False
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  attention_kernel: str = "xla"
 
   takes: ClassVar[Sequence[str]] = backbone.PARTS
 
@@ -233,7 +235,7 @@ class DiT(nn.Module):
       hidden = int(hidden * 2 / 3)
     return transformer.stack(transformer.Block, length, remat=self.remat)(
       self.heads, hidden, self.mlp, self.norm, self.qk_norm, self.dtype,
-      name=name,
+      self.attention_kernel, name=name,
     )  # fmt: skip
 
   def _patches(self, h, c, features: int):
@@ -278,7 +280,7 @@ class DiT(nn.Module):
       raise ValueError(
         f"class_start={self.class_start} must be a block, 0..{self.depth - 1}"
       )
-    check_dtype(self.dtype)
+    check_activations(self)
 
 
 def dropout_rates(depth: int, rate: float) -> np.ndarray:

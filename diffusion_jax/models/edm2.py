@@ -22,15 +22,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models import backbone
-from diffusion_jax.models.convolution import conv_general_dilated
-from diffusion_jax.models.layers import (
-  Images,
-  everywhere,
+from diffusion_jax.models.attention import (
+  attend,
   num_heads,
   split_qkv,
 )
+from diffusion_jax.models.convolution import conv_general_dilated
+from diffusion_jax.models.layers import Images, everywhere
 from diffusion_jax.models.resampling import RESAMPLE
-from diffusion_jax.models.settings import check_dtype
+from diffusion_jax.models.settings import check_activations
 
 WEIGHT = "unit_weight"  # the name of every parameter of unit magnitude
 Real = Float[Array, "..."]
@@ -156,6 +156,7 @@ class Block(nn.Module):
     resample: "up", "down" or None.
     head_channels: Channels per attention head; None is no attention.
     dropout: Rate before the second convolution.
+    kernel: See ``attention.attend``.
     residual_balance: t of the sum with the convolutions' output.
     attention_balance: t of the sum with the attention's output.
     clip: The largest activation, for float16.
@@ -166,6 +167,7 @@ class Block(nn.Module):
   resample: str | None = None
   head_channels: int | None = None
   dropout: float = 0.0
+  kernel: str = "xla"
   residual_balance: float = 0.3
   attention_balance: float = 0.3
   clip: float = 256.0
@@ -197,7 +199,7 @@ class Block(nn.Module):
     heads = num_heads(c, 1, self.head_channels)
     qkv = Conv(3 * c, name="qkv")(x).reshape(b, -1, 3 * c)
     q, k, v = (normalised(y, axis=-1) for y in split_qkv(qkv, heads, "qkv"))
-    out = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+    out = attend(q, k, v, self.kernel).reshape(x.shape)
     return Conv(c, name="proj")(out)
 
 
@@ -219,6 +221,7 @@ class EDM2(nn.Module):
     skip_balance: t of the concatenation with the encoder's activations.
     dtype: Dtype of the activations; weights, embedding and output are float32.
     remat: Recompute activations for the gradient, see ``unet.Encoder``.
+    attention_kernel: See ``attention.attend``.
   """
 
   channels: int = 192
@@ -233,6 +236,7 @@ class EDM2(nn.Module):
   skip_balance: float = 0.5
   dtype: DTypeLike = jnp.float32
   remat: bool = False
+  attention_kernel: str = "xla"
 
   takes: ClassVar[Sequence[str]] = ("y",)
 
@@ -261,7 +265,8 @@ class EDM2(nn.Module):
     attends = level in self.attention_levels if attention is None else attention
     return make(
       self.channels * self.multipliers[level], decodes, resample,
-      self.head_channels if attends else None, self.dropout, name=name,
+      self.head_channels if attends else None, self.dropout,
+      self.attention_kernel, name=name,
     )  # fmt: skip
 
   @nn.compact
@@ -289,7 +294,7 @@ class EDM2(nn.Module):
         or not expected, or there is another condition.
     """
     (y,) = backbone.parts(cond, self.takes)
-    check_dtype(self.dtype)
+    check_activations(self)
     self.check_size(x_t.shape[1:-1])
     emb = self.embed(t, y)
     ones = jnp.ones_like(x_t[..., :1])  # instead of biases

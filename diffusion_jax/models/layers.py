@@ -20,13 +20,9 @@ Images = Float[Array, "B *size C"]
 # Ho et al.'s initialisation; the last layer of every residual branch starts
 # at zero, so that the network starts as (almost) the identity.
 INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-# One Dense layer for q, k and v has three times the fan-out of each; twice
-# the scale gives each the variance of a layer of its own.
-QKV_INIT = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 ZERO = nn.initializers.zeros_init()
 
 EMBEDDINGS = ("sin_cos", "cos_sin", "fourier")
-QKV_ORDERS = ("qkv", "heads")
 
 
 def sinusoid(
@@ -212,7 +208,8 @@ def everywhere(
   return jnp.expand_dims(emb, tuple(range(1, like.ndim - 1)))
 
 
-def _scaled(x: Images, scale: float) -> Images:
+def scaled(x: Images, scale: float) -> Images:
+  """``scale * x``; a scale of 1 adds no operation."""
   return x if scale == 1 else x * scale
 
 
@@ -272,74 +269,4 @@ class ResBlock(nn.Module):
     project = self.project and self.resample is not None
     if x.shape[-1] != self.features or project:
       x = dense(self.features, "skip")(x)
-    return _scaled(x + h, self.skip_scale)
-
-
-class Attention(nn.Module):
-  """Self-attention over all pixels, plus the input.
-
-  Attributes:
-    heads: Number of heads; must divide the channels.
-    head_channels: Channels per head, instead of ``heads``.
-    qkv_order: The order of the fused projection's channels: "qkv" has all of q
-      first, "heads" has q, k and v of the first head first. The shapes are the
-      same.
-    norm: Makes a normalisation.
-    dtype: Dtype of the activations; the softmax is float32.
-    skip_scale: Factor of the sum with the input.
-  """
-
-  heads: int = 1
-  head_channels: int | None = None
-  qkv_order: str = "qkv"
-  norm: MakeNorm = Norm
-  dtype: DTypeLike = jnp.float32
-  skip_scale: float = 1.0
-
-  @nn.compact
-  def __call__(self, x: Images) -> Images:
-    """Attends; the shape does not change."""
-    b, *_, c = x.shape
-    tokens = self.norm()(x).reshape(b, -1, c)
-    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(
-      tokens
-    )
-    heads = num_heads(c, self.heads, self.head_channels)
-    out = jax.nn.dot_product_attention(*split_qkv(qkv, heads, self.qkv_order))
-    out = out.reshape(x.shape)
-    out = nn.Dense(c, dtype=self.dtype, kernel_init=ZERO, name="out")(out)
-    return _scaled(x + out, self.skip_scale)
-
-
-def num_heads(channels: int, heads: int, head_channels: int | None) -> int:
-  """The number of heads for this many channels.
-
-  Raises:
-    ValueError: If it does not divide the channels.
-  """
-  if head_channels is not None:
-    heads = channels // head_channels
-  if heads < 1 or channels % (head_channels or heads):
-    raise ValueError(
-      f"attention over {channels} channels cannot have {heads=}, "
-      f"{head_channels=}"
-    )
-  return heads
-
-
-def split_qkv(
-  qkv: Float[Array, "B N C3"], heads: int, order: str
-) -> list[Float[Array, "B N heads C"]]:
-  """Splits the fused projection into q, k and v, by head.
-
-  Raises:
-    ValueError: If order is neither "qkv" nor "heads".
-  """
-  *lead, c = qkv.shape
-  if order == "qkv":
-    qkv, axis = qkv.reshape(*lead, 3, heads, c // (3 * heads)), -3
-  elif order == "heads":
-    qkv, axis = qkv.reshape(*lead, heads, 3, c // (3 * heads)), -2
-  else:
-    raise ValueError(f"qkv_order={order!r} is not one of {QKV_ORDERS}")
-  return list(jnp.moveaxis(qkv, axis, 0))
+    return scaled(x + h, self.skip_scale)

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.models.attention import KERNELS
+
 CHOICES = {
   "resample": ("conv", "block"),
   "padding": ("same", "symmetric"),
@@ -53,7 +55,7 @@ def check_settings(net: Any) -> None:
     )
   if not net.epsilon > 0:
     raise ValueError(f"epsilon={net.epsilon} must be above 0")
-  check_dtype(net.dtype)
+  check_activations(net)
 
 
 def _check_numbers(name: str, values: Sequence[Any], *, least: int) -> None:
@@ -65,15 +67,26 @@ def _check_numbers(name: str, values: Sequence[Any], *, least: int) -> None:
     )
 
 
-def check_dtype(dtype: Any) -> None:
-  """Checks the dtype of activations.
+def check_activations(net: Any) -> None:
+  """Checks the dtype of activations, and the kernel of attention for it.
+
+  Args:
+    net: A network with ``dtype`` and ``attention_kernel``.
 
   Raises:
-    ValueError: If it is not a floating-point type.
+    ValueError: If it is not a floating-point type, or there is no such kernel.
   """
+  dtype, kernel = net.dtype, net.attention_kernel
   try:
     floats = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
   except TypeError:
     floats = False
   if not floats:
     raise ValueError(f"dtype={dtype} is not float32, bfloat16 or the like")
+  if kernel not in KERNELS:
+    raise ValueError(f"attention_kernel={kernel!r} is not one of {KERNELS}")
+  if kernel == "cudnn" and jnp.dtype(dtype).itemsize != 2:
+    raise ValueError(
+      f"attention_kernel={kernel} needs activations of 16 bits, and dtype is "
+      f"{jnp.dtype(dtype).name}: set dtype=bfloat16"
+    )

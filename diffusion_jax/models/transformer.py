@@ -10,7 +10,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffusion_jax.models.layers import INIT, ZERO, Images, split_qkv
+from diffusion_jax.models.attention import attend, split_qkv
+from diffusion_jax.models.layers import INIT, ZERO, Images
 
 Tokens = Float[Array, "B N D"]
 OfAll = Float[Array, "B #N D"]  # one for all tokens, or one for each
@@ -146,6 +147,7 @@ class Block(nn.Module):
     norm: "layer" or "rms".
     qk_norm: Whether each head's queries and keys are normalised.
     dtype: Dtype of the activations.
+    kernel: See ``attention.attend``.
   """
 
   heads: int
@@ -154,6 +156,7 @@ class Block(nn.Module):
   norm: str = "layer"
   qk_norm: bool = False
   dtype: DTypeLike = jnp.float32
+  kernel: str = "xla"
 
   @nn.compact
   def __call__(
@@ -193,7 +196,7 @@ class Block(nn.Module):
       k = norm("rms", self.dtype, "norm_k")(k)
     if by is not None:
       q, k = rotate(q, by), rotate(k, by)
-    out = jax.nn.dot_product_attention(q, k, v).reshape(h.shape)
+    out = attend(q, k, v, self.kernel).reshape(h.shape)
     return self._dropped(self._dense(h.shape[-1], "out")(out), rate)
 
   def _mlp(self, h, rate):

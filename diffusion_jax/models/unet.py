@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models import backbone
+from diffusion_jax.models.attention import Attention
 from diffusion_jax.models.layers import (
   INIT,
   ZERO,
-  Attention,
   Images,
   Norm,
   ResBlock,
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
       full size.
     heads: Attention heads.
     head_channels: Channels per attention head, instead of ``heads``.
-    qkv_order: See ``layers.Attention``.
+    qkv_order: See ``attention.Attention``.
     dropout: Rate inside the residual blocks; one number, or one per level.
     scale_shift: Time scales and shifts (adaptive group normalisation)
       instead of being added.
@@ -81,6 +81,7 @@ class Encoder(nn.Module):
     vector: How many numbers describe each example; 0 is none.
     remat: Recompute the activations of residual and attention blocks for the
       gradient: less memory for about a third more FLOPs.
+    attention_kernel: See ``attention.attend``.
   """
 
   channels: int = 128
@@ -112,6 +113,7 @@ class Encoder(nn.Module):
   augment_labels: int = 0
   vector: int = 0
   remat: bool = False
+  attention_kernel: str = "xla"
 
   def check_size(self, size: Sequence[int], /) -> None:
     """Checks that images of this size can be halved for every level.
@@ -216,6 +218,7 @@ class Encoder(nn.Module):
         self.norm,
         self.dtype,
         self.skip_scale,
+        self.attention_kernel,
       )(h)
 
     return self._saving(block)(self, h)

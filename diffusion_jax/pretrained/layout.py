@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from diffusion_jax.models.layers import num_heads, split_qkv
+from diffusion_jax.models.attention import num_heads, split_qkv
 from diffusion_jax.models.unet import Encoder
 from diffusion_jax.pretrained.places import (
   Place as Place,

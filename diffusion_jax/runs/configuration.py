@@ -21,8 +21,10 @@ MOST_SEED = 2**32 - 1
 # Types in which a section may be given.
 _SECTION = Mapping | ml_collections.ConfigDict
 
-# Settings of ``model`` that do not depend on the kind of network.
-KEPT = ("num_classes", "time_scale", "time_origin", "dtype", "remat")
+# Settings of ``model`` that say how to compute the same network.
+COMPUTE = ("dtype", "remat", "attention_kernel")
+# Those that do not depend on the kind of network.
+KEPT = ("num_classes", "time_scale", "time_origin", *COMPUTE)
 
 
 def make(**changes: Mapping[str, Any] | Any) -> Config:
@@ -233,7 +235,7 @@ def published_classifier(name: str, **changes: Mapping[str, Any] | Any):
 def settings(net: Any) -> dict[str, Any]:
   """The settings of a network that ``config.model`` holds."""
   # What follows from the data or the variance is not a setting.
-  derived = {*models.named.DERIVED, "dtype", "remat", "parent", "name"}
+  derived = {*models.named.DERIVED, *COMPUTE, "parent", "name"}
   return {
     field.name: getattr(net, field.name)
     for field in dataclasses.fields(net)

@@ -107,6 +107,11 @@ class Plan:
     return dataclasses.replace(self, options=options)
 
   @property
+  def classes(self) -> tuple[int, ...]:
+    """The classes to draw in turn; empty if there are none."""
+    return guiding.classes_in_turn(self.config, self.options, self.classifier)
+
+  @property
   def last(self) -> "Plan":
     """The stage of a cascade that makes the final images."""
     return (self, *self.upsamplers)[-1]

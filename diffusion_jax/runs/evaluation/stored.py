@@ -27,7 +27,6 @@ from diffusion_jax.runs import (
   console,
   directory,
   drawing,
-  guiding,
   planning,
   samplers,
 )
@@ -175,13 +174,8 @@ def _open(plan: planning.Plan) -> Stored:
     folder=folder,
     batch=plan.options.batch,
     length=plan.num,
-    asked=asked(plan),
+    asked=plan.classes,
   )
-
-
-def asked(plan: planning.Plan) -> tuple[int, ...]:
-  """The classes to draw in turn; empty if there are none."""
-  return guiding.classes_in_turn(plan.config, plan.options, plan.classifier)
 
 
 def _batch(

@@ -94,7 +94,7 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
     given = dj.data.load(str(options.samples), rank=len(shape) - 1)
   num = options.num or _usual_num(data, given)
   if given is not None:
-    _check_given(options.metrics, given, num)
+    _check_given(options.metrics, given, data, num)
     shape = given.image_shape
   elif plan is not None:
     _check_plan(options.metrics, plan, data, num)
@@ -203,32 +203,36 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
   return references.of_source(source)
 
 
-def _check_given(metrics, given: dj.data.Source, num: int) -> None:
+def _check_given(metrics, given: dj.data.Source, data, num: int) -> None:
   """Checks that the metrics are possible for given samples."""
-  for name in ("bpd", "agreement"):
-    if name in metrics:
-      raise ValueError(
-        f"{name} asks the network of a `workdir`; leave `samples` out"
-      )
+  if "bpd" in metrics:
+    raise ValueError("bpd asks the network of a `workdir`; leave `samples` out")
+  if "agreement" in metrics:
+    _check_classes(range(given.num_classes), data)
   if num > len(given):
     raise ValueError(
       f"`num={num}` images were asked for, `samples` has {len(given)}"
     )
 
 
+def _check_classes(asked: Sequence[int], data: references.Reference) -> None:
+  """Checks that samples have classes, and the data those classes."""
+  if not len(asked):
+    raise ValueError(
+      "agreement needs a class-conditional network, a `classifier`, or "
+      "`samples` with labels"
+    )
+  if max(asked) >= data.pictures.num_classes:
+    raise ValueError(
+      f"agreement: samples are of class {max(asked)}, {data.name} has "
+      f"{data.pictures.num_classes} classes; compare with labelled data"
+    )
+
+
 def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
   """Checks that the metrics are possible for the run."""
   if "agreement" in metrics:
-    asked = stored.asked(plan)
-    if not asked:
-      raise ValueError(
-        "agreement needs a class-conditional network, or a `classifier`"
-      )
-    if max(asked) >= data.pictures.num_classes:
-      raise ValueError(
-        f"agreement: samples are of class {max(asked)}, {data.name} has "
-        f"{data.pictures.num_classes} classes; compare with labelled data"
-      )
+    _check_classes(plan.classes, data)
   if "bpd" not in metrics:
     return
   if plan.upsamplers:

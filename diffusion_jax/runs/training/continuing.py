@@ -11,12 +11,12 @@ import pathlib
 from typing import Any
 
 from diffusion_jax.runs import directory
-from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.configuration import COMPUTE, Config
 
 # The section "data" has the path of the data; a fingerprint identifies them.
 MAY_CHANGE = (
   "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
-  "steps_per_dispatch", "model.remat", "data",
+  "steps_per_dispatch", "model.remat", "model.attention_kernel", "data",
 )  # fmt: skip
 NOTED = ("optim.decay_steps",)
 
@@ -138,7 +138,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, Any]:
 def _network(config: dict) -> dict:
   """What imported weights depend on: the network and the process."""
   part = {k: config[k] for k in ("model", "schedule", "target", "variance")}
-  free = ("dropout", "dtype", "remat")
+  free = ("dropout", *COMPUTE)
   part["model"] = {k: v for k, v in part["model"].items() if k not in free}
   return part
 

@@ -35,6 +35,11 @@ def check(config: Config) -> None:
       raise ValueError(
         f"{key}={value} is of objective.name=diffusion, not of {name}"
       )
+  if name == "meanflow" and config.model.get("attention_kernel") == "cudnn":
+    raise ValueError(
+      "model.attention_kernel=cudnn has no forward-mode derivative, which "
+      "objective.name=meanflow takes: leave it out"
+    )
   if name == "diffusion":
     processes.loss_at(config)  # raises if it does not fit
   if name in ("consistency", "meanflow") and not processes.real_time(config):
