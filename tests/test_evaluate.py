@@ -292,6 +292,10 @@ BAD_INPUT = {
     ["--samples={a}", "--reference={a}", "--num=9"],
     "--num=9 images were asked for, --samples has 8",
   ),
+  "no classes": (
+    ["--samples={a}", "--reference=digits", "--metrics=agreement"],
+    "or --samples with labels",
+  ),
   "no network": (
     ["--samples={a}", "--reference={a}", "--metrics=bpd"],
     "bpd asks the network of a --workdir",

@@ -130,6 +130,13 @@ def test_the_variants_of_the_digits_are_assembled(variant):
     ),
     (
       {
+        "objective": {"name": "meanflow"},
+        "model": {"attention_kernel": "cudnn"},
+      },
+      "no forward-mode derivative",
+    ),
+    (
+      {
         "objective": {"name": "consistency"}, "schedule": {"name": "flow"},
         "variance": "learned",
       },

@@ -51,7 +51,7 @@ OVERRIDES = [
   "model.num_classes=-1", "model.embedding=learned", "model.groups=3",
   "model.groups=0", "model.epsilon=-1", "model.padding=reflect",
   "model.dtype=float33", "model.dtype=int32", "model.remat=perhaps",
-  "model.attention_kernel=flash", "model.attention_kernel=cudnn",
+  "model.attention_kernel=flash",
   "model.depth=3",
   "optim.lr=-1", "optim.lr=nan", "optim.lr=fast", "optim.warmup_steps=-1",
   "optim.decay=quickly",

@@ -68,7 +68,7 @@ def _check_numbers(name: str, values: Sequence[Any], *, least: int) -> None:
 
 
 def check_activations(net: Any) -> None:
-  """Checks the dtype of activations, and the kernel of attention for it.
+  """Checks the dtype of activations and the kernel of attention.
 
   Args:
     net: A network with ``dtype`` and ``attention_kernel``.
@@ -85,8 +85,3 @@ def check_activations(net: Any) -> None:
     raise ValueError(f"dtype={dtype} is not float32, bfloat16 or the like")
   if kernel not in KERNELS:
     raise ValueError(f"attention_kernel={kernel!r} is not one of {KERNELS}")
-  if kernel == "cudnn" and jnp.dtype(dtype).itemsize != 2:
-    raise ValueError(
-      f"attention_kernel={kernel} needs activations of 16 bits, and dtype is "
-      f"{jnp.dtype(dtype).name}: set dtype=bfloat16"
-    )

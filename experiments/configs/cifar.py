@@ -68,6 +68,7 @@ def fast(config) -> None:
         "head_channels": 64,
         "dropout": 0.0,  # 60 epochs do not overfit
         "dtype": "bfloat16",
+        "attention_kernel": "cudnn",
       },
       # To 0 at the end: most of the benefit of a longer run.
       "optim": {

@@ -38,7 +38,7 @@ def check(config: Config) -> None:
   if name == "meanflow" and config.model.get("attention_kernel") == "cudnn":
     raise ValueError(
       "model.attention_kernel=cudnn has no forward-mode derivative, which "
-      "objective.name=meanflow takes: leave it out"
+      "objective.name=meanflow takes: set it to xla"
     )
   if name == "diffusion":
     processes.loss_at(config)  # raises if it does not fit
