@@ -106,6 +106,14 @@ def test_a_few_numbers_on_a_logarithmic_axis_are_named():
   assert named == ["5", "10", "40"]
 
 
+def test_a_logarithmic_axis_of_one_or_two_decades_has_plain_numbers():
+  figure = plots.curves(
+    {"a": ([1, 2], [30, 300])}, xlabel="minutes", ylabel="distance", log="y"
+  )
+  named = {tick.get_text() for tick in figure.axes[0].get_yticklabels()}
+  assert {"50", "100", "200"} <= named
+
+
 def test_loss_by_step_is_mean_and_standard_error():
   # Two bins: losses 1, 3 (mean 2, error 1) and 10, 10 (mean 10, no error).
   figure = plots.loss_by_step(

@@ -214,6 +214,8 @@ def crop(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     A picture of that size; the same pixels if it had it already.
   """
   height, width = size
+  if picture.size == (width, height):
+    return picture
   picture = _cover(picture, size)
   left = (picture.width - width) // 2
   top = (picture.height - height) // 2

@@ -105,6 +105,17 @@ def draw(
   if "x" in log and len(ticks) <= 10:  # they say more than powers of ten
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.minorticks_off()
+  if "y" in log and 10 < np.divide(*axes.get_ylim()[::-1]) < 1000:
+    _plain_ticks(axes.yaxis)
+
+
+def _plain_ticks(axis) -> None:
+  """20, 50, 100 on a logarithmic axis, instead of 2 x 10^1, 5 x 10^1, 10^2."""
+  from matplotlib import ticker
+
+  axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+  axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def name_ends(axes, gap: float = 0.075) -> None:
