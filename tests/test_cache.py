@@ -1,7 +1,9 @@
 """Caches: what decoding gives, whole or refused."""
 
+import dataclasses
 import errno
 import json
+import mmap
 import os
 
 import numpy as np
@@ -43,6 +45,24 @@ def prepare(source, out, **options):
   cache.begin(source, out, **options)
   cache.write(source, out)
   cache.finish(out)
+
+
+def test_all_images_are_asked_for_before_one_is_read(tmp_path):
+  images = RNG.integers(0, 2**8, (40, 50, 50, 3), np.uint8)
+  out = tmp_path / "cache"
+  prepare(data.sources.in_memory("x", images, np.zeros(40, np.int32), ()), out)
+  source = data.load(out)
+  asked = []
+  source = dataclasses.replace(source, advise=lambda *page: asked.append(page))
+  rows = np.array([33, 2, 33, 17])
+  np.testing.assert_array_equal(source.gather(rows)["image"], images[rows])
+  assert {how for how, _, _ in asked} == {mmap.MADV_WILLNEED}
+  header = (out / "images.npy").stat().st_size - images.nbytes
+  for row, (_, start, length) in zip((2, 17, 33), asked, strict=True):
+    assert start % mmap.PAGESIZE == 0
+    first = header + row * images[0].nbytes
+    assert first - mmap.PAGESIZE < start <= first
+    assert start + length == first + images[0].nbytes
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
