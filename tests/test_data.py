@@ -93,6 +93,24 @@ def test_iterate_starts_anywhere(start):
     assert_same(next(iterator), batches[step])
 
 
+@pytest.mark.parametrize("order", ["by class", "in turn"])
+def test_a_subset_has_all_classes_in_their_shares(order):
+  labels = np.arange(1000, dtype=np.int32) % 10
+  labels = np.sort(labels) if order == "by class" else labels
+  images = np.arange(1000, dtype=np.uint8).reshape(1000, 1, 1, 1)
+  whole = data.sources.in_memory("x", images, labels, tuple("abcdefghij"))
+  some = data.subset(whole, 200)
+  rows = np.arange(200)
+  np.testing.assert_array_equal(some.gather(rows)["label"], some.labels)
+  # Hypergeometric: 20 of each class, of standard deviation 3.8.
+  assert np.abs(np.bincount(some.labels, minlength=10) - 20).max() < 15
+  assert some.fingerprint != whole.fingerprint
+  np.testing.assert_array_equal(
+    some.gather(rows)["image"], data.subset(whole, 200).gather(rows)["image"]
+  )
+  assert data.subset(whole, 1000) is whole
+
+
 @pytest.mark.parametrize("n,batch_size", [(10, 4), (10, 5), (7, 3), (3, 8)])
 def test_each_epoch_visits_each_example_once(n, batch_size):
   batches = data.batches(make_source(n), batch_size=batch_size, seed=0)

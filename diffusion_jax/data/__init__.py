@@ -28,4 +28,8 @@ with needed_for("diffusion_jax.data"):
     noun as noun,
     summary as summary,
   )
-  from diffusion_jax.data.views import hold_out as hold_out, shown as shown
+  from diffusion_jax.data.views import (
+    hold_out as hold_out,
+    shown as shown,
+    subset as subset,
+  )

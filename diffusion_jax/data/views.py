@@ -175,6 +175,18 @@ def hold_out(source: Source, every: int) -> tuple[Source, Source]:
   return without, only
 
 
+def subset(source: Source, num: int) -> Source:
+  """``num`` examples at random, always the same; the source itself if all.
+
+  The first ones would be of one class, if images come class by class, and every
+  n-th, if classes take turns.
+  """
+  if num >= len(source):
+    return source
+  chosen = np.random.default_rng(0).choice(len(source), num, replace=False)
+  return part(source, np.sort(chosen), source.name)
+
+
 def part(source: Source, chosen: np.ndarray, name: str) -> Part:
   """Some examples of a source, with their labels and conditions.
 

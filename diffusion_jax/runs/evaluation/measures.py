@@ -124,7 +124,8 @@ def frechet(
 
 
 def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
-  """The variational bound of the first images, over all steps."""
+  """The variational bound of some images, over all steps."""
+  source = dj.data.subset(source, plan.num)
   config, levels = plan.config, source.values.levels
   if levels is None:
     raise ValueError(

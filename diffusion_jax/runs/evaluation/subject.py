@@ -95,6 +95,7 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   num = options.num or _usual_num(data, given)
   if given is not None:
     _check_given(options.metrics, given, data, num)
+    given = dj.data.subset(given, num)
     shape = given.image_shape
   elif plan is not None:
     _check_plan(options.metrics, plan, data, num)
