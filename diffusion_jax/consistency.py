@@ -25,7 +25,7 @@ from diffusion_jax.objectives import Apply, Objective, Teacher
 from diffusion_jax.prediction import Cond, Predict, Scale, given, predictor
 from diffusion_jax.process import Batch, per_example
 from diffusion_jax.samplers import Step, ddim_step
-from diffusion_jax.schedules import Schedule, Time, in_whole_steps
+from diffusion_jax.schedules import Schedule, Time, is_discrete
 from diffusion_jax.targets import Target
 
 Real = Float[Array, "..."]
@@ -154,10 +154,10 @@ def consistency(
   Raises:
     ValueError: If the schedule is discrete.
   """
-  if in_whole_steps(schedule):
+  if is_discrete(schedule):
     raise ValueError(
-      "consistency is of real time, between whole steps there is nothing: use "
-      "a schedule of diffusion_jax.continuous"
+      "consistency needs continuous time, and this schedule is discrete: use "
+      "one of diffusion_jax.continuous"
     )
   noised = objectives.noising(schedule, draw, condition)
 

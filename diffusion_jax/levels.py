@@ -45,7 +45,7 @@ class Schedule(Protocol):
   def first(self) -> int | float: ...  # noqa: D102
 
   def at(self, t: Time) -> Level:
-    """Signal and noise at time t: whole steps, or real numbers."""
+    """Signal and noise at time t: steps, or real numbers."""
     ...
 
   def part(self, a: Float[Array, "..."], /) -> Float[Array, "..."]:
@@ -61,7 +61,7 @@ class Schedule(Protocol):
     ...
 
 
-def in_whole_steps(schedule: Schedule) -> bool:
+def is_discrete(schedule: Schedule) -> bool:
   """Whether the schedule is discrete: its times are steps of a table."""
   return isinstance(schedule.T, int)
 
@@ -70,20 +70,20 @@ def before(schedule: Schedule, t: Time) -> Time:
   """The step before, t - 1.
 
   Raises:
-    ValueError: In real time, where t - 1 is a time like any other, or none.
+    ValueError: In continuous time, where t - 1 is any other time, or none.
   """
-  check_whole("t - 1", schedule.T)
+  check_discrete("t - 1", schedule.T)
   return t - 1
 
 
-def check_whole(what: str, T: int | float) -> None:
-  """Refuses a schedule of real time where only steps have a meaning.
+def check_discrete(what: str, T: int | float) -> None:
+  """Refuses a continuous schedule where only steps have a meaning.
 
   Raises:
     ValueError: With what it is that needs them.
   """
   if isinstance(T, float):
     raise ValueError(
-      f"{what} needs whole steps, and {T=} is of real time: use a schedule of "
+      f"{what} needs discrete time, and {T=} is continuous: use a schedule of "
       "diffusion_jax.schedules"
     )

@@ -17,7 +17,7 @@ from diffusion_jax import bound, concrete, process, samplers, targets, timesteps
 from diffusion_jax.losses import mean_per_example
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
-from diffusion_jax.schedules import Schedule, in_whole_steps
+from diffusion_jax.schedules import Schedule, is_discrete
 
 
 def bits_of_a_bin(levels: int) -> float:
@@ -134,7 +134,7 @@ def _check_visited(schedule: Schedule, visited: np.ndarray) -> None:
     ValueError: If they do not; names the fault.
   """
   ends = [*visited[:1].tolist(), *visited[-1:].tolist()]
-  whole = in_whole_steps(schedule)
+  whole = is_discrete(schedule)
   inside = (
     ends == [1, schedule.T]
     if whole

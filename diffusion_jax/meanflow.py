@@ -34,7 +34,7 @@ from diffusion_jax.prediction import (
   towards,
 )
 from diffusion_jax.process import Batch, per_example
-from diffusion_jax.schedules import Schedule, Time, in_whole_steps
+from diffusion_jax.schedules import Schedule, Time, is_discrete
 
 Real = Float[Array, "..."]
 # (z_t, t) -> U(z_t, t, s), s in the closure.
@@ -188,10 +188,10 @@ def meanflow(
   Raises:
     ValueError: If the schedule is discrete, or ``equal`` is not in [0, 1].
   """
-  if in_whole_steps(schedule):
+  if is_discrete(schedule):
     raise ValueError(
-      "meanflow is of real time, whole steps have no derivative: use a "
-      "schedule of diffusion_jax.continuous"
+      "meanflow needs continuous time, and this schedule is discrete: use one "
+      "of diffusion_jax.continuous"
     )
   if not 0 <= equal <= 1:
     raise ValueError(f"{equal=} must be in [0, 1], a part of the examples")

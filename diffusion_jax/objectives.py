@@ -17,7 +17,7 @@ from diffusion_jax.classifier_guidance import log_prob
 from diffusion_jax.losses import LossAt
 from diffusion_jax.prediction import Cond, Predict, Scale, predictor
 from diffusion_jax.process import Batch
-from diffusion_jax.schedules import Schedule, in_whole_steps
+from diffusion_jax.schedules import Schedule, is_discrete
 from diffusion_jax.state import Params, TrainState
 from diffusion_jax.targets import Target
 
@@ -161,13 +161,13 @@ def classification(
 
 def bins_of(schedule: Schedule) -> int:
   """The number of steps, or of equal parts of continuous time."""
-  return int(schedule.T) if in_whole_steps(schedule) else BINS
+  return int(schedule.T) if is_discrete(schedule) else BINS
 
 
 def bin_of(schedule: Schedule, t: Any) -> Int[Array, " B"]:
   """The bin that each t falls in; the cleanest is 0."""
   bins = bins_of(schedule)
-  whole = in_whole_steps(schedule)
+  whole = is_discrete(schedule)
   bin = t - 1 if whole else (t * (bins / schedule.T)).astype(jnp.int32)
   return jnp.clip(bin, 0, bins - 1)
 
@@ -184,7 +184,7 @@ def noising(schedule: Schedule, draw, condition):
     The ``draw`` of an objective, whose examples are ``Noised``.
   """
   bins = bins_of(schedule)
-  whole = in_whole_steps(schedule)
+  whole = is_discrete(schedule)
 
   def drawn(key, state, batch):
     x0 = batch["image"]

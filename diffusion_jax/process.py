@@ -110,7 +110,7 @@ def q_step(
     x_t, the shape of x_s.
 
   Raises:
-    ValueError: If eps has another shape, or real time no t - 1.
+    ValueError: If eps has another shape, or the schedule is continuous.
   """
   _check_noise(eps, x_s)
   start = before(schedule, t) if s is None else s

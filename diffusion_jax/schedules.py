@@ -26,7 +26,7 @@ from diffusion_jax.levels import (
   Level as Level,
   Schedule as Schedule,
   Time as Time,
-  in_whole_steps as in_whole_steps,
+  is_discrete as is_discrete,
 )
 
 
@@ -78,7 +78,7 @@ class Table:
   def time(self, log_snr: Float[Array, "..."], /) -> Float[Array, "..."]:
     """Always raises: a table has no values between its steps."""
     raise ValueError(
-      "a schedule of whole steps has no noise level between two of them; use "
+      "a discrete schedule has no noise level between two steps; use "
       "one of diffusion_jax.continuous, or no churn"
     )
 

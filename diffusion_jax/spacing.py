@@ -15,8 +15,8 @@ moved apart where two would coincide. With u = sigma / alpha,
   ==========  =============================================================
 
 The strings of the published code work too: "250", "10,10,15,20", "ddim25". A
-continuous schedule takes those in ``REAL``, without rounding; they go to 0 from
-T, or from u = 1000 if no signal is left at T.
+continuous schedule takes those in ``CONTINUOUS``, without rounding; they go to
+0 from T, or from u = 1000 if no signal is left at T.
 """
 
 from typing import Any
@@ -127,14 +127,15 @@ def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
     if num not in (None, int(spec)):
       raise ValueError(f"spacing {spec!r} has {spec} steps, not {num}")
     spec, num = "even", int(spec)
-  if spec not in REAL:
+  if spec not in CONTINUOUS:
     raise ValueError(
-      f"spacing {spec!r} is not one of {', '.join(REAL)}, which real time has"
+      f"spacing {spec!r} is not one of {', '.join(CONTINUOUS)}, those of "
+      "continuous time"
     )
   if num is None or num < 1:
     raise ValueError(f"spacing {spec!r} needs a number of steps, not {num}")
   with jax.ensure_compile_time_eval():  # pairs are known before tracing
-    return timesteps.real(REAL[spec](schedule, num))
+    return timesteps.real(CONTINUOUS[spec](schedule, num))
 
 
 def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
@@ -299,7 +300,7 @@ def scales(schedule: Table, num: int) -> Pairs:
 
 
 # (schedule, num) -> falling times, for continuous schedules.
-REAL = {
+CONTINUOUS = {
   "even": lambda schedule, num: schedule.T * (1 - np.arange(num) / num),
   "quadratic": lambda schedule, num: (
     schedule.T * (1 - np.arange(num) / num) ** 2

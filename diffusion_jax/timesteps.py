@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
-from diffusion_jax.levels import check_whole
+from diffusion_jax.levels import check_discrete
 
 Pairs = Int[np.ndarray, "S 2"]
 RealPairs = Float[np.ndarray, "S 2"]
@@ -31,7 +31,7 @@ def uniform(
   Raises:
     ValueError: If time is continuous, see ``drawn_by``.
   """
-  check_whole("timesteps.uniform", T)
+  check_discrete("timesteps.uniform", T)
   return jax.random.randint(key, (batch,), 1, T + 1)
 
 
@@ -46,7 +46,7 @@ def antithetic(
   Raises:
     ValueError: If time is continuous, see ``drawn_by``.
   """
-  check_whole("timesteps.antithetic", T)
+  check_discrete("timesteps.antithetic", T)
   u = _evenly(key, batch)
   return jnp.minimum((u * T).astype(jnp.int32), T - 1) + 1
 
@@ -152,7 +152,9 @@ def every(T: int | float) -> Pairs:
     ValueError: If T is not an integer, as for a continuous schedule.
   """
   if not isinstance(T, int | np.integer):
-    raise ValueError(f"{T=} is a real time; pass the pairs (t, s) to walk")
+    raise ValueError(
+      f"{T=} is of continuous time; pass the pairs (t, s) to walk"
+    )
   return walk(np.arange(1, T + 1))
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.levels import check_whole
+from diffusion_jax.levels import check_discrete
 from diffusion_jax.process import Batch, q_sample
 from diffusion_jax.schedules import Schedule
 
@@ -83,7 +83,7 @@ def augment(
   Raises:
     ValueError: If ``most`` is not in 0..T, or time is continuous.
   """
-  check_whole("noise on small pictures", schedule.T)
+  check_discrete("noise on small pictures", schedule.T)
   if not 0 <= most <= schedule.T:
     raise ValueError(f"{most=} must be a step in 0..T={schedule.T}")
   key_s, key_eps = jax.random.split(key)

@@ -10,6 +10,7 @@ python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -50,8 +51,10 @@ def save(
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
     if suffix == ".npz":
-      labels = {"labels": np.resize(classes, len(stored))} if classes else {}
-      np.savez(file, images=stored, **labels)
+      arrays: dict[str, Any] = {"images": stored}
+      if classes:
+        arrays["labels"] = np.resize(classes, len(stored))
+      np.savez(file, **arrays)
     else:
       np.save(file, stored)
 

@@ -283,7 +283,9 @@ def test_a_small_network_learns_the_map_of_a_mixture(name):
 
 
 def test_whole_steps_have_no_neighbours():
-  with pytest.raises(ValueError, match="consistency is of real time, between"):
+  with pytest.raises(
+    ValueError, match="consistency needs continuous time, and"
+  ):
     consistency.consistency(
       None, dj.schedules.cosine(10), nearer=consistency.stages(1)
     )

@@ -10,7 +10,7 @@ from oracles import GAUSSIAN
 import diffusion_jax as dj
 from diffusion_jax import continuous, samplers, solvers, targets, timesteps
 
-REAL = {
+SCHEDULES = {
   "cosine": continuous.cosine(),
   "linear": continuous.linear(),
   "edm": continuous.edm(),
@@ -26,9 +26,9 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_a_path_has_its_log_snr_and_its_time_back(name):
-  schedule = REAL[name]
+  schedule = SCHEDULES[name]
   with jax.enable_x64(True):
     t = jnp.linspace(0.002, 0.998, 50) * schedule.T
     at = schedule.at(t)
@@ -56,7 +56,7 @@ def test_the_named_paths_are_the_papers():
     "shifted": (1 - 3 * t / (1 + 2 * t), 3 * t / (1 + 2 * t)),
   }
   for name, (alpha, sigma) in want.items():
-    at = REAL[name].at(t)
+    at = SCHEDULES[name].at(t)
     np.testing.assert_allclose(at.alpha, alpha, rtol=1e-5, err_msg=name)
     if sigma is not None:
       np.testing.assert_allclose(at.sigma, sigma, rtol=1e-5, err_msg=name)
@@ -77,14 +77,14 @@ def walk(solver, schedule, num):
   return x / schedule.at(times[-1]).alpha, exact
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("method", ORDERS)
 def test_every_solver_has_its_order_on_every_path(method, name):
   solver, order = ORDERS[method]
   with jax.enable_x64(True):
     errors = []
     for num in (64, 128):
-      y, exact = walk(solver, REAL[name], num)
+      y, exact = walk(solver, SCHEDULES[name], num)
       errors.append(float(jnp.abs(y - exact).max()))
   assert np.log2(errors[0] / errors[1]) > order - 0.4
   assert errors[1] < 0.05
@@ -94,7 +94,7 @@ def test_every_solver_has_its_order_on_every_path(method, name):
 def test_all_paths_lead_to_the_same_picture(method):
   # These solve in log u, and do not see what path it is.
   with jax.enable_x64(True):
-    ends = [walk(ORDERS[method][0], s, 16)[0] for s in REAL.values()]
+    ends = [walk(ORDERS[method][0], s, 16)[0] for s in SCHEDULES.values()]
   for end in ends[1:]:
     np.testing.assert_allclose(end, ends[0], rtol=1e-8)
 
@@ -102,11 +102,11 @@ def test_all_paths_lead_to_the_same_picture(method):
 SPACES = {k: t for k, t in targets.TARGETS.items() if k != "mean"}
 
 
-@pytest.mark.parametrize("name", [*REAL, "table"])
+@pytest.mark.parametrize("name", [*SCHEDULES, "table"])
 def test_the_exact_loss_is_its_closed_form_in_every_space(name):
   # Var(eps | x_t) = alpha^2 s^2 / (alpha^2 s^2 + sigma^2); F's is (d / alpha)^2
   # of that.
-  schedule = dj.schedules.cosine(100) if name == "table" else REAL[name]
+  schedule = dj.schedules.cosine(100) if name == "table" else SCHEDULES[name]
   n = 4096
   x0 = GAUSSIAN.sample(jax.random.key(0), (n, 2, 2, 1))
   eps = jax.random.normal(jax.random.key(1), x0.shape)
@@ -161,7 +161,7 @@ def test_times_have_their_distribution(name, even):
 
 
 @pytest.mark.parametrize("aware", [False, True])
-def test_a_step_of_training_takes_real_time(aware):
+def test_a_step_of_training_takes_continuous_time(aware):
   schedule = continuous.flow()
   objective = dj.objectives.diffusion(
     lambda params, x_t, t, cond, key: params["w"] * x_t,
@@ -185,10 +185,10 @@ def test_a_step_of_training_takes_real_time(aware):
 
 
 def test_real_times_are_refused_where_they_mean_nothing():
-  with pytest.raises(ValueError, match="T=1.0 is a real time; pass the pairs"):
+  with pytest.raises(ValueError, match="T=1.0 is of continuous time; pass"):
     samplers.sample(
-      dj.ddim_step, GAUSSIAN.predictor(REAL["flow"]), REAL["flow"], (1, 2),
-      jax.random.key(0),
+      dj.ddim_step, GAUSSIAN.predictor(SCHEDULES["flow"]), SCHEDULES["flow"],
+      (1, 2), jax.random.key(0),
     )  # fmt: skip
   for visited in ([], [0.5, 0.5], [0.0, 1.0]):
     with pytest.raises(ValueError, match="must be distinct, above 0"):
@@ -228,8 +228,8 @@ STEPS_ONLY = {
 
 
 @pytest.mark.parametrize("name", STEPS_ONLY)
-def test_what_needs_whole_steps_refuses_real_time(name):
+def test_what_needs_discrete_time_refuses_continuous_time(name):
   # A time less 1 is another time, or NaN; a whole step of 0..1 is T alone.
   x = jnp.zeros((2, 4, 4, 1))
-  with pytest.raises(ValueError, match="needs whole steps, and T=1.0 is of"):
+  with pytest.raises(ValueError, match="needs discrete time, and T=1.0 is"):
     STEPS_ONLY[name](continuous.linear(), x, jnp.full(2, 0.5))

@@ -200,7 +200,7 @@ def test_churn_keeps_the_marginal(path):
   assert abs(x.std() / 0.5 - 1) < 5 / math.sqrt(2 * n) + 0.01
 
 
-@pytest.mark.parametrize("name", spacing.REAL)
+@pytest.mark.parametrize("name", spacing.CONTINUOUS)
 @pytest.mark.parametrize("path", PATHS)
 def test_a_walk_in_real_time_starts_at_the_noise_and_ends_at_the_data(
   name, path
@@ -229,5 +229,5 @@ def test_what_makes_no_sense_is_refused():
     spacing.named(SCHEDULE, "karras")
   table, zeros = dj.schedules.cosine(100), jnp.zeros((1, 2))
   predict = Mixture((0.0,), (1.0,), 0.5).predictor(table)
-  with pytest.raises(ValueError, match="no noise level between two of them"):
+  with pytest.raises(ValueError, match="no noise level between two steps"):
     edm.heun(5, S_churn=1.0)(predict, table, zeros, 100, 50, zeros)

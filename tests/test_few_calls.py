@@ -123,7 +123,7 @@ def test_the_variants_of_the_digits_are_assembled(variant):
   ("changes", "message"),
   [
     ({"objective": {"name": "adversarial"}}, "'adversarial' is not one of dif"),
-    ({"objective": {"name": "consistency"}}, "consistency needs real time"),
+    ({"objective": {"name": "consistency"}}, "needs continuous time"),
     (
       {"objective": {"name": "meanflow"}, "schedule": {"name": "flow"}},
       "meanflow predicts a velocity, not target=eps",

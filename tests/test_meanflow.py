@@ -260,7 +260,7 @@ def test_the_two_times_are_sorted_and_far_apart_in_every_way():
 @pytest.mark.parametrize(
   ("schedule", "options", "message"),
   [
-    (dj.schedules.cosine(10), {}, "meanflow is of real time, whole steps"),
+    (dj.schedules.cosine(10), {}, "meanflow needs continuous time, and"),
     (FLOW, {"equal": 1.5}, r"equal=1.5 must be in \[0, 1\]"),
   ],
 )

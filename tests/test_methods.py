@@ -37,12 +37,12 @@ def test_edm_is_assembled():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"target": "mean"}, "target=mean needs whole steps, schedule.name='ve'"),
-    ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 needs whole"),
+    ({"target": "mean"}, "target=mean needs discrete time, schedule.name='ve'"),
+    ({"low_res": {"size": (4,), "noise": 9}}, "low_res.noise=9 needs discrete"),
     ({"timesteps": "often"}, "timesteps 'often' is not one of uniform, "),
-    ({"loss": {"name": "vlb"}}, "loss 'vlb' needs whole steps"),
-    ({"loss": {"weight": "bound"}}, "loss.weight=bound needs whole steps"),
-    ({"loss": {"space": "mean"}}, "loss.space=mean needs whole steps"),
+    ({"loss": {"name": "vlb"}}, "loss 'vlb' needs discrete time"),
+    ({"loss": {"weight": "bound"}}, "loss.weight=bound needs discrete time"),
+    ({"loss": {"space": "mean"}}, "loss.space=mean needs discrete time"),
     ({"schedule": {"name": "ve", "offset": 1}}, "schedule 've': "),
     (
       {"sampling": {"sampler": "edm_heun", "churn": {"S_churn": -1.0}}},
@@ -50,7 +50,7 @@ def test_edm_is_assembled():
     ),
   ],
 )
-def test_what_real_time_has_not_is_refused(changes, message):
+def test_what_continuous_time_has_not_is_refused(changes, message):
   config = common.make(**{"schedule": {"name": "ve"}, **changes})
   with pytest.raises(ValueError, match=message):
     processes.draw(config)
@@ -58,9 +58,9 @@ def test_what_real_time_has_not_is_refused(changes, message):
     checks.check(config, processes.schedule(config))
 
 
-def test_steps_have_no_times_of_real_time():
+def test_discrete_time_has_no_times_of_continuous_time():
   config = common.make(timesteps="log_normal")
-  with pytest.raises(ValueError, match="'log_normal' needs real time"):
+  with pytest.raises(ValueError, match="'log_normal' needs continuous time"):
     processes.draw(config)
 
 

@@ -18,10 +18,10 @@ def _check_process(config: Config) -> None:
     ("loss.weight", "bound", config.loss.get("weight") == "bound"),
     ("low_res.noise", config.low_res.noise, config.low_res.noise > 0),
   ):
-    if whole and processes.real_time(config):
+    if whole and processes.is_continuous(config):
       raise ValueError(
-        f"{key}={value} needs whole steps, schedule.name="
-        f"{config.schedule.name!r} has none; use one of "
+        f"{key}={value} needs discrete time, schedule.name="
+        f"{config.schedule.name!r} is continuous; use one of "
         f"{', '.join(processes.SCHEDULES)}"
       )
   if not config.schedule.get("zero_terminal", False):
@@ -128,7 +128,7 @@ def doubts(config: Config, noise: dj.schedules.Schedule) -> list[str]:
       f"rate never gets to optim.lr={config.optim.lr:g}: shorten the warm-up"
     )
   left = float(noise.at(noise.T).alpha)
-  if dj.schedules.in_whole_steps(noise) and left > MOST_SIGNAL:
+  if dj.schedules.is_discrete(noise) and left > MOST_SIGNAL:
     said.append(
       f"warning: schedule {config.schedule.name!r} of T={noise.T} leaves "
       f"{left:.0%} of the signal at T, but samples begin with noise alone: "

@@ -299,7 +299,9 @@ def state(config, params, tx) -> dj.state.TrainState:
   """The state before the first step, with given parameters."""
   history = (
     dj.importance.history(
-      dj.objectives.BINS if processes.real_time(config) else config.schedule.T
+      dj.objectives.BINS
+      if processes.is_continuous(config)
+      else config.schedule.T
     )
     if config.get("timesteps") == "importance"
     else None

@@ -13,7 +13,7 @@ SCHEDULES = (
   "linear", "quadratic", "constant", "warmup", "jsd", "cosine", "sigmoid",
 )  # fmt: skip
 # Continuous: EDM's, the VP SDE's, flow matching's, and that of a circle.
-REAL_TIME = {
+CONTINUOUS = {
   "ve": dj.continuous.edm,
   "vp": dj.continuous.linear,
   "flow": dj.continuous.flow,
@@ -22,7 +22,7 @@ REAL_TIME = {
 UNCERTAINTY = dj.models.edm2.Uncertainty()
 LOSSES = ("simple", "vlb", "hybrid")
 TIMESTEPS = ("uniform", "antithetic", "importance")
-REAL_TIMESTEPS = {
+CONTINUOUS_TIMESTEPS = {
   "log_normal": dj.timesteps.log_normal,
   "logit_normal": dj.timesteps.logit_normal,
 }
@@ -31,23 +31,23 @@ REAL_TIMESTEPS = {
 WEIGHTS = ("none", "bound", "p2", "min_snr", "truncated_snr", "edm", "sigmoid")
 
 
-def real_time(config: Config) -> bool:
+def is_continuous(config: Config) -> bool:
   """Whether the schedule is continuous."""
-  return config.schedule.name in REAL_TIME
+  return config.schedule.name in CONTINUOUS
 
 
 def schedule(config: Config) -> dj.schedules.Schedule:
   """The noise schedule of ``config.schedule``; continuous ones have no T."""
   options = config.schedule.to_dict()
   name = choices.named(
-    "schedule", options.pop("name"), (*SCHEDULES, *REAL_TIME)
+    "schedule", options.pop("name"), (*SCHEDULES, *CONTINUOUS)
   )
   kind = f"schedule {name!r}"
-  if name not in REAL_TIME:
+  if name not in CONTINUOUS:
     return choices.call(kind, getattr(dj.schedules, name), options)
   del options["T"]
   shift = options.pop("shift", 1.0)
-  made = choices.call(kind, REAL_TIME[name], options)
+  made = choices.call(kind, CONTINUOUS[name], options)
   return made if shift == 1 else made.shifted(shift)
 
 
@@ -101,10 +101,10 @@ def loss_at(
     if shift != 1:
       weigh = dj.weights.shifted(weigh, shift)
     return functools.partial(dj.losses.weighted_mse, weight=weigh)
-  if real_time(config):
+  if is_continuous(config):
     raise ValueError(
-      f"loss {name!r} needs whole steps, schedule.name="
-      f"{config.schedule.name!r} has none; use loss.name=simple"
+      f"loss {name!r} needs discrete time, schedule.name="
+      f"{config.schedule.name!r} is continuous; use loss.name=simple"
     )
   if weight != "none":
     raise ValueError(f"loss {name!r} has no weight; {weight!r} was given")
@@ -134,24 +134,25 @@ def draw(config: Config):
     ValueError: If it does not fit the schedule.
   """
   name = choices.named(
-    "timesteps", config.timesteps, (*TIMESTEPS, *REAL_TIMESTEPS)
+    "timesteps", config.timesteps, (*TIMESTEPS, *CONTINUOUS_TIMESTEPS)
   )
   given = choices.given({"mean": config.time_mean, "std": config.time_std})
-  if given and name not in REAL_TIMESTEPS:
+  if given and name not in CONTINUOUS_TIMESTEPS:
     key, value = next(iter(given.items()))
     raise ValueError(
-      f"time_{key}={value} is of timesteps={' or '.join(REAL_TIMESTEPS)}, not "
-      f"of {name!r}, which would not look at it"
+      f"time_{key}={value} is of timesteps="
+      f"{' or '.join(CONTINUOUS_TIMESTEPS)}, not of {name!r}, which would not "
+      "look at it"
     )
-  if name in REAL_TIMESTEPS:
-    if not real_time(config):
+  if name in CONTINUOUS_TIMESTEPS:
+    if not is_continuous(config):
       raise ValueError(
-        f"timesteps={name!r} needs real time, schedule.name="
-        f"{config.schedule.name!r} has whole steps; use one of "
+        f"timesteps={name!r} needs continuous time, schedule.name="
+        f"{config.schedule.name!r} is discrete; use one of "
         f"{', '.join(TIMESTEPS)}"
       )
-    return dj.timesteps.drawn_by(REAL_TIMESTEPS[name](**given))
-  if real_time(config):
+    return dj.timesteps.drawn_by(CONTINUOUS_TIMESTEPS[name](**given))
+  if is_continuous(config):
     even = name == "antithetic"
     return dj.timesteps.drawn_by(dj.timesteps.everywhere, even=even)
   name = "uniform" if name == "importance" else name

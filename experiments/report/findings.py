@@ -64,7 +64,7 @@ def loss_curves(
   schedule = processes.schedule(config)
   loss_at = processes.loss_at(config, source.values)
   conditions = networks.conditions(config, schedule, plan.image_shape)
-  if processes.real_time(config):
+  if processes.is_continuous(config):
     t = jnp.asarray(dj.spacing.named(schedule, "log_snr", STEPS)[::-1, 0])
   else:
     parts = np.linspace(0, 1, STEPS) ** 2

@@ -41,7 +41,7 @@ def headline(record: Record) -> dict[str, str]:
     facts["Network"] = f"{kind} predicting {config.target}{count}"
     facts["Variance"] = str(config.variance).replace("_", " ")
   facts["Schedule"] = config.schedule.name
-  if not processes.real_time(config):
+  if not processes.is_continuous(config):
     facts["Schedule"] += f", T = {config.schedule.T:,}"
   objective = "diffusion" if is_classifier(config) else config.objective.name
   facts["Loss"] = config.loss.name if objective == "diffusion" else objective

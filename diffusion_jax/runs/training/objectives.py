@@ -42,11 +42,13 @@ def check(config: Config) -> None:
     )
   if name == "diffusion":
     processes.loss_at(config)  # raises if it does not fit
-  if name in ("consistency", "meanflow") and not processes.real_time(config):
+  if name in ("consistency", "meanflow") and not processes.is_continuous(
+    config
+  ):
     raise ValueError(
-      f"objective.name={name} needs real time, schedule.name="
-      f"{config.schedule.name!r} has whole steps: use one of "
-      f"{', '.join(processes.REAL_TIME)}"
+      f"objective.name={name} needs continuous time, schedule.name="
+      f"{config.schedule.name!r} is discrete: use one of "
+      f"{', '.join(processes.CONTINUOUS)}"
     )
   if name == "meanflow" and config.target != "flow":
     raise ValueError(
@@ -196,7 +198,7 @@ def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
   if not np.array_equal(dj.distillation.halved(pairs), walk(num)):
     raise ValueError(
       f"sampling.spacing={sampling.spacing!r} has other times for {num} steps "
-      f"than for {2 * num}: use trailing in whole steps, even in real time"
+      f"than for {2 * num}: use trailing in discrete time, even in continuous"
     )
   return pairs
 
