@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax import shapes
 from diffusion_jax.levels import check_discrete
 from diffusion_jax.process import Batch, q_sample
 from diffusion_jax.schedules import Schedule
@@ -51,14 +52,13 @@ def check_size(large: Sequence[int], small: Sequence[int]) -> None:
   """
   if np.ndim(small) != 1 or len(small) != len(large):
     raise ValueError(
-      f"size={small} must be one number for each axis of "
-      f"{' x '.join(map(str, large))}"
+      f"size={small} must be one number for each axis of {shapes.by(large)}"
     )
   parts = zip(large, small, strict=True)
   if any(low < 1 or n % low for n, low in parts):
     raise ValueError(
-      f"small pictures of {' x '.join(map(str, small))} do not divide those of "
-      f"{' x '.join(map(str, large))}"
+      f"small pictures of {shapes.by(small)} do not divide those of "
+      f"{shapes.by(large)}"
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax import runs
+from diffusion_jax import runs, shapes
 from diffusion_jax.runs import (
   configuration,
   datasets,
@@ -238,7 +238,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     )
   if len(run.image_shape) != 3:
     raise ValueError(
-      f"{run.workdir} is of {dj.data.noun(run.image_shape)}s, and this "
+      f"{run.workdir} is of {shapes.noun(run.image_shape)}s, and this "
       "command edits pictures; from Python dj.editing takes any rank"
     )
   x0 = pictures(values, config, run.image_shape)

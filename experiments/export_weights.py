@@ -21,6 +21,7 @@ import jax
 from absl import flags
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.pretrained import diffusers_config, files
 from diffusion_jax.runs import choices, directory, networks, restoring
 from experiments import cli
@@ -143,7 +144,7 @@ def export(values: flags.FlagValues) -> None:
   shape = tuple(data["image_shape"])
   if len(shape) != 3:
     raise ValueError(
-      f"--workdir={workdir} is of {dj.data.noun(shape)}s; published "
+      f"--workdir={workdir} is of {shapes.noun(shape)}s; published "
       "formats are of pictures"
     )
   net = networks.network(config, shape, data["num_classes"])

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import drawing, planning
 from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli
@@ -80,7 +81,7 @@ def check_out(
   channels = shape[-1]
   if len(shape) != 3:
     raise ValueError(
-      f"{dj.data.noun(shape)}s of {' x '.join(map(str, shape))} are no "
+      f"{shapes.noun(shape)}s of {shapes.by(shape)} are no "
       "pictures; pass --out=NAME.npy"
     )
   if channels not in (1, 3):

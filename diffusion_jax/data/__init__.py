@@ -25,7 +25,6 @@ with needed_for("diffusion_jax.data"):
     Source as Source,
     Unfit as Unfit,
     Unreadable as Unreadable,
-    noun as noun,
     summary as summary,
   )
   from diffusion_jax.data.views import (

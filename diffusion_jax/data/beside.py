@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax import shapes
 from diffusion_jax.data import sources, vectors, views
 from diffusion_jax.data.loading import load
 
@@ -65,7 +66,7 @@ def attach_named(
       if len(source.image_shape) != 3:
         raise ValueError(
           f"{path}: pictures lie beside pictures, and {source.name} are"
-          f" {sources.noun(source.image_shape)}s: condition on numbers instead"
+          f" {shapes.noun(source.image_shape)}s: condition on numbers instead"
         )
       found = {}
       pictures[name] = load(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax import shapes
 from diffusion_jax.data import pictures, sources, views
 from diffusion_jax.data.files import File, find, label
 from diffusion_jax.data.values import BYTES, Values
@@ -243,7 +244,7 @@ def _one_shape(
   first = headers[0][0]
   for file, (other, _) in zip(files, headers, strict=True):
     if other != first:
-      a, b = (" x ".join(map(str, one)) for one in (first, other))
+      a, b = (shapes.by(one) for one in (first, other))
       if len(first) == 3:
         raise ValueError(
           f"volumes differ in size: {sources.visible(files[0].path)} is {a},"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax import shapes
 from diffusion_jax.data import (
   arrays,
   cache,
@@ -262,7 +263,7 @@ def _cached(path: Path, rank: int) -> sources.ArraySource:
   prepared = len(source.image_shape) - 1
   if prepared != rank:
     raise ValueError(
-      f"{path} was prepared as {sources.noun(source.image_shape, 2)}: rank must"
+      f"{path} was prepared as {shapes.noun(source.image_shape, 2)}: rank must"
       f" be {prepared}, and is {rank}"
     )
   return source
@@ -282,7 +283,7 @@ def _check_cache(
     "range, mean and std": given != source.values,
   }
   if any(wrong.values()):
-    shape = " x ".join(map(str, source.image_shape))
+    shape = shapes.by(source.image_shape)
     named = ", ".join(name for name, differs in wrong.items() if differs)
     raise ValueError(
       f"{source.name} was prepared as {shape} of {source.values}: leave out "

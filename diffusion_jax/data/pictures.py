@@ -11,6 +11,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, ImageSequence
 
+from diffusion_jax import shapes
+
 # Formats that would start a program, or hold a film.
 _NO_PICTURES = frozenset({"EPS", "MPEG"})
 
@@ -78,8 +80,8 @@ def header(file: IO[bytes], rank: int = 2) -> tuple[tuple[int, ...], int]:
   for k, size in enumerate(sizes):
     if size != sizes[0]:
       raise ValueError(
-        f"its page {k + 1} is {' x '.join(map(str, size))}, its first"
-        f" {' x '.join(map(str, sizes[0]))}"
+        f"its page {k + 1} is {shapes.by(size)}, its first"
+        f" {shapes.by(sizes[0])}"
       )
   return (len(sizes), *sizes[0]), max(channels)
 

@@ -13,6 +13,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from diffusion_jax import shapes
 from diffusion_jax.data.values import BYTES, Values
 
 MAX_BYTES = 2**31
@@ -283,8 +284,8 @@ def summary(source: Source) -> str:
   >>> data.summary(data.load("digits"))[:63]
   'digits: 1,797 images of 8 x 8 x 1; 10 classes: 0 (178), 1 (182)'
   """
-  shape = " x ".join(map(str, source.image_shape))
-  word = noun(source.image_shape, len(source))
+  shape = shapes.by(source.image_shape)
+  word = shapes.noun(source.image_shape, len(source))
   text = f"{source.name}: {len(source):,} {word} of {shape}"
   text += "" if source.values == BYTES else f", {source.values}"
   names: list[str] = list(source.class_names)
@@ -297,16 +298,6 @@ def summary(source: Source) -> str:
   given = [*source.vectors, *source.pictures]
   text += f"; with {', '.join(given)}" if given else ""
   return text + (f"; left out: {source.left_out}" if source.left_out else "")
-
-
-def noun(shape: Sequence[int], count: int = 1) -> str:
-  """The word for examples of a shape.
-
-  >>> noun((32, 32, 3)), noun((64, 1), count=2)
-  ('image', 'signals')
-  """
-  kinds = {2: "signal", 3: "image", 4: "volume"}
-  return kinds[len(shape)] + ("" if count == 1 else "s")
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import concrete
+from diffusion_jax import concrete, shapes
 
 # Everything that a network can be conditioned on, besides x_t and the time.
 PARTS = ("y", "low_res", "low_res_t", "augment", "s", "vector", "planes")
@@ -178,10 +178,10 @@ nearest is 8 x 8 or 8 x 12
     )
   if all(n % unit == 0 and n > 0 for n in size):
     return
-  below = " x ".join(str(max(n // unit, 1) * unit) for n in size)
-  above = " x ".join(str(max(-(-n // unit), 1) * unit) for n in size)
+  below = shapes.by(max(n // unit, 1) * unit for n in size)
+  above = shapes.by(max(-(-n // unit), 1) * unit for n in size)
   nearest = below if below == above else f"{below} or {above}"
   raise ValueError(
-    f"{why}; {' x '.join(map(str, size))} must be multiples of {unit}: the "
+    f"{why}; {shapes.by(size)} must be multiples of {unit}: the "
     f"nearest is {nearest}"
   )

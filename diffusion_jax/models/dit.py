@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from diffusion_jax import shapes
 from diffusion_jax.models import backbone, transformer
 from diffusion_jax.models.layers import INIT, ZERO, Images, sinusoid
 from diffusion_jax.models.settings import check_activations
@@ -99,7 +100,7 @@ class DiT(nn.Module):
       ValueError: If not; the message has the nearest size that works.
     """
     self._check_settings()
-    sides = " x ".join(str(self.patch) for _ in size)
+    sides = shapes.by(self.patch for _ in size)
     backbone.check_multiple(size, self.patch, f"patches are of {sides}")
     pairs = (self.width // self.heads if self.rope else self.width) // 2
     if pairs < len(size):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from diffusion_jax import shapes
 from diffusion_jax.models import transformer
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.pretrained import layout
@@ -152,7 +153,7 @@ def to_dit(
   _check(net)
   if len(size) != 2 or size[0] != size[1]:
     raise ValueError(
-      f"images are {' x '.join(map(str, size))}; in DiT's code they are square"
+      f"images are {shapes.by(size)}; in DiT's code they are square"
     )
   rows, columns = (n // net.patch for n in size)
   fixed = transformer.sin_cos((rows, columns), net.width)[None]

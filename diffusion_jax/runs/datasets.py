@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import choices, console, networks
 from diffusion_jax.runs.configuration import Config
 
@@ -39,7 +40,7 @@ def training_source(config: Config) -> dj.data.Source:
   if config.get("augment") and len(data.image_shape) != 3:
     raise ValueError(
       f"augment={config.augment} moves pictures, and the data are of "
-      f"{' x '.join(map(str, data.image_shape))}: pass `config.augment=0`"
+      f"{shapes.by(data.image_shape)}: pass `config.augment=0`"
     )
   return data
 

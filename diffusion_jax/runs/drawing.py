@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import console, guiding
 from diffusion_jax.runs.generate import Generator
 from diffusion_jax.runs.planning import Plan
@@ -54,9 +54,9 @@ def announce(plan: Plan) -> None:
   """Prints what one stage is about to draw."""
   guidance = plan.options.guidance
   *size, _ = plan.image_shape
-  what = dj.data.noun(plan.image_shape, plan.num)
+  what = shapes.noun(plan.image_shape, plan.num)
   console.say_first(
-    f"{plan.num} {what} of {' x '.join(map(str, size))} from step {plan.step}, "
+    f"{plan.num} {what} of {shapes.by(size)} from step {plan.step}, "
     f"{plan.options.sampler} with "
     f"{len(plan.pairs)} steps each, "
     + ("raw parameters" if plan.ema == "raw" else f"average {plan.ema}")

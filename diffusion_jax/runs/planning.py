@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import (
   choices,
   configuration,
@@ -230,10 +231,10 @@ def _upsampler(
   stage = _stage(options, workdir, enlarges=True)
   small = networks.low_res_shape(stage.config, stage.image_shape)
   if small != below.image_shape:
-    size = "nothing" if small is None else " x ".join(map(str, small))
+    size = "nothing" if small is None else shapes.by(small)
     raise ValueError(
       f"`upsampler={workdir}` enlarges {size}; {below.workdir} draws "
-      f"{' x '.join(map(str, below.image_shape))}"
+      f"{shapes.by(below.image_shape)}"
     )
   count = guiding.class_count(below.config, below.classifier)
   if stage.config.model.num_classes is not None and count is None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import (
   console,
   datasets,
@@ -139,7 +140,7 @@ class Run:
       if x_t.ndim != len(shape) + 1 or x_t.shape[-1] != shape[-1]:
         raise ValueError(
           f"x_t is {list(x_t.shape)}, and {self.workdir} is of "
-          f"{dj.data.noun(shape, 2)} [N, {', '.join(map(str, shape))}]"
+          f"{shapes.noun(shape, 2)} [N, {', '.join(map(str, shape))}]"
         )
       return predict(x_t, t, cond)
 

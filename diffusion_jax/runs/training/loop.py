@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import diffusion_jax as dj
+from diffusion_jax import shapes
 from diffusion_jax.runs import (
   checks,
   console,
@@ -163,10 +164,10 @@ def _announce(
     math.prod(x.shape) for x in jax.tree.leaves(run.abstract_state.params)
   )
   source, shape = run.source, run.source.image_shape
-  what = dj.data.noun(shape, len(source))
+  what = shapes.noun(shape, len(source))
   log.say(f"everything is written to {run.workdir}")
   log.say(
-    f"{source.name}: {len(source)} {what} of {' x '.join(map(str, shape))}; "
+    f"{source.name}: {len(source)} {what} of {shapes.by(shape)}; "
     f"{count:,} "
     f"parameters; {jax.device_count()} {jax.devices()[0].device_kind} device(s)"
   )
