@@ -11,6 +11,7 @@ import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -51,7 +52,9 @@ def save(
   out.parent.mkdir(parents=True, exist_ok=True)
   with out.open("wb") as file:  # NumPy adds .npz to the name A.NPZ
     if suffix == ".npz":
-      labels = {"labels": np.resize(classes, len(stored))} if classes else {}
+      labels: dict[str, Any] = {}
+      if classes:
+        labels = {"labels": np.resize(classes, len(stored))}
       np.savez(file, images=stored, **labels)
     else:
       np.save(file, stored)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax as dj
+from diffusion_jax.data import loading
 from diffusion_jax.runs import choices, console, networks
 from diffusion_jax.runs.configuration import Config
 from diffusion_jax.runs.options import PathLike
@@ -118,7 +119,7 @@ def in_units_of(
     ValueError: If they are in other units, or cannot be read.
   """
   known = values == dj.data.values.BYTES
-  kind = dj.data.loading.find(os.path.expanduser(os.fspath(name)))
+  kind = loading.find(os.path.expanduser(os.fspath(name)))
   if not known and kind in ("array", *_FILES):
     fit |= (
       {"range": (values.low, values.high)}
@@ -127,7 +128,7 @@ def in_units_of(
     )
   if not known and kind in _FILES:
     fit |= {"dtype": values.dtype}
-  wrong = f"`{option}={name}` must have the units of the run's data, {values}"
+  wrong = f"`{option}={name}` must have the units of the data, {values}"
   try:
     source = dj.data.load(name, **fit)
   except dj.data.values.NoRange as error:
