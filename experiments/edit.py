@@ -241,11 +241,11 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} is of {shapes.noun(run.image_shape)}s, and this "
       "command edits pictures; from Python dj.editing takes any rank"
     )
-  x0 = pictures(values, config, run.image_shape)
+  units = dj.data.values.from_json(run.data.get("values"))
+  x0 = pictures(values, config, run.image_shape, units)
   if values.edit == "restore":
     observation(values.operator, x0, values.region)
-  bounded = dj.data.values.from_json(run.data.get("values")).bounded
-  predict = run.predict(values.ema, clip=bounded)
+  predict = run.predict(values.ema, clip=units.bounded)
   no_class = conditions.num_classes or 0
 
   def without_class(x_t, t, cond=None):
@@ -253,15 +253,17 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
     none = conditions.given(jnp.full(len(x_t), no_class), None)
     return predict(x_t, t, none)
 
-  return Model(run.schedule, without_class, pairs, bounded), x0
+  return Model(run.schedule, without_class, pairs, units.bounded), x0
 
 
-def pictures(values, config, shape) -> np.ndarray:
+def pictures(values, config, shape, units) -> np.ndarray:
   """The first images of --images, or of the run's data: [N, H, W, C]."""
   if values.images is None:
     source = datasets.source(config, elsewhere="--images")
   else:
-    source = dj.data.load(values.images, size=shape[:2], channels=shape[2])
+    source = datasets.in_units_of(
+      units, "images", values.images, size=shape[:2], channels=shape[2]
+    )
   count = min(values.num, len(source))
   if count < 2:
     raise ValueError(

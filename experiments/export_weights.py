@@ -35,10 +35,10 @@ def to_diffusers(out: pathlib.Path, config, net, params, image_shape) -> None:
     ValueError: If diffusers has no such network or process.
   """
   if not isinstance(net, dj.UNet):
-    raise ValueError(
-      f"diffusers has no such {type(net).__name__}; use --format="
-      f"{'dit' if isinstance(net, dj.models.DiT) else 'openai'}"
-    )
+    layouts = {dj.models.DiT: "dit", dj.models.Classifier: "openai"}
+    other = [f for kind, f in layouts.items() if isinstance(net, kind)]
+    advice = f"; use --format={other[0]}" if other else ""
+    raise ValueError(f"diffusers has no such {type(net).__name__}{advice}")
   unet = diffusers_config.config(net, image_shape)
   scheduler = diffusers_config.scheduler(
     config.schedule.to_dict(), config.target, config.variance
@@ -154,7 +154,7 @@ def export(values: flags.FlagValues) -> None:
   with cli.system_errors():
     write(out, config, net, params, shape)
   which = "raw parameters" if ema == "raw" else f"average {ema}"
-  cli.say(f"the {which} of step {step} are written to {out}")
+  cli.say(f"written to {out}: the {which} of step {step}")
 
 
 if __name__ == "__main__":

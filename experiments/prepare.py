@@ -96,6 +96,7 @@ def main(argv: list[str]) -> None:
     if values.out is None:
       raise ValueError("--out is missing: the folder of the cache")
     out = pathlib.Path(os.path.expanduser(values.out))
+    cli.check_out(out / dj.data.cache.NAME)
     prepare(options(values.config), out, values.processes)
   cli.say(f"written to {out}: train with --config.data.name={out}")
 

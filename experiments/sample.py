@@ -7,9 +7,10 @@ python -m experiments.sample --workdir=runs/digits-classes --classes=3,8
 python -m experiments.sample --workdir=runs/digits4 --upsampler=runs/upsample
 """
 
+import functools
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,23 +120,29 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(given.out or default)
     values = planned.last.values
     check_out(out, planned.last.image_shape, values)
-  samples = drawing.draw(planned)
+  write = functools.partial(
+    save,
+    samples=drawing.draw(planned),
+    quantise=asked.quantise,
+    values=values,
+    classes=planned.classes,
+  )
   try:
-    save(out, samples, asked.quantise, values, planned.classes)
+    write(out)
   except FloatingPointError as error:
     raise cli.fail(error, status=1) from error
   except OSError as error:
-    raise _rescued(samples, asked.quantise, values, error) from error
+    raise _rescued(write, error) from error
   cli.say(f"written to {out}")
 
 
 def _rescued(
-  samples: np.ndarray, quantise: str, values, error: OSError
+  write: Callable[[pathlib.Path], None], error: OSError
 ) -> SystemExit:
   """Saves samples elsewhere, if they cannot be written to --out."""
   try:
     out = pathlib.Path(tempfile.mkdtemp(prefix="samples-")) / "samples.npz"
-    save(out, samples, quantise, values)
+    write(out)
   except OSError:
     return cli.fail(error, status=1)
   return cli.fail(f"{error}; the samples are in {out} instead", status=1)

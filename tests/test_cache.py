@@ -128,6 +128,16 @@ def test_what_a_killed_start_left_is_written_anew(pictures, tmp_path):
   assert len(data.load(out)) == 7
 
 
+def test_a_cache_goes_on_inside_its_folder_and_after_it_was_renamed(pictures):
+  out = pictures / "cache"
+  cache.begin(opened(pictures), out)
+  moved = pictures.rename(pictures.with_name("moved"))
+  source = opened(moved)
+  assert source.left_out  # the cache's own files
+  prepare(source, moved / "cache")
+  assert len(data.load(moved / "cache")) == 7
+
+
 def flip(path, offset=-1):
   content = bytearray(path.read_bytes())
   content[offset] ^= 1

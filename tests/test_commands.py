@@ -19,7 +19,13 @@ from PIL import Image
 from prepared import write_cifar
 
 from diffusion_jax.models import presets
-from diffusion_jax.runs import checks, directory, networks, processes
+from diffusion_jax.runs import (
+  checks,
+  directory,
+  networks,
+  planning,
+  processes,
+)
 from diffusion_jax.runs.training import loop
 from experiments import (
   evaluate,
@@ -135,6 +141,11 @@ def test_samples_that_cannot_be_written_are_kept_elsewhere(
   def full(*_):
     raise OSError(28, "No space left on device")
 
+  def draw(planned):  # of two classes
+    return np.zeros((planned.num, *planned.image_shape))
+
+  monkeypatch.setattr(sample.drawing, "draw", draw)
+  monkeypatch.setattr(planning.Plan, "classes", (3, 8))
   monkeypatch.setattr(sample.dj.images, "save_png", full)
   monkeypatch.setattr(sample.tempfile, "tempdir", str(tmp_path))
   with pytest.raises(SystemExit) as stop:
@@ -144,7 +155,9 @@ def test_samples_that_cannot_be_written_are_kept_elsewhere(
     "No space left on device; the samples are in" in capsys.readouterr().err
   )
   (kept,) = tmp_path.glob("samples-*/samples.npz")
-  chex.assert_shape(np.load(kept)["images"], (2, 8, 8, 1))
+  with np.load(kept) as arrays:
+    chex.assert_shape(arrays["images"], (2, 8, 8, 1))
+    assert arrays["labels"].tolist() == [3, 8]
 
 
 def test_evaluate_reports_and_stores_its_figure(trained, capsys):

@@ -68,5 +68,16 @@ def test_the_mean_and_the_spread_are_over_seeds():
   assert compare.row("v", [[0.1, 0.25]]) == "| v | 0.100 | 0.250 |"
 
 
-def test_what_is_no_variant_is_refused(capsys):
-  assert "'emd' is not one of" in refused(capsys, compare, "--variants=emd")
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--variants=emd", "'emd' is not one of"),
+    ("--sampler=unipcc", "--sampler 'unipcc' is not one of own"),
+    ("--calls=5,0", "--calls: '0' must be a whole number above 0"),
+    ("--calls=few", "--calls: 'few' must be a whole number above 0"),
+    ("--seeds=0", "0 is not a positive integer"),
+  ],
+)
+def test_a_wrong_flag_is_refused_before_training(flag, message, capsys):
+  asked = ("--workdir=/dev/null/none", flag)
+  assert message in refused(capsys, compare, *asked)

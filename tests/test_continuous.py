@@ -184,7 +184,7 @@ def test_a_step_of_training_takes_continuous_time(aware):
     assert new.history.counts.sum() == 512
 
 
-def test_real_times_are_refused_where_they_mean_nothing():
+def test_continuous_times_are_refused_where_they_mean_nothing():
   with pytest.raises(ValueError, match="T=1.0 is of continuous time; pass"):
     samplers.sample(
       dj.ddim_step, GAUSSIAN.predictor(SCHEDULES["flow"]), SCHEDULES["flow"],

@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data import files, pictures
+from diffusion_jax.data import files, folders, pictures
 
 # --------------------------------------------------------------- batches
 
@@ -560,6 +561,31 @@ def test_broken_pictures_are_left_out_on_demand(
       one_line("dog/bad.png", lambda: next(data.iterate(batches)))
 
 
+def test_after_an_error_no_other_picture_is_read(tmp_path, monkeypatch):
+  path = write(tmp_path, {f"{k:02}.png": encode(COLOUR) for k in range(16)})
+  begun, ending, seen = threading.Event(), threading.Event(), []
+
+  class Pool(concurrent.futures.ThreadPoolExecutor):
+    def shutdown(self, *args, **options):
+      ending.set()
+      super().shutdown(*args, **options)
+
+  def read(index, _):
+    seen.append(index)
+    if index == 0:
+      begun.wait(10)
+      raise OSError("damaged")
+    begun.set()  # the first of another thread's pictures
+    ending.wait(10)
+
+  monkeypatch.setattr(folders.os, "cpu_count", lambda: 2)
+  monkeypatch.setattr(folders.concurrent.futures, "ThreadPoolExecutor", Pool)
+  listed = files.find(path, skip_broken=False)[0]
+  with pytest.raises(ValueError, match="00.png: damaged"):
+    folders._each(read, listed, skip_broken=False)
+  assert not any(index % 2 for index in seen)  # threads get two at a time
+
+
 def linked(folder, name, target):
   (folder / name).symlink_to(target)
   return folder
@@ -905,7 +931,7 @@ CHANNELS_FIRST = np.zeros((2, 3, 32, 32), np.uint8)
 
 def test_labels_that_count_from_one(tmp_path):
   np.savez(tmp_path / "x.npz", images=IMAGES, labels=np.array([4, 1]))
-  with pytest.warns(UserWarning, match="labels from 1 to 4, so that class 0"):
+  with pytest.warns(UserWarning, match="from 1 to 4, none of class 0: if its"):
     source = data.load(tmp_path / "x.npz")
   assert data.summary(source).endswith(
     "5 classes: 0 (0), 1 (1), 2 (0), 3 (0), 4 (1)"

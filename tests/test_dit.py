@@ -479,13 +479,27 @@ def test_a_transformer_trains_draws_and_is_exported(tmp_path, capsys):
   read = dj.pretrained.from_dit(dj.pretrained.read(out), net)
   jax.tree.map(np.testing.assert_array_equal, read, params_of(workdir))
   for form, words in (
-    ("diffusers", "no such JiT; use --format=dit"), ("openai", "are a U-Net's"),
+    ("diffusers", "no such JiT; use --format=dit"), ("openai", "is of U-Nets"),
   ):  # fmt: skip
     line = refused(
       capsys, export_weights, f"--workdir={workdir}", f"--format={form}",
       f"--out={tmp_path / 'x.pt'}",
     )  # fmt: skip
     assert words in line
+
+
+@pytest.mark.parametrize(
+  ("net", "advice"),
+  [
+    (dj.models.DiT(), "; use --format=dit"),
+    (dj.models.Classifier(num_labels=2), "; use --format=openai"),
+    (dj.models.EDM2(), ""),
+  ],
+)
+def test_a_layout_that_is_advised_has_the_network(net, advice, tmp_path):
+  message = f"diffusers has no such {type(net).__name__}{advice}$"
+  with pytest.raises(ValueError, match=message):
+    export_weights.to_diffusers(tmp_path / "out", None, net, None, (8, 8, 3))
 
 
 def test_a_configuration_has_the_settings_of_its_network():
@@ -585,7 +599,9 @@ def test_settings_of_another_network_are_refused(flags, message, capsys):
 
 def test_weights_of_other_networks_are_refused():
   _, tensors = published("dit")
-  with pytest.raises(ValueError, match="is a UNet: set model.name=dit or jit"):
+  with pytest.raises(
+    ValueError, match=r"\(model.name=dit or jit\), and .* is a UNet"
+  ):
     dj.pretrained.from_dit(tensors, dj.UNet())
   with pytest.raises(ValueError, match="the network is a DiT"):
     dj.pretrained.from_openai(tensors, NETWORKS["dit"])

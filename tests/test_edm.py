@@ -202,7 +202,7 @@ def test_churn_keeps_the_marginal(path):
 
 @pytest.mark.parametrize("name", spacing.CONTINUOUS)
 @pytest.mark.parametrize("path", PATHS)
-def test_a_walk_in_real_time_starts_at_the_noise_and_ends_at_the_data(
+def test_a_walk_in_continuous_time_starts_at_the_noise_and_ends_at_the_data(
   name, path
 ):
   schedule = PATHS[path]

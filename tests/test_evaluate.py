@@ -19,7 +19,7 @@ import toy
 from commands import assert_one_error, command
 
 import diffusion_jax as dj
-from diffusion_jax.runs import datasets, planning
+from diffusion_jax.runs import configuration, datasets, planning
 from diffusion_jax.runs.evaluation import (
   evaluating,
   features,
@@ -285,6 +285,13 @@ def test_data_that_have_changed_since_training_are_refused(
   assert_one_error(stop, capsys, "digits has changed since .* was trained")
 
 
+def test_bits_of_continuous_time_are_refused():
+  config = configuration.make(schedule={"name": "ve"})
+  plan = types.SimpleNamespace(config=config)
+  with pytest.raises(ValueError, match="whole steps, and schedule.name=ve has"):
+    subject._check_bits(plan, None)
+
+
 BAD_INPUT = {
   "metric": (["--metrics=fed"], "'fed' is not one of frechet"),
   "no reference": (["--samples={a}"], "name a --reference, or a --workdir"),
@@ -295,6 +302,10 @@ BAD_INPUT = {
   "no classes": (
     ["--samples={a}", "--reference=digits", "--metrics=agreement"],
     "or --samples with labels",
+  ),
+  "one class": (
+    ["--samples={one}", "--reference={one}", "--metrics=agreement"],
+    "one.npz has 1 classes; compare with",
   ),
   "no network": (
     ["--samples={a}", "--reference={a}", "--metrics=bpd"],
@@ -362,9 +373,12 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_status_2(name, tmp_path, capsys):
   flags, message = BAD_INPUT[name]
   np.savez(tmp_path / "a.npz", images=np.full((8, 4, 4, 3), 200, np.uint8))
+  one = np.full((8, 4, 4, 3), 200, np.uint8)
+  np.savez(tmp_path / "one.npz", images=one, labels=np.zeros(8, int))
   np.savez(tmp_path / "bad.npz", other=np.zeros(3))
   np.savez(tmp_path / "stats.npz", mu=np.zeros(48), sigma=np.eye(48))
-  names = {name: tmp_path / f"{name}.npz" for name in ("a", "bad", "stats")}
+  files = ("a", "one", "bad", "stats")
+  names = {name: tmp_path / f"{name}.npz" for name in files}
   flags = [flag.format(tmp_path=tmp_path, **names) for flag in flags]
   if name == "metric":
     flags.append("--samples=a")
@@ -391,11 +405,10 @@ def test_inception_refuses_pictures_that_it_cannot_see(small_inception):
   ],
 )
 def test_bits_of_data_that_the_network_does_not_know(shape, classes, message):
-  model = types.SimpleNamespace(num_classes=10)
   plan: Any = types.SimpleNamespace(
     image_shape=(8, 8, 1),
     workdir="run",
-    config=types.SimpleNamespace(model=model),
+    config=configuration.make(model={"num_classes": 10}),
   )
   pictures = dj.data.Source(
     name="other", image_shape=shape, class_names=("x",) * classes

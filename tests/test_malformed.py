@@ -272,6 +272,17 @@ def test_what_is_no_number_is_refused(changes):
     checks.check(config, processes.schedule(config))
 
 
+@pytest.mark.parametrize("section", ["preview", "sampling"])
+def test_steps_that_do_not_fit_are_named(section):
+  config = configuration.make(schedule={"name": "cosine", "T": 2})
+  config.preview.steps = config.sampling.steps = 2
+  config[section].steps = 3
+  with pytest.raises(
+    ValueError, match=f"{section}.steps=3, {section}.spacing=None: 3 sampling"
+  ):
+    checks.check(config, processes.schedule(config))
+
+
 def test_a_number_that_nothing_looks_at_is_refused():
   config = configuration.make(time_std=2.0)
   with pytest.raises(

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from commands import BLIND, command, refused
+from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax import data
+from diffusion_jax.runs import datasets
 from experiments import evaluate, sample, train
 
 RNG = np.random.default_rng(0)
@@ -82,6 +84,53 @@ def test_samples_have_the_units_of_the_data(
     assert "angle (1 numbers), dose (1 numbers)" in line
   line = refused(capsys, sample, f"--workdir={run}", f"--out={tmp_path / 'b'}")
   assert "no PNGs" in line
+
+
+TWELVE = data.values.of("uint16", (0, 4095))
+UNITS = {
+  # Of a run, of the pictures, the numbers they hold, what becomes of them.
+  "12 bits": (TWELVE, "uint16", [0, 4095], [-1, 1]),
+  "any precision": (
+    data.values.of("float32", (0.1, 0.7)), "float64", [0.1, 0.4], [-1, 0],
+  ),
+  "no range": (
+    data.values.of("float32", mean=3, std=2), "float32", [3, 5], [0, 1],
+  ),
+  "beside bytes": (data.values.BYTES, "uint16", [0, 2**16 - 1], [-1, 1]),
+}  # fmt: skip
+OTHER_UNITS = {
+  "bytes": (TWELVE, "uint8", "data, uint16 0 to 4095, and are uint8"),
+  "floats": (TWELVE, "float32", "data, uint16 0 to 4095, and are float32"),
+  "floats beside bytes": (
+    data.values.BYTES, "float32", "data, uint8 0 to 255, and are floats",
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_pictures_beside_a_run_have_the_units_of_its_data(name, tmp_path):
+  values, dtype, numbers, floats = UNITS[name]
+  images = np.array(numbers, dtype).reshape(1, 1, 2, 1)
+  np.save(tmp_path / "a.npy", np.broadcast_to(images, (2, 3, 2, 1)))
+  source = datasets.in_units_of(values, "low_res", tmp_path / "a.npy")
+  x = source.floats(np.arange(2))
+  np.testing.assert_allclose(
+    x, np.broadcast_to(np.reshape(floats, (1, 1, 2, 1)), x.shape), atol=1e-6
+  )
+
+
+def test_files_beside_a_run_are_decoded_to_its_dtype(tmp_path):
+  Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a.png")
+  source = datasets.in_units_of(TWELVE, "images", tmp_path)
+  np.testing.assert_array_equal(source.floats(np.arange(1)), 1)
+
+
+@pytest.mark.parametrize("name", OTHER_UNITS)
+def test_pictures_in_other_units_than_the_run_are_refused(name, tmp_path):
+  values, dtype, message = OTHER_UNITS[name]
+  np.save(tmp_path / "a.npy", np.zeros((2, 3, 3, 1), dtype))
+  with pytest.raises(ValueError, match=rf"`images=.*a.npy` must .*{message}"):
+    datasets.in_units_of(values, "images", tmp_path / "a.npy")
 
 
 BAD = {

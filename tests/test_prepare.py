@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import assert_one_error, command
+from commands import assert_one_error, command, refused
 from PIL import Image
 
 from diffusion_jax import data
@@ -40,6 +40,18 @@ def test_what_is_prepared_is_what_would_be_decoded(pictures, tmp_path, capsys):
   truth = data.load(pictures, size=8, channels=3)
   np.testing.assert_array_equal(source.images, truth.images)
   assert source.fingerprint == truth.fingerprint
+
+
+def test_where_nothing_can_be_written_no_data_are_opened(
+  tmp_path, capsys, monkeypatch
+):
+  def opened(_):
+    raise AssertionError("the data would have been opened")
+
+  monkeypatch.setattr(prepare, "opened", opened)
+  (tmp_path / "file").touch()
+  line = refused(capsys, prepare, *flags("a", f"--out={tmp_path}/file"))
+  assert f"{tmp_path}/file is a file; name another place" in line
 
 
 @pytest.mark.slow

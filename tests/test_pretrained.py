@@ -110,6 +110,13 @@ def test_a_network_that_openai_would_run_wrongly_is_refused():
     from_openai(published, net)
 
 
+@pytest.mark.parametrize("extra", ["noisy_low_res", "spans"])
+def test_a_network_with_further_inputs_is_refused(extra):
+  net = network(CASES["plain"]).clone(groups=None, **{extra: True})
+  with pytest.raises(ValueError, match=f"{extra}=True, which has no counter"):
+    to_openai({}, net)
+
+
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_outputs_are_those_of_diffusers(name):
   case, numbers = DIFFUSERS[name], reference.load("diffusers")

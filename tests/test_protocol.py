@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+import types
 import zipfile
 
 import numpy as np
 import pytest
+from commands import refused
 from PIL import Image
 
-from experiments.tools.protocol import page
+from experiments.tools.protocol import __main__ as protocol, page
 
 
 def leave(folder, name, **result):
@@ -65,6 +67,21 @@ def test_the_curve_is_over_minutes(finished):
 def test_nothing_to_show_is_said(tmp_path):
   with pytest.raises(ValueError, match="no figures yet: run --stages=evaluate"):
     page.write(tmp_path)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_training_whose_time_is_not_known_is_refused(
+  begun, tmp_path, capsys, monkeypatch
+):
+  def saves_nothing(_):
+    return types.SimpleNamespace(wait=lambda timeout: None, returncode=0)
+
+  monkeypatch.setattr(protocol.subprocess, "Popen", saves_nothing)
+  if begun:
+    (tmp_path / "ours").mkdir()
+  message = "interrupted" if begun else "no checkpoint was saved within"
+  asked = ("--stages=train", f"--workdir={tmp_path}")
+  assert message in refused(capsys, protocol, *asked)
 
 
 @pytest.mark.slow

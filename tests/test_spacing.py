@@ -116,7 +116,7 @@ def test_what_is_left_of_the_clock_does_not_stand_still():
   assert (np.diff(single[1:]) < 0).all()
 
 
-def test_a_walk_in_real_time_is_known_inside_a_program():
+def test_a_walk_in_continuous_time_is_known_inside_a_program():
   schedule, walks = continuous.edm(), []
   jax.eval_shape(lambda: walks.append(spacing.named(schedule, "scales", 3)))
   np.testing.assert_array_equal(walks[0], spacing.named(schedule, "scales", 3))

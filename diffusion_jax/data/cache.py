@@ -74,7 +74,7 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
     raise ValueError(f"{str(out)!r} has a control character: choose another")
   plan = _plan(source, asked)
   if is_cache(out):
-    if _read(out)["plan"] != plan:
+    if _identity(_read(out)["plan"]) != _identity(plan):
       raise ValueError(
         f"{out} is a cache of other data or options: name another folder, or"
         " remove it"
@@ -205,6 +205,11 @@ def _plan(source: sources.Source, asked: Any) -> dict[str, Any]:
     "rows": max(1, int(PART_BYTES // size)),
   }
   return json.loads(json.dumps(plan))
+
+
+def _identity(plan: dict[str, Any]) -> dict[str, Any]:
+  """What may not change: the folder's name, and what else is in it, may."""
+  return {k: v for k, v in plan.items() if k not in ("name", "left_out")}
 
 
 def _parts(plan: dict[str, Any]) -> list[slice]:

@@ -28,8 +28,8 @@ def counted(where: str, labels: np.ndarray) -> tuple[str, ...]:
     )
   if least > 0:
     warnings.warn(
-      f"{where} has labels from {least} to {most}, so that class 0 has no"
-      " pictures: count from 0",
+      f"{where} has labels from {least} to {most}, none of class 0: if its"
+      " classes count from 1, subtract 1",
       stacklevel=5,
     )
   return tuple(str(label) for label in range(most + 1))

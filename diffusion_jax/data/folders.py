@@ -3,6 +3,7 @@
 import concurrent.futures
 import itertools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,8 +202,11 @@ def _each(
   threads = os.cpu_count() or 1
   size = max(1, min(TOGETHER, len(files) // (4 * threads)))
 
+  ended = threading.Event()
+
   def attempt_some(start: int) -> list[Any]:
-    return [attempt(k) for k in range(len(files))[start : start + size]]
+    some = range(len(files))[start : start + size]
+    return [attempt(k) for k in some if not ended.is_set()]
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     futures = [
@@ -211,7 +215,8 @@ def _each(
     try:
       parts = [future.result() for future in futures]
     finally:
-      # After an error the others need not be read.
+      # After an error or Ctrl-C the others need not be read.
+      ended.set()
       pool.shutdown(wait=False, cancel_futures=True)
   return list(itertools.chain.from_iterable(parts))
 

@@ -120,6 +120,17 @@ class Values:
         f"range=({least!r}, {most!r})"
       )
 
+  def like(self, other: "Values") -> bool:
+    """Whether equal numbers mean the same; floats may differ in precision."""
+    ours, theirs = np.dtype(self.dtype), np.dtype(other.dtype)
+    return (
+      (ours == theirs or ours.kind == theirs.kind == "f")
+      and self.bounded == other.bounded
+      and np.allclose(
+        (self.centre, self.scale), (other.centre, other.scale), atol=0
+      )
+    )
+
   def to_json(self) -> dict[str, Any]:
     """The form in data.json."""
     return dataclasses.asdict(self)
@@ -136,6 +147,10 @@ class Values:
 
 
 BYTES = Values()
+
+
+class NoRange(ValueError):
+  """Numbers whose type has no range of its own, and none is given."""
 
 
 @runtime_checkable
@@ -201,7 +216,7 @@ def of(
     return Values(name, float(mean or 0), float(std), bounded=False)
   if not range:
     if not name.startswith("uint"):
-      raise ValueError(
+      raise NoRange(
         f"{where} are {name}, whose range is not known: name it as "
         "range=(low, high), or mean=M and std=S"
       )

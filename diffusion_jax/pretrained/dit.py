@@ -164,8 +164,8 @@ def _check(net: DiT) -> None:
   """Raises for networks that the published code cannot run correctly."""
   if not isinstance(net, DiT):
     raise ValueError(
-      f"these weights are a transformer's, the network is a "
-      f"{type(net).__name__}: set model.name=dit or jit"
+      "this layout is of transformers (model.name=dit or jit), and the network "
+      f"is a {type(net).__name__}"
     )
   jit = {"mlp": "swiglu", "norm": "rms", "qk_norm": True, "rope": True}
   dit = {"mlp": "gelu", "norm": "layer", "qk_norm": False, "rope": False}

@@ -97,8 +97,7 @@ class Entry(NamedTuple):
 PLAIN = {
   "stem": None, "skip_scale": 1.0, "taps": (1, 1), "project": False,
   "up_attention": "every", "pyramid": False, "early_classes": False,
-  "augment_labels": 0,
-  "vector": 0,
+  "augment_labels": 0, "vector": 0, "noisy_low_res": False, "spans": False,
 }  # fmt: skip
 
 
@@ -108,14 +107,7 @@ def layers(net: Encoder, style: Style) -> Iterator[Entry]:
   Raises:
     ValueError: If no published code here has such a network.
   """
-  check_unet(net)
-  for name, value in PLAIN.items():
-    has = getattr(net, name)
-    if has != value and list(np.atleast_1d(has)) != list(np.atleast_1d(value)):
-      raise ValueError(
-        f"the network has {name}={has!r}, which has no counterpart in "
-        f"published weights; they need {value!r}"
-      )
+  _check_plain(net)
   for place in places(net):
     prefix = style.prefix(net, place)
     inner = INNER[place.kind]
@@ -133,6 +125,18 @@ def layers(net: Encoder, style: Style) -> Iterator[Entry]:
         split = [f"{prefix}{style.separator}{name}" for name in theirs]
         width = net.width(place.level)
         yield from _separate(path, split, style, _columns(net, width))
+
+
+def _check_plain(net: Encoder) -> None:
+  """Raises for a network that no published code here has."""
+  check_unet(net)
+  for name, value in PLAIN.items():
+    has = getattr(net, name, value)  # a classifier has fewer
+    if has != value and list(np.atleast_1d(has)) != list(np.atleast_1d(value)):
+      raise ValueError(
+        f"the network has {name}={has!r}, which has no counterpart in "
+        f"published weights; they need {value!r}"
+      )
 
 
 def layer(ours: str, theirs: str, kind: str, style: Style) -> Iterator[Entry]:
@@ -279,7 +283,7 @@ def check(net: Encoder, code: str, **settings: Any) -> None:
   Raises:
     ValueError: If the network differs; names the setting.
   """
-  check_unet(net)
+  _check_plain(net)
   has = {name: getattr(net, name) for name in settings}
   groups = groups_of(net)
   if len(groups) == 1:

@@ -132,5 +132,6 @@ def check_unet(net: Any) -> None:
   """
   if not isinstance(net, Encoder):
     raise ValueError(
-      f"these weights are a U-Net's, the network is a {type(net).__name__}"
+      "this layout is of U-Nets (model.name=unet), and the network is a "
+      f"{type(net).__name__}"
     )

@@ -38,11 +38,18 @@ def _check_process(config: Config) -> None:
 
 def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
   """Checks that samples of the run can be drawn."""
-  for sampling in (config.preview, config.sampling):
-    choices.named("sampler", sampling.sampler, samplers.SAMPLERS)
-    pairs = samplers.walk(
-      noise, sampling.sampler, sampling.spacing, sampling.steps
-    )
+  for name in ("preview", "sampling"):
+    sampling = config[name]
+    choices.named(f"{name}.sampler", sampling.sampler, samplers.SAMPLERS)
+    try:
+      pairs = samplers.walk(
+        noise, sampling.sampler, sampling.spacing, sampling.steps
+      )
+    except ValueError as error:
+      raise ValueError(
+        f"{name}.steps={sampling.steps}, {name}.spacing={sampling.spacing}: "
+        f"{error}"
+      ) from error
     if sampling.sampler == "edm_heun":
       samplers.sampler(
         "edm_heun", num=len(pairs), churn=config.sampling.get("churn")

@@ -1,5 +1,6 @@
 """Loads the data of a configuration."""
 
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 
 import diffusion_jax as dj
 from diffusion_jax import shapes
+from diffusion_jax.data import loading
 from diffusion_jax.runs import choices, console, networks
 from diffusion_jax.runs.configuration import Config
+from diffusion_jax.runs.options import PathLike
 
 # Hints, by the option of dj.data.load that would help.
 REMEDIES = {
@@ -94,6 +97,46 @@ def source(
     named_paths(numbers),
     random_crop=options["random_crop"],
   )
+
+
+# What ``in_units_of`` has to name the units of, and the dtype.
+_FILES = ("folder", "tar", "table", "hub")
+
+
+def in_units_of(
+  values: dj.data.values.Values, option: str, name: PathLike, **fit: Any
+) -> dj.data.Source:
+  """Pictures that a user names beside a run, in the units of its data.
+
+  Beside a run of bytes, other integers have their own whole range.
+
+  Args:
+    values: The units of the run's data.
+    option: The option that names them, for errors.
+    name: The pictures.
+    **fit: Further arguments of ``dj.data.load``.
+
+  Raises:
+    ValueError: If they are in other units, or cannot be read.
+  """
+  known = values == dj.data.values.BYTES
+  kind = loading.find(os.path.expanduser(os.fspath(name)))
+  if not known and kind in ("array", *_FILES):
+    fit |= (
+      {"range": (values.low, values.high)}
+      if values.bounded
+      else {"mean": values.centre, "std": values.scale}
+    )
+  if not known and kind in _FILES:
+    fit |= {"dtype": values.dtype}
+  wrong = f"`{option}={name}` must have the units of the data, {values}"
+  try:
+    source = dj.data.load(name, **fit)
+  except dj.data.values.NoRange as error:
+    raise ValueError(f"{wrong}, and are floats") from error
+  if not known and not source.values.like(values):
+    raise ValueError(f"{wrong}, and are {source.values}")
+  return source
 
 
 def named_paths(text: str) -> dict[str, pathlib.Path]:

@@ -263,7 +263,7 @@ def _low_res(
   fit: Any = {"rank": rank}
   if rank == 2:  # images can be resized
     fit = {"size": size, "channels": channels}
-  source = dj.data.load(str(options.low_res), **fit)
+  source = datasets.in_units_of(plan.values, "low_res", options.low_res, **fit)
   if source.image_shape != shape:
     raise ValueError(
       f"`low_res` has images of {source.image_shape}: {plan.workdir} enlarges "

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax.runs import choices, restoring
+from diffusion_jax.runs import choices, restoring, samplers
 from diffusion_jax.runs.evaluation import sweep
 from experiments import cli
 from experiments.cli import devices
@@ -60,6 +60,17 @@ def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
   return found["frechet"]
 
 
+def calls_of(text: str) -> int:
+  """A number of network calls, from the command line.
+
+  Raises:
+    ValueError: If it is none.
+  """
+  if not text.strip().isdecimal() or int(text) == 0:
+    raise ValueError(f"--calls: {text!r} must be a whole number above 0")
+  return int(text)
+
+
 def row(name: str, distances: Sequence[Sequence[float]]) -> str:
   """A row of the table.
 
@@ -92,14 +103,17 @@ def main(argv: list[str]) -> None:
   usual = "ddpm,v,edm,flow,jit-loss"
   define(flags.DEFINE_list, "variants", usual, "variants of configs/digits.py")
   define(flags.DEFINE_list, "calls", "5,10,20,50", "network calls")
-  define(flags.DEFINE_integer, "seeds", 3, "seeds for each variant")
+  flags.DEFINE_integer(
+    "seeds", 3, "seeds for each variant", lower_bound=1, flag_values=values
+  )
   define(flags.DEFINE_string, "sampler", "unipc", "own takes the variant's")
   define(flags.DEFINE_string, "workdir", "runs/compare", "where the runs go")
   cli.parse(argv, values)
   with cli.user_errors():
     for name in values.variants:
       choices.named("--variants", name, NAMES)
-    calls = [int(n) for n in values.calls]
+    choices.named("--sampler", values.sampler, (OWN, *samplers.SAMPLERS))
+    calls = [calls_of(text) for text in values.calls]
     folder = pathlib.Path(values.workdir).expanduser()
     rows = []
     for name in values.variants:

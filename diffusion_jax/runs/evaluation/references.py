@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 
 import diffusion_jax as dj
+from diffusion_jax.data.values import BYTES, Values
+from diffusion_jax.runs import datasets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +39,23 @@ class Reference:
     return self.source
 
 
-def named(name: str) -> Reference:
+def named(name: str, values: Values = BYTES) -> Reference:
   """The option `reference`: an .npz of statistics, or images.
+
+  Args:
+    name: Its name or path.
+    values: The units of the run's data.
 
   Raises:
     ValueError: If it is neither.
   """
   path = pathlib.Path(name).expanduser()
   if path.suffix != ".npz" or not path.is_file():
-    return of_source(dj.data.load(name))
+    return of_source(datasets.in_units_of(values, "reference", name))
   found = dj.metrics.read_reference(path)
-  source = dj.data.load(path) if found.has_images else None
+  source = None
+  if found.has_images:
+    source = datasets.in_units_of(values, "reference", path)
   return Reference(path.name, found.fingerprint, source, found.gaussians)
 
 

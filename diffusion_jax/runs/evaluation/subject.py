@@ -7,7 +7,13 @@ from typing import Any
 
 import diffusion_jax as dj
 from diffusion_jax.data.values import BYTES
-from diffusion_jax.runs import choices, datasets, directory, planning
+from diffusion_jax.runs import (
+  choices,
+  datasets,
+  directory,
+  planning,
+  processes,
+)
 from diffusion_jax.runs.evaluation import (
   features,
   measures,
@@ -91,7 +97,12 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
   data = _data(workdir, options, plan)
   if options.samples is not None:
     shape = (0, 0, 0) if data.source is None else data.source.image_shape
-    given = dj.data.load(str(options.samples), rank=len(shape) - 1)
+    given = datasets.in_units_of(
+      BYTES if data.source is None else data.source.values,
+      "samples",
+      options.samples,
+      rank=len(shape) - 1,
+    )
   num = options.num or _usual_num(data, given)
   if given is not None:
     _check_given(options.metrics, given, data, num)
@@ -175,7 +186,8 @@ def _data(
 ) -> references.Reference:
   """The reference: the option's, or the run's data."""
   if options.reference is not None:
-    return references.named(str(options.reference))
+    values = BYTES if plan is None else plan.last.values
+    return references.named(str(options.reference), values)
   if plan is not None:
     return _trained_on(plan.last.workdir)
   if workdir is None:
@@ -223,10 +235,11 @@ def _check_classes(asked: Sequence[int], data: references.Reference) -> None:
       "agreement needs a class-conditional network, a `classifier`, or "
       "`samples` with labels"
     )
-  if max(asked) >= data.pictures.num_classes:
+  classes = data.pictures.num_classes
+  if max(asked) >= classes or classes < 2:
     raise ValueError(
       f"agreement: samples are of class {max(asked)}, {data.name} has "
-      f"{data.pictures.num_classes} classes; compare with labelled data"
+      f"{classes} classes; compare with labelled data of all, two at least"
     )
 
 
@@ -248,7 +261,13 @@ def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
 
 
 def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
-  """Checks that the data have the size and the classes of the network."""
+  """Checks that the run has whole steps, and the data are as its own."""
+  if processes.is_continuous(plan.config):
+    raise ValueError(
+      "bpd is a sum over whole steps, and schedule.name="
+      f"{plan.config.schedule.name} has none: leave it out of `metrics`; in "
+      "Python, dj.likelihood.probability_flow has its bits"
+    )
   ours = {"image_shape": plan.image_shape}
   if plan.config.model.num_classes is not None:
     ours["num_classes"] = plan.config.model.num_classes

@@ -12,7 +12,8 @@ Time counts from the start of the command to the last saved checkpoint,
 including starting Python, reading data and compiling.
 
 Each stage (train, peer, evaluate, page) saves its result and is not repeated:
-the same command continues after an interruption. docs/cifar.md has the result.
+the same command continues after an interruption, but a training that was cut
+short has to begin anew. docs/cifar.md has the result.
 """
 
 import concurrent.futures
@@ -67,13 +68,23 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     "feature network of the distances, as for experiments.evaluate",
   )  # fmt: skip
   define(whole, "num", 50_000, "samples of the final models", lower_bound=20)
-  define(whole, "curve", 10_000, "samples of each checkpoint; 0: none")
-  define(text, "guidance", "1.5", "scale of a second, guided set of samples")
+  define(
+    whole, "curve", 10_000, "samples of each checkpoint; 0: none",
+    lower_bound=0,
+  )  # fmt: skip
+  define(
+    flags.DEFINE_float, "guidance", 1.5,
+    "scale of a second, guided set of samples",
+  )  # fmt: skip
   define(whole, "steps", 20, "network calls for a sample", lower_bound=1)
   define(whole, "peer_steps", 50, "the same, for diffusers", lower_bound=1)
   define(whole, "batch", 1000, "samples at a time", lower_bound=1)
-  define(whole, "together", 3, "sets of samples to draw at a time")
-  define(whole, "peer_batch", 128, "images per step of diffusers")
+  define(
+    whole, "together", 3, "sets of samples to draw at a time", lower_bound=1
+  )
+  define(
+    whole, "peer_batch", 128, "images per step of diffusers", lower_bound=1
+  )
   define(flags.DEFINE_bool, "compile", True, "diffusers with torch.compile")
   return values
 
@@ -106,7 +117,16 @@ class Protocol:
     cli.say(f"{name}: {json.dumps(result)}")
 
   def train(self) -> None:
-    """Trains ours, until its last step or the end of the time."""
+    """Trains ours, until its last step or the end of the time.
+
+    Raises:
+      ValueError: If it was begun before, or saves nothing in its time.
+    """
+    if self.ours.exists():
+      raise ValueError(
+        f"{self.ours} is of a training that was interrupted, so that its time "
+        "is not known: delete it to train anew, or choose another --workdir"
+      )
     begin = time.time()
     process = subprocess.Popen(
       [
@@ -122,6 +142,11 @@ class Protocol:
     if process.returncode:
       raise SystemExit(process.returncode)
     saved = _saved(self.ours)
+    if not saved:
+      raise ValueError(
+        f"no checkpoint was saved within --minutes={self.values.minutes:g}: "
+        f"delete {self.ours} and take more"
+      )
     config, data = directory.load(self.ours)
     versions = directory.read_json(self.ours, "versions")
     self.keep(
@@ -222,7 +247,7 @@ class Protocol:
       )  # fmt: skip
       row = json.loads(said.splitlines()[-1])
       return row | {"seconds": time.time() - begin}
-    guidance = float(self.values.guidance) if "guided" in name else 1.0
+    guidance = self.values.guidance if "guided" in name else 1.0
     arguments = [
       f"--workdir={self.ours}", f"--num={num}", f"--steps={self.values.steps}",
     ]  # fmt: skip
@@ -240,7 +265,7 @@ class Protocol:
     return [
       row
       for row in directory.read_rows(self.ours / "evaluation.jsonl")
-      if row["samples"] == num and (row["guidance"] or 1.0) == guidance
+      if row.get("samples") == num and (row.get("guidance") or 1.0) == guidance
     ][-1]
 
   def _evaluate(self, *arguments: str) -> str:
@@ -270,7 +295,7 @@ def _saved(workdir: pathlib.Path) -> list[tuple[int, float]]:
   """The kept checkpoints of a run, and when each was complete."""
   return sorted(
     (int(path.name), max(p.stat().st_mtime for p in path.rglob("*")))
-    for path in (workdir / "checkpoints").iterdir()
+    for path in (workdir / "checkpoints").glob("*")
     if path.name.isdecimal()
   )
 
