@@ -288,7 +288,9 @@ def test_data_that_have_changed_since_training_are_refused(
 def test_bits_of_continuous_time_are_refused():
   config = configuration.make(schedule={"name": "ve"})
   plan = types.SimpleNamespace(config=config)
-  with pytest.raises(ValueError, match="whole steps, and schedule.name=ve has"):
+  with pytest.raises(
+    ValueError, match="discrete steps, and schedule.name=ve is"
+  ):
     subject._check_bits(plan, None)
 
 

@@ -261,11 +261,11 @@ def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
 
 
 def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
-  """Checks that the run has whole steps, and the data are as its own."""
+  """Checks that the run's time is discrete, and the data are as its own."""
   if processes.is_continuous(plan.config):
     raise ValueError(
-      "bpd is a sum over whole steps, and schedule.name="
-      f"{plan.config.schedule.name} has none: leave it out of `metrics`; in "
+      "bpd is a sum over discrete steps, and schedule.name="
+      f"{plan.config.schedule.name} is continuous: leave it out of `metrics`; in "
       "Python, dj.likelihood.probability_flow has its bits"
     )
   ours = {"image_shape": plan.image_shape}
