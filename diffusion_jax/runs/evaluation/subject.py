@@ -265,8 +265,8 @@ def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
   if processes.is_continuous(plan.config):
     raise ValueError(
       "bpd is a sum over discrete steps, and schedule.name="
-      f"{plan.config.schedule.name} is continuous: leave it out of `metrics`; in "
-      "Python, dj.likelihood.probability_flow has its bits"
+      f"{plan.config.schedule.name} is continuous: leave it out of `metrics`; "
+      "in Python, dj.likelihood.probability_flow has its bits"
     )
   ours = {"image_shape": plan.image_shape}
   if plan.config.model.num_classes is not None:
