@@ -372,7 +372,7 @@ BAD_TRAINING = {
   ),
   "too many sampling steps": (
     ["--config.sampling.steps=1001"],
-    "error: 1001 sampling steps must be in 1..T=1000",
+    "error: sampling: 1001 sampling steps must be in 1..T=1000",
   ),
   "size": (
     ["--config.model.multipliers=(1, 1, 1, 1, 1)"],

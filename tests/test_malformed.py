@@ -277,9 +277,7 @@ def test_steps_that_do_not_fit_are_named(section):
   config = configuration.make(schedule={"name": "cosine", "T": 2})
   config.preview.steps = config.sampling.steps = 2
   config[section].steps = 3
-  with pytest.raises(
-    ValueError, match=f"{section}.steps=3, {section}.spacing=None: 3 sampling"
-  ):
+  with pytest.raises(ValueError, match=f"^{section}: 3 sampling steps"):
     checks.check(config, processes.schedule(config))
 
 

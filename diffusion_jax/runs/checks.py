@@ -46,10 +46,7 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
         noise, sampling.sampler, sampling.spacing, sampling.steps
       )
     except ValueError as error:
-      raise ValueError(
-        f"{name}.steps={sampling.steps}, {name}.spacing={sampling.spacing}: "
-        f"{error}"
-      ) from error
+      raise ValueError(f"{name}: {error}") from error
     if sampling.sampler == "edm_heun":
       samplers.sampler(
         "edm_heun", num=len(pairs), churn=config.sampling.get("churn")
