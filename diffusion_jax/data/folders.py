@@ -201,7 +201,6 @@ def _each(
 
   threads = os.cpu_count() or 1
   size = max(1, min(TOGETHER, len(files) // (4 * threads)))
-
   ended = threading.Event()
 
   def attempt_some(start: int) -> list[Any]:

@@ -37,6 +37,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
   datasets.count_classes(config, source)
   if config.get("held_out"):
     source, held = dj.data.hold_out(source, config.held_out)
+    held = dj.data.subset(held, MEASURED)
   net = networks.classifier(config, source.image_shape, source.num_classes)
 
   objective = dj.objectives.classification(
@@ -96,10 +97,9 @@ def measure(right, measured, state, batch, key) -> dict[str, float]:
 
 
 def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
-  """Accuracies on some held-out images, always with the same noise."""
+  """Accuracies on the held-out images, always with the same noise."""
   if held is None:
     return {}
-  held = dj.data.subset(held, MEASURED)
   totals = []
   key = jax.random.fold_in(key, HELD_OUT)  # steps fold it, too
   for start in range(0, len(held), batch_size):

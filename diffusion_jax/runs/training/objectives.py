@@ -42,9 +42,8 @@ def check(config: Config) -> None:
     )
   if name == "diffusion":
     processes.loss_at(config)  # raises if it does not fit
-  if name in ("consistency", "meanflow") and not processes.is_continuous(
-    config
-  ):
+  continuous = processes.is_continuous(config)
+  if name in ("consistency", "meanflow") and not continuous:
     raise ValueError(
       f"objective.name={name} needs continuous time, schedule.name="
       f"{config.schedule.name!r} is discrete: use one of "
