@@ -21,12 +21,12 @@ from commands import assert_one_error, command
 import diffusion_jax as dj
 from diffusion_jax.runs import configuration, datasets, planning
 from diffusion_jax.runs.evaluation import (
+  checks,
   evaluating,
   features,
   references,
   scores,
   stored,
-  subject,
 )
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
 from experiments import evaluate, sample
@@ -175,6 +175,34 @@ def test_pictures_are_measured_without_a_run(tmp_path, capsys):
   assert json.loads(capsys.readouterr().out.splitlines()[-1])["fid"] < 1e-9
 
 
+def test_several_samples_share_the_features_of_the_data(tmp_path, monkeypatch):
+  seen, look = [], features.look
+
+  def looked(source, *rest):
+    seen.append(source.name)
+    return look(source, *rest)
+
+  def measured(*samples):
+    return evaluating.evaluate(
+      None,
+      EvaluationOptions(
+        samples=samples, reference=tmp_path / "c.npz", metrics=("fid", "pr")
+      ),
+    )
+
+  images = digits()
+  np.savez(tmp_path / "a.npz", images=images[:200])
+  np.savez(tmp_path / "b,x.npz", images=images[200:300])
+  np.savez(tmp_path / "c.npz", images=images[300:500])
+  # As a command line has it, and nevertheless one file.
+  alone = measured(*f"{tmp_path}/b,x.npz".split(","))
+  monkeypatch.setattr(features, "look", looked)
+  first, second = measured(tmp_path / "a.npz", tmp_path / "b,x.npz")
+  assert seen == ["c.npz", "a.npz", "b,x.npz"]
+  assert [second] == alone
+  assert first["samples"] == 200 and second["samples"] == 100
+
+
 @pytest.fixture
 def small_inception(monkeypatch):
   """Features of the names and kinds of Inception's, quickly."""
@@ -291,7 +319,7 @@ def test_bits_of_continuous_time_are_refused():
   with pytest.raises(
     ValueError, match="discrete steps, and schedule.name=ve is"
   ):
-    subject._check_bits(plan, None)
+    checks.check_bits(plan, None)
 
 
 BAD_INPUT = {
@@ -416,8 +444,8 @@ def test_bits_of_data_that_the_network_does_not_know(shape, classes, message):
     name="other", image_shape=shape, class_names=("x",) * classes
   )
   with pytest.raises(ValueError, match=message):
-    subject._check_bits(plan, pictures)
+    checks.check_bits(plan, pictures)
   known = dataclasses.replace(
     pictures, image_shape=(8, 8, 1), class_names=("x",) * 10
   )
-  subject._check_bits(plan, known)
+  checks.check_bits(plan, known)

@@ -123,14 +123,15 @@ def evaluate(
     options: The options.
 
   Returns:
-    A row of evaluation.jsonl for each set of parameters.
+    A row of evaluation.jsonl for each set of parameters or samples.
 
   Raises:
     ValueError: If something is missing or does not fit.
     OSError: If a row could not be written.
   """
   folder = None if workdir is None else pathlib.Path(workdir)
-  asked = subject.read(folder, options)
+  subjects = subject.read(folder, options)
+  asked = subjects[0]
   path = None if folder is None else folder / "evaluation.jsonl"
   check_row(path, asked)
 
@@ -141,14 +142,14 @@ def evaluate(
       asked.of_features, asked.network, asked.data, options.batch
     )
 
-  generators, plans = [], [asked.plan]
+  generators = []
   if asked.plan is not None and asked.draws:
     generators = stored.generators(asked.plan)
   if asked.plan is not None and asked.sweeps:
     plans = sweep.plans(asked.plan, asked.steps, asked.averages)
+    subjects = [dataclasses.replace(asked, plan=plan) for plan in plans]
   rows = []
-  for plan in plans:
-    one = dataclasses.replace(asked, plan=plan)
+  for one in subjects:
     made = subject.how(one, options)
     row = sweep.find(path, made) if path and asked.sweeps else None
     if row is None:

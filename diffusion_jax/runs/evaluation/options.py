@@ -44,8 +44,10 @@ class EvaluationOptions(SamplingOptions):
     "compare samples with this: an .npz of statistics or reference images, or "
     "any data; by default the run's data",
   )
-  samples: PathLike | None = option(
-    None, "images to measure (folder, .zip, .npz, .npy)"
+  samples: tuple[PathLike, ...] = option(
+    (),
+    "images to measure (folder, .zip, .npz, .npy); of several, such as "
+    "a.npz,b.npz, each has a row, and the data's features are computed once",
   )
   keep_samples: bool = option(False, "keep the samples that are drawn")
   curve: bool = option(

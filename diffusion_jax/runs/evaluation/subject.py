@@ -12,9 +12,9 @@ from diffusion_jax.runs import (
   datasets,
   directory,
   planning,
-  processes,
 )
 from diffusion_jax.runs.evaluation import (
+  checks,
   features,
   measures,
   references,
@@ -27,6 +27,7 @@ from diffusion_jax.runs.evaluation.options import (
   NO_SAMPLES,
   EvaluationOptions,
 )
+from diffusion_jax.runs.options import PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Subject:
     plan: How to draw samples, or the model for bits per dimension; None if
       samples are given, or not needed.
     given: The samples, if they are given.
+    path: Where they were given.
     num: How many.
     data: The reference.
     network: The feature network, if any metric needs one.
@@ -48,9 +50,10 @@ class Subject:
   metrics: Sequence[str]
   plan: planning.Plan | None
   given: dj.data.Source | None
+  path: str | None
   num: int
   data: references.Reference
-  network: features.Features | None
+  network: features.Features | None = None
   steps: Sequence[int] = ()
   averages: Sequence[str] = ()
 
@@ -70,7 +73,9 @@ class Subject:
     return len(self.steps) * len(self.averages) > 1
 
 
-def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
+def read(
+  workdir: pathlib.Path | None, options: EvaluationOptions
+) -> list[Subject]:
   """Reads the run and checks the options for it.
 
   Args:
@@ -78,7 +83,7 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
     options: The options.
 
   Returns:
-    What to measure.
+    What to measure: a subject for each of the given samples, or one.
 
   Raises:
     ValueError: If something is missing or does not fit.
@@ -89,57 +94,90 @@ def read(workdir: pathlib.Path | None, options: EvaluationOptions) -> Subject:
     )
   for name in options.metrics:
     choices.named("`metrics`", name, METRICS)
-  plan = given = None
-  if options.samples is None and not set(options.metrics) <= set(
-    scores.OF_DATA
-  ):
+  plan = None
+  if not options.samples and not set(options.metrics) <= set(scores.OF_DATA):
     plan = _plan(workdir, options)
   data = _data(workdir, options, plan)
-  if options.samples is not None:
-    shape = (0, 0, 0) if data.source is None else data.source.image_shape
-    given = datasets.in_units_of(
-      BYTES if data.source is None else data.source.values,
-      "samples",
-      options.samples,
-      rank=len(shape) - 1,
+  subjects = [
+    _given(options, data, path) for path in _paths(options.samples)
+  ] or [_drawn(options, data, plan)]
+  if not subjects[0].of_features:
+    return subjects
+  network = features.named(options.features, options.inception)
+  for subject in subjects:
+    scores.check(
+      subject.of_features, network, data, _shape(subject), subject.num
     )
-  num = options.num or _usual_num(data, given)
-  if given is not None:
-    _check_given(options.metrics, given, data, num)
-    given = dj.data.subset(given, num)
-    shape = given.image_shape
-  elif plan is not None:
-    _check_plan(options.metrics, plan, data, num)
+  return [dataclasses.replace(one, network=network) for one in subjects]
+
+
+def _paths(samples: Sequence[PathLike]) -> Sequence[str]:
+  """The option `samples`; a path with a comma is no list."""
+  paths = [str(path) for path in samples]
+  whole = ",".join(paths)
+  exists = paths and pathlib.Path(whole).expanduser().exists()
+  return [whole] if exists else paths
+
+
+def _given(
+  options: EvaluationOptions, data: references.Reference, path: str
+) -> Subject:
+  """Given samples, as a subject."""
+  shape = (0, 0, 0) if data.source is None else data.source.image_shape
+  given = datasets.in_units_of(
+    BYTES if data.source is None else data.source.values,
+    "samples",
+    path,
+    rank=len(shape) - 1,
+  )
+  num = options.num or len(given)
+  checks.check_given(options.metrics, given, data, num)
+  given = dj.data.subset(given, num)
+  return _checked(
+    Subject(options.metrics, None, given, path, num, data), options
+  )
+
+
+def _drawn(
+  options: EvaluationOptions,
+  data: references.Reference,
+  plan: planning.Plan | None,
+) -> Subject:
+  """What a run draws, or the data alone, as a subject."""
+  num = options.num or _usual_num(data)
+  if plan is not None:
+    checks.check_plan(options.metrics, plan, data, num)
     plan = plan.asking(num=num, batch=min(plan.options.batch, num))
-    shape = plan.last.image_shape
-  else:
-    shape = data.pictures.image_shape
-  if "frechet" in options.metrics:
-    measures.check_shapes(shape, data.pictures.image_shape)
+  return _checked(
+    Subject(options.metrics, plan, None, None, num, data), options
+  )
+
+
+def _shape(subject: Subject) -> tuple[int, ...]:
+  """The shape of a sample."""
+  if subject.given is not None:
+    return subject.given.image_shape
+  if subject.plan is not None:
+    return subject.plan.last.image_shape
+  return subject.data.pictures.image_shape
+
+
+def _checked(subject: Subject, options: EvaluationOptions) -> Subject:
+  """The subject, with its checkpoints and averages.
+
+  Raises:
+    ValueError: If it does not fit the data or the metrics.
+  """
+  data, num = subject.data, subject.num
+  if "frechet" in subject.metrics:
+    measures.check_shapes(_shape(subject), data.pictures.image_shape)
     if min(num, len(data.pictures) // 2) < 2:
       raise ValueError(
         f"frechet of {num} samples to {len(data.pictures)} images: must be at "
         "least 2 and 4"
       )
-  _check_bytes(options.metrics, given, data)
-  subject = Subject(options.metrics, plan, given, num, data, None)
-  subject = _spread_out(subject, options)
-  if not subject.of_features:
-    return subject
-  network = features.named(options.features, options.inception)
-  scores.check(subject.of_features, network, data, shape, num)
-  return dataclasses.replace(subject, network=network)
-
-
-def _check_bytes(metrics, given, data: references.Reference) -> None:
-  """Raises for metrics that need bytes, if the values are not bytes."""
-  of_pictures = set(metrics) - {"bpd"}
-  for source in (given, data.source):
-    if source is not None and source.values != BYTES and of_pictures:
-      raise ValueError(
-        f"{source.name} has values {source.values}: only bpd is measured of "
-        "these; the other metrics are of pictures of bytes"
-      )
+  checks.check_bytes(subject.metrics, subject.given, data)
+  return _spread_out(subject, options)
 
 
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
@@ -169,14 +207,14 @@ def _plan(
   return planning.plan(workdir, dataclasses.replace(options, ema=ema))
 
 
-def _usual_num(data: references.Reference, given) -> int:
-  """The number of samples given, or of the data."""
-  if given is None and data.source is None:
+def _usual_num(data: references.Reference) -> int:
+  """As many samples as there are data."""
+  if data.source is None:
     raise ValueError(
       f"`num` is missing: {data.name} does not say how many pictures its "
       "statistics are of"
     )
-  return len(data.pictures if given is None else given)
+  return len(data.pictures)
 
 
 def _data(
@@ -216,69 +254,6 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
   return references.of_source(source)
 
 
-def _check_given(metrics, given: dj.data.Source, data, num: int) -> None:
-  """Checks that the metrics are possible for given samples."""
-  if "bpd" in metrics:
-    raise ValueError("bpd asks the network of a `workdir`; leave `samples` out")
-  if "agreement" in metrics:
-    _check_classes(range(given.num_classes), data)
-  if num > len(given):
-    raise ValueError(
-      f"`num={num}` images were asked for, `samples` has {len(given)}"
-    )
-
-
-def _check_classes(asked: Sequence[int], data: references.Reference) -> None:
-  """Checks that samples have classes, and the data those classes."""
-  if not len(asked):
-    raise ValueError(
-      "agreement needs a class-conditional network, a `classifier`, or "
-      "`samples` with labels"
-    )
-  classes = data.pictures.num_classes
-  if max(asked) >= classes or classes < 2:
-    raise ValueError(
-      f"agreement: samples are of class {max(asked)}, {data.name} has "
-      f"{classes} classes; compare with labelled data of all, two at least"
-    )
-
-
-def _check_plan(metrics, plan: planning.Plan, data, num: int) -> None:
-  """Checks that the metrics are possible for the run."""
-  if "agreement" in metrics:
-    _check_classes(plan.classes, data)
-  if "bpd" not in metrics:
-    return
-  if plan.upsamplers:
-    raise ValueError(
-      "bpd is that of one model: measure the run and its `upsampler` apart"
-    )
-  _check_bits(plan, data.pictures)
-  if num > len(data.pictures):
-    raise ValueError(
-      f"`num={num}` images were asked for, the data have {len(data.pictures)}"
-    )
-
-
-def _check_bits(plan: planning.Plan, pictures: dj.data.Source) -> None:
-  """Checks that the run's time is discrete, and the data are as its own."""
-  if processes.is_continuous(plan.config):
-    raise ValueError(
-      "bpd is a sum over discrete steps, and schedule.name="
-      f"{plan.config.schedule.name} is continuous: leave it out of `metrics`; "
-      "in Python, dj.likelihood.probability_flow has its bits"
-    )
-  ours = {"image_shape": plan.image_shape}
-  if plan.config.model.num_classes is not None:
-    ours["num_classes"] = plan.config.model.num_classes
-  for what, value in ours.items():
-    if getattr(pictures, what) != value:
-      raise ValueError(
-        f"bpd: {pictures.name} has {what} {getattr(pictures, what)}, "
-        f"{plan.workdir} {value}"
-      )
-
-
 def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
   """The first part of a row: how the samples are drawn."""
   source, plan = subject.data.source, subject.plan
@@ -294,7 +269,7 @@ def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
     row["samples"] = subject.num
   if subject.given is not None:
     return row | {
-      "pictures": str(options.samples),
+      "pictures": subject.path,
       "pictures_hash": subject.given.fingerprint,
     }
   if plan is None:

@@ -210,63 +210,75 @@ class Protocol:
     )
 
   def evaluate(self) -> None:
-    """The metrics of both, several at a time: one draws, another measures."""
+    """The metrics of both; the data's features are computed once for each."""
     values = self.values
-    final = {"ours": (values.num, None), "diffusers": (values.num, PARTS)}
+    ours = {"evaluate ours": 1.0}
     if self._conditional():
-      final["ours, guided"] = (values.num, None)
-    sets = {f"evaluate {name}": (name, *of) for name, of in final.items()}
+      ours["evaluate ours, guided"] = values.guidance
+    diffusers = {"evaluate diffusers": (PARTS, values.num)}
     if values.curve:
-      sets["curve ours"] = ("ours", values.curve, None)
       for part in range(1, PARTS + 1):
-        sets[f"curve diffusers {part}"] = ("diffusers", values.curve, part)
-    missing = {k: of for k, of in sets.items() if self.result(k) is None}
+        diffusers[f"curve diffusers {part}"] = (part, values.curve)
     with concurrent.futures.ThreadPoolExecutor(values.together) as pool:
-      waiting = {pool.submit(self._row, k, *of): k for k, of in missing.items()}
-      for done in concurrent.futures.as_completed(waiting):
-        self.keep(waiting[done], done.result())
+      drawn = [
+        {
+          pool.submit(draw, stage, of): stage
+          for stage, of in sets.items()
+          if self.result(stage) is None
+        }
+        for draw, sets in ((self._ours, ours), (self._diffusers, diffusers))
+      ]
+      for sets in drawn:
+        agreement = ",agreement" if sets is drawn[0] and len(ours) > 1 else ""
+        self._measure(
+          {one.result(): stage for one, stage in sets.items()},
+          METRICS + agreement,
+        )
+    if values.curve and self.result("curve ours") is None:
+      self._evaluate(
+        f"--workdir={self.ours}", "--curve", f"--num={values.curve}",
+        f"--steps={values.steps}", "--metrics=fid",
+        *(["--guidance=1"] if self._conditional() else []),
+      )  # fmt: skip
+      self.keep("curve ours", {"samples": values.curve})
 
   def _conditional(self) -> bool:
     return directory.load(self.ours)[0].model.num_classes is not None
 
-  def _row(
-    self, stage: str, name: str, num: int, part: int | None
-  ) -> dict[str, Any]:
-    """The metrics of one set of samples, and the seconds they took."""
-    begin = time.time()
-    curve = stage.startswith("curve")
-    metrics = "fid" if curve else METRICS
-    if part is not None:
-      drawn = self._peer(
-        do="sample", part=part, num=num, steps=self.values.peer_steps,
-        batch_size=self.values.batch,
+  def _ours(self, stage: str, guidance: float) -> str:
+    """The file of our samples."""
+    name = stage.removeprefix("evaluate ").replace(", ", "-")
+    out = self.folder / "samples" / f"{name}.npz"
+    if not out.is_file():
+      _run(
+        "experiments.sample", f"--workdir={self.ours}", f"--out={out}",
+        f"--num={self.values.num}", f"--steps={self.values.steps}",
+        f"--batch={self.values.batch}", f"--seed={self.seed}",
+        *([f"--guidance={guidance}"] if self._conditional() else []),
       )  # fmt: skip
-      said = self._evaluate(
-        f"--samples={drawn['samples']}", f"--reference={self.data}",
-        f"--metrics={metrics}",
-      )  # fmt: skip
-      row = json.loads(said.splitlines()[-1])
-      return row | {"seconds": time.time() - begin}
-    guidance = self.values.guidance if "guided" in name else 1.0
-    arguments = [
-      f"--workdir={self.ours}", f"--num={num}", f"--steps={self.values.steps}",
-    ]  # fmt: skip
-    if self._conditional():
-      arguments.append(f"--guidance={guidance}")
-      metrics += "" if curve else ",agreement"
-    arguments += ["--curve"] if curve else []
-    self._evaluate(f"--metrics={metrics}", *arguments)
-    if curve:
-      return {"samples": num, "seconds": time.time() - begin}
-    return self._last_row(num, guidance) | {"seconds": time.time() - begin}
+    return str(out)
 
-  def _last_row(self, num: int, guidance: float) -> dict[str, Any]:
-    """The newest row of our run for this many samples at this guidance."""
-    return [
-      row
-      for row in directory.read_rows(self.ours / "evaluation.jsonl")
-      if row.get("samples") == num and (row.get("guidance") or 1.0) == guidance
-    ][-1]
+  def _diffusers(self, stage: str, of: tuple[int, int]) -> str:
+    """The file of diffusers' samples, from the average of a part."""
+    del stage
+    drawn = self._peer(
+      do="sample", part=of[0], num=of[1], steps=self.values.peer_steps,
+      batch_size=self.values.batch,
+    )  # fmt: skip
+    return drawn["samples"]
+
+  def _measure(self, sets: dict[str, str], metrics: str) -> None:
+    """Measures files of samples, and saves the row of each for its stage."""
+    if not sets:
+      return
+    said = self._evaluate(
+      f"--samples={','.join(sets)}", f"--reference={self.data}",
+      f"--metrics={metrics}",
+    )  # fmt: skip
+    for line in said.splitlines():
+      if line.startswith("{"):
+        row = json.loads(line)
+        self.keep(sets[row["pictures"]], row)
 
   def _evaluate(self, *arguments: str) -> str:
     return _run(
