@@ -3,7 +3,7 @@
 import doctest
 
 import pytest
-from commands import command, refused
+from commands import command, refused, rows
 
 import diffusion_jax as dj
 from experiments.configs import digits
@@ -63,6 +63,22 @@ def test_each_seed_is_trained_and_measured_once(
   assert table() == first
 
 
+def test_distillation_is_a_run_for_each_halving(
+  short, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(compare, "HALVINGS", {4: 2, 2: 3})
+  asked = ("--variants=distilled", "--calls=2,4", "--seeds=1")
+  command(compare, f"--workdir={tmp_path}", *asked, "--sampler=own")
+  runs = [dj.runs.open(tmp_path / f"distilled-{n}-0") for n in (4, 2)]
+  before = [tmp_path / "v-0", runs[0].workdir]
+  assert [run.config.init.run for run in runs] == [str(path) for path in before]
+  assert [run.config.num_steps for run in runs] == [2, 3]
+  for run, steps in zip(runs, (4, 2), strict=True):
+    (row,) = rows(run.workdir / "evaluation.jsonl")
+    assert (row["sampler"], row["spacing"]) == ("ddim", "trailing")
+    assert row["steps"] == steps
+
+
 def test_the_mean_and_the_spread_are_over_seeds():
   assert doctest.testmod(compare).failed == 0
   assert compare.row("v", [[0.1, 0.25]]) == "| v | 0.100 | 0.250 |"
@@ -74,6 +90,7 @@ def test_the_mean_and_the_spread_are_over_seeds():
     ("--variants=emd", "'emd' is not one of"),
     ("--sampler=unipcc", "--sampler 'unipcc' is not one of own"),
     ("--calls=5,0", "--calls: '0' must be a whole number above 0"),
+    ("--variants=distilled", "--calls=5,10,20,50: distilled takes 32, 16, 8"),
     ("--calls=few", "--calls: 'few' must be a whole number above 0"),
     ("--seeds=0", "0 is not a positive integer"),
   ],

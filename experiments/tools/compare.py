@@ -2,17 +2,19 @@
 
   python -m experiments.tools.compare
   python -m experiments.tools.compare --variants=edm,flow --calls=5,10 --seeds=1
-  python -m experiments.tools.compare --variants=consistency,meanflow \
-    --calls=1,2,4 --sampler=own
+  python -m experiments.tools.compare --sampler=own --calls=1,2,4 \
+    --variants=distilled,consistency,meanflow
 
 Trains each variant of configs/digits.py (ddpm is the plain one) with each seed
 in its own directory, unless it is trained already. Then it computes the Frechet
 distance in pixel space of as many samples as there are data, by number of
 network calls: the mean over the seeds, and their standard deviation. A variant
-that starts from another run starts from the one with the same seed.
-docs/results.md has the table.
+that starts from another run starts from the one with the same seed, and
+distilled is a chain of runs, one for each halving. docs/results.md and
+docs/one-step.md have the tables.
 """
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +29,15 @@ from experiments import cli
 from experiments.cli import devices
 from experiments.configs import digits
 
-DDPM, OWN = "ddpm", "own"
+DDPM, DISTILLED, OWN = "ddpm", "distilled", "own"
 NAMES = (DDPM, *digits.VARIANTS)
 # What a variant starts from.
-STARTS = {"consistency": "edm", "distilled": "v"}
+STARTS = {"consistency": "edm", DISTILLED: "v"}
+# Steps after each halving, from 64 on, and the updates that it takes.
+HALVINGS = {32: 300, 16: 300, 8: 400, 4: 500, 2: 500, 1: 500}
 
 
+@functools.cache
 def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
   """The run of a variant, trained to its end, after the run it starts from."""
   config = digits.get_config("" if name == DDPM else name)
@@ -40,6 +45,30 @@ def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
   if name in STARTS:
     config.init.run = str(trained(folder, STARTS[name], seed).workdir)
   return dj.runs.train(config, folder / f"{name}-{seed}")
+
+
+@functools.cache
+def distilled(folder: pathlib.Path, seed: int, steps: int) -> dj.runs.Run:
+  """The run that takes this many steps, after the one that takes twice as many.
+
+  Args:
+    folder: Where the runs are.
+    seed: Their seed.
+    steps: A key of ``HALVINGS``.
+  """
+  config = digits.get_config(DISTILLED)
+  begin = (
+    distilled(folder, seed, 2 * steps)
+    if 2 * steps in HALVINGS
+    else trained(folder, STARTS[DISTILLED], seed)
+  )
+  updates = HALVINGS[steps]
+  config.update({"seed": seed, "num_steps": updates})
+  config.update({"every": {"preview": updates, "checkpoint": updates}})
+  config.optim.decay_steps = updates
+  config.objective.steps = steps
+  config.init.run = str(begin.workdir)
+  return dj.runs.train(config, folder / f"{DISTILLED}-{steps}-{seed}")
 
 
 def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
@@ -114,11 +143,27 @@ def main(argv: list[str]) -> None:
       choices.named("--variants", name, NAMES)
     choices.named("--sampler", values.sampler, (OWN, *samplers.SAMPLERS))
     calls = [calls_of(text) for text in values.calls]
+    if DISTILLED in values.variants and not set(calls) <= HALVINGS.keys():
+      raise ValueError(
+        f"--calls={','.join(values.calls)}: {DISTILLED} takes "
+        f"{', '.join(map(str, HALVINGS))}"
+      )
     folder = pathlib.Path(values.workdir).expanduser()
     rows = []
     for name in values.variants:
-      runs = [trained(folder, name, seed) for seed in range(values.seeds)]
-      table = [[distance(r, n, values.sampler) for n in calls] for r in runs]
+      table = [
+        [
+          distance(
+            distilled(folder, seed, n)
+            if name == DISTILLED
+            else trained(folder, name, seed),
+            n,
+            values.sampler,
+          )
+          for n in calls
+        ]
+        for seed in range(values.seeds)
+      ]
       rows.append(row(name, table))
     cli.say(f"| network calls | {' | '.join(values.calls)} |")
     cli.say("| --- " * (1 + len(calls)) + "|")
