@@ -12,7 +12,16 @@ from absl import flags
 
 from diffusion_jax.runs import console, directory
 from experiments import cli, sample, train
-from experiments.cli import devices, streams
+from experiments.cli import devices, signals, streams
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+  """A command run here must not watch the signals that later tests raise.
+
+  The second of them would end the process of all tests.
+  """
+  monkeypatch.setattr(signals, "watch", lambda: None)
 
 
 def parsed(*given):
