@@ -85,6 +85,10 @@ def _both(
   predict: Predict, null, x_t, t, cond
 ) -> tuple[Prediction, Prediction]:
   """The predictions with the condition and without it, in one call."""
+  if cond is None:
+    raise ValueError(
+      "guidance was called without a condition; bind one: given(guided, cond)"
+    )
   strong, weak = at_once(predict, x_t, t, (cond, null(cond)))
   return strong, weak
 
@@ -231,7 +235,9 @@ def autoguidance(
 
 
 def _check_interval(interval: tuple[float, float] | None) -> None:
-  if interval is not None and not interval[0] <= interval[1]:
+  if interval is None:
+    return
+  if len(interval) != 2 or not interval[0] <= interval[1]:
     raise ValueError(f"{interval=} must be (low, high) with low <= high")
 
 

@@ -262,6 +262,17 @@ def test_an_empty_interval_is_refused():
     guidance.classifier_free(predict, schedule, lambda c: c, 2, interval=(5, 1))
   with pytest.raises(ValueError, match="low <= high"):
     guidance.autoguidance(predict, predict, schedule, 2, interval=(5, 1))
+  with pytest.raises(ValueError, match=r"=\(1, 2, 3\) must be \(low, high\)"):
+    guidance.autoguidance(predict, predict, schedule, 2, interval=(1, 2, 3))
+
+
+def test_guidance_without_a_condition_is_refused():
+  schedule = schedules.cosine(10)
+  guided = guidance.classifier_free(
+    PEAKS.predictor(schedule), schedule, lambda c: c, 2.0
+  )
+  with pytest.raises(ValueError, match="without a condition; bind one: given"):
+    guided(jnp.zeros((1, 2)), 5)
 
 
 PAPERS = {4: {"eta": 0.0, "radius": 2.5}, 6: {
