@@ -214,6 +214,7 @@ class Conditions:
       raise ValueError(
         f"{unknown[0]!r} is no part of the condition: {', '.join(known)}"
       )
+    _check_given(cond)
     hidden = dict(cond)
     if CLASS in names and "y" in cond:
       hidden = without_class(self.num_classes or 0)(hidden)
@@ -268,4 +269,17 @@ def drop_labels(
 
 def without_class(no_class: int) -> Callable[[Cond], Cond]:
   """``cond -> cond`` that sets every class to ``no_class``."""
-  return lambda cond: {**cond, "y": jnp.full_like(cond["y"], no_class)}
+
+  def without(cond):
+    _check_given(cond)
+    return {**cond, "y": jnp.full_like(cond["y"], no_class)}
+
+  return without
+
+
+def _check_given(cond: Cond) -> None:
+  """Raises ValueError where there is no condition, of which to hide a part."""
+  if cond is None:
+    raise ValueError(
+      "guidance was called without a condition; bind one: given(guided, cond)"
+    )

@@ -85,10 +85,6 @@ def _both(
   predict: Predict, null, x_t, t, cond
 ) -> tuple[Prediction, Prediction]:
   """The predictions with the condition and without it, in one call."""
-  if cond is None:
-    raise ValueError(
-      "guidance was called without a condition; bind one: given(guided, cond)"
-    )
   strong, weak = at_once(predict, x_t, t, (cond, null(cond)))
   return strong, weak
 

@@ -269,10 +269,15 @@ def test_an_empty_interval_is_refused():
 def test_guidance_without_a_condition_is_refused():
   schedule = schedules.cosine(10)
   guided = guidance.classifier_free(
-    PEAKS.predictor(schedule), schedule, lambda c: c, 2.0
+    PEAKS.predictor(schedule), schedule, conditions.without_class(3), 2.0
   )
-  with pytest.raises(ValueError, match="without a condition; bind one: given"):
-    guided(jnp.zeros((1, 2)), 5)
+  composed = composition.composed(
+    PEAKS.predictor(schedule), schedule,
+    conditions.Conditions(schedule, num_classes=3).without, {"class": 2.0},
+  )  # fmt: skip
+  for guide in (guided, composed):
+    with pytest.raises(ValueError, match="without a condition; bind one: give"):
+      guide(jnp.zeros((1, 2)), 5)
 
 
 PAPERS = {4: {"eta": 0.0, "radius": 2.5}, 6: {
