@@ -18,6 +18,7 @@ from diffusion_jax import (
   apg,
   composition,
   conditions,
+  continuous,
   guidance,
   prediction,
   process,
@@ -465,3 +466,14 @@ def test_each_example_may_have_a_scale_of_its_own():
   want = -schedule.sigma[4] * scale
   np.testing.assert_allclose(away[:, 0, 0, 0], want, rtol=1e-5)
   np.testing.assert_allclose(away[0], away[0, :1, :1, :1] + 0 * away[0])
+
+
+def test_a_classifier_guides_nothing_where_there_is_only_noise():
+  # eps_hat does not determine x0_hat at alpha = 0, where a flow begins.
+  schedule, x = continuous.flow(), jnp.linspace(-1, 1, 8).reshape(2, 2, 2, 1)
+  predict = PEAKS.predictor(schedule, TARGETS["x0"])
+  guided = guidance.classifier(predict, schedule, lambda x_t, t: x_t, 1.0)
+  np.testing.assert_array_equal(guided(x, 1.0).x0_hat, predict(x, 1.0).x0_hat)
+  np.testing.assert_allclose(
+    guided(x, 0.5).eps_hat, predict(x, 0.5).eps_hat - 0.5 * x, atol=1e-5
+  )
