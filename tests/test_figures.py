@@ -51,7 +51,7 @@ def test_what_cannot_be_made_is_one_line(flag, message, capsys):
 
 
 def test_a_run_that_cannot_draw_a_figure_is_refused(zoo):
-  run = zoo.original("diffusion")
+  run = zoo.original("few")
   with pytest.raises(ValueError, match="=roll needs no run; leave out --work"):
     figures.wanted("roll", run)
   with pytest.raises(ValueError, match="needs a run with label_dropout, unlik"):
