@@ -207,8 +207,10 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
       raise ValueError(f"--only={only} is drawn by a run; pass its --workdir")
     if only in FORMULAS and workdir is not None:
       raise ValueError(f"--only={only} needs no run; leave out --workdir")
-    if only == "guided" and not networks.hides_labels(
-      directory.load(workdir)[0]
+    if (
+      only == "guided"
+      and workdir is not None
+      and not networks.hides_labels(directory.load(workdir)[0])
     ):
       raise ValueError(
         f"--only=guided needs a run with label_dropout, unlike {workdir}"
