@@ -108,11 +108,17 @@ def coefficients(
     The coefficients.
 
   Raises:
-    ValueError: If there are no averages, or two are the same.
+    ValueError: If there are no averages, two are the same, one is of step 0 or
+      before, or the step is not in 1..the last saved.
   """
   kept = list(zip(steps, stds, strict=True))
   if not kept or len(set(kept)) < len(kept):
     raise ValueError(f"the averages kept, {kept}, must be some, and distinct")
+  if min(steps) <= 0 or not 0 < step <= max(steps):
+    raise ValueError(
+      f"averages of {steps=} have none of {step=}: all must be above 0, and it "
+      "not above the last of them"
+    )
   t, g = np.array(steps, float), np.array([exponent(x) for x in stds])
   products = _product(t[:, None], g[:, None], t, g)
   wanted = _product(t, g, float(step), exponent(std))

@@ -4,6 +4,7 @@ It adds scale times the gradient of log p(y | x_t): scale 0 is off and 1 is
 Bayes' rule. Scales are data: changing one does not compile the program again.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax import concrete, targets
 from diffusion_jax.prediction import Predict, p_mean_variance, read
-from diffusion_jax.process import Batch, per_example, times
+from diffusion_jax.process import Batch, per_example, rates, times
 from diffusion_jax.schedules import Schedule, Time
 
 Scale = float | Float[Array, ""]
@@ -74,11 +75,18 @@ def classifier(
   def guided(x_t, t, cond=None):
     t = times(t, x_t)
     p = predict(x_t, t, cond)
-    push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)
-    eps_hat = p.eps_hat - per_example(scale, x_t) * push
-    return read(
+    alpha, sigma = rates(schedule, t, x_t)
+    eps_hat = p.eps_hat - per_example(scale, x_t) * sigma * gradient(x_t, t)
+    made = read(
       schedule, x_t, t, eps_hat, p.raw, target=targets.eps, variance=p.variance
     )
+    # Where x_t is all noise it says nothing of y, and nothing is to be guided.
+    names = ("x0_hat", "eps_hat", "mean_x0")
+    kept = {
+      name: jnp.where(alpha > 0, getattr(made, name), getattr(p, name))
+      for name in names
+    }
+    return dataclasses.replace(made, **kept)
 
   return guided
 

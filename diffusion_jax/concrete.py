@@ -35,6 +35,10 @@ def check_range(name: str, value: Any, least: int, most: int) -> None:
   array = known(value)
   if array is None:
     return
+  if array.dtype.kind not in "iu" and array.size:
+    raise ValueError(
+      f"{name} is {array.dtype}; pass whole numbers, {least}..{most}"
+    )
   wrong = array[~((array >= least) & (array <= most))]
   if wrong.size:
     raise ValueError(f"{name}={wrong.flat[0]} is not in {least}..{most}")

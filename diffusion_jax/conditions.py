@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import concrete, parts, process, samplers, upsampling
@@ -119,6 +120,8 @@ class Conditions:
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)
     numbers = {} if numbers is None else numbers
+    names = [part.name for part in (*self.vectors, *self.planes)]
+    numbers = {name: numbers[name] for name in names if name in numbers}
     size = x0.shape[1:3] if self.planes else None
     return self.given(y, low_res, numbers, count=len(x0), size=size)
 
@@ -145,19 +148,33 @@ class Conditions:
       The condition.
 
     Raises:
-      ValueError: If a class is out of range, or a vector has a wrong width.
+      ValueError: If a class is missing or out of range, there is no part of a
+        name, a vector has a wrong width, or the count is not known.
     """
     cond: dict[str, Any] = {}
+    names = [part.name for part in (*self.vectors, *self.planes)]
+    if unknown := sorted((numbers or {}).keys() - set(names)):
+      raise ValueError(
+        f"{unknown[0]!r} is no part of the condition: "
+        f"{', '.join(names) or 'it has none'}"
+      )
     if self.num_classes is not None:
       last = self.num_classes - (not self.label_dropout)
+      if y is None:
+        raise ValueError(f"y=None: pass a class, 0..{last}, for each example")
       concrete.check_range("class y", y, 0, last)
-      cond["y"] = y
+      cond["y"] = y if hasattr(y, "shape") else np.asarray(y)
     if low_res is not None:
       cond["low_res"] = low_res
       if self.noise:
         cond["low_res_t"] = jnp.zeros(len(low_res), jnp.int32)
     if count is None and (self.vectors or self.planes):
-      count = len(next(a for a in (y, low_res) if a is not None))
+      given = y if y is not None else low_res
+      if given is None:
+        raise ValueError(
+          f"the number of examples is not known: pass count=N beside {names[0]}"
+        )
+      count = len(given)
     if self.vectors:
       cond["vector"] = parts.vector(self.vectors, numbers or {}, count or 0)
     if self.planes:
@@ -197,6 +214,7 @@ class Conditions:
       raise ValueError(
         f"{unknown[0]!r} is no part of the condition: {', '.join(known)}"
       )
+    _check_given(cond)
     hidden = dict(cond)
     if CLASS in names and "y" in cond:
       hidden = without_class(self.num_classes or 0)(hidden)
@@ -251,4 +269,17 @@ def drop_labels(
 
 def without_class(no_class: int) -> Callable[[Cond], Cond]:
   """``cond -> cond`` that sets every class to ``no_class``."""
-  return lambda cond: {**cond, "y": jnp.full_like(cond["y"], no_class)}
+
+  def without(cond):
+    _check_given(cond)
+    return {**cond, "y": jnp.full_like(cond["y"], no_class)}
+
+  return without
+
+
+def _check_given(cond: Cond) -> None:
+  """Raises ValueError where there is no condition, of which to hide a part."""
+  if cond is None:
+    raise ValueError(
+      "guidance was called without a condition; bind one: given(guided, cond)"
+    )

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax import concrete
 from diffusion_jax.schedules import Level, Time
 
 Real = Float[Array, "..."]
@@ -63,8 +64,23 @@ class Continuous:
   T: float = 1.0
   first: float = 1e-3
 
+  def __post_init__(self):
+    # Whole ends are written as 80, too, and a whole T is that of a table.
+    for name in ("T", "first"):
+      object.__setattr__(self, name, float(getattr(self, name)))
+
   def at(self, t: Time) -> Level:
-    """Signal and noise at times t."""
+    """Signal and noise at times t.
+
+    Raises:
+      ValueError: If t is not in 0..T; a traced t is not checked. Where alpha is
+        1 all times above T are times, too: EDM's training draws some.
+    """
+    most = math.inf if self.path is ve else self.T * (1 + 1e-6)
+    known = concrete.known(t)
+    wrong = [] if known is None else known[~((known >= 0) & (known <= most))]
+    if len(wrong):
+      raise ValueError(f"t={wrong[0]} is not in 0..T={self.T}")
     log_snr = self.log_snr(jnp.asarray(t, jnp.result_type(float)))
     return Level(*self.path(log_snr), log_snr)
 

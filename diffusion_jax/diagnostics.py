@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import losses, samplers
+from diffusion_jax import concrete, losses, samplers
 from diffusion_jax.clipping import global_norm
 from diffusion_jax.losses import LossAt
 from diffusion_jax.prediction import Predict
@@ -61,11 +61,14 @@ def loss_curve(
     The curve.
 
   Raises:
-    ValueError: If there are fewer than two images.
+    ValueError: If there are fewer than two images, or a step is not in 1..T.
   """
   count = len(x0)
   if count < 2:
     raise ValueError(f"{count} images have no standard error; pass at least 2")
+  times, least, most = concrete.known(t), schedule.first, schedule.T
+  if times is not None and not ((times >= least) & (times <= most)).all():
+    raise ValueError(f"t={times.tolist()} must be in {least}..T={most}")
 
   def at(one):
     eps = samplers.noise(key, one, jax.numpy.arange(count), x0.shape[1:])

@@ -54,7 +54,8 @@ def heun(
 
   Before each step noise is added, from u up to (1 + gamma) u with gamma =
   min(S_churn / num_steps, sqrt(2) - 1). The last step, to s = 0, is Euler's:
-  num_steps steps call the network 2 num_steps - 1 times.
+  num_steps steps call the network 2 num_steps - 1 times. u must be finite: do
+  not start where no signal is left, as at the end of ``continuous.flow``.
 
   Args:
     num_steps: The number of sampling steps.
@@ -101,7 +102,7 @@ def _heun_step(
   slope = (y - p.x0_hat) / u_hat
 
   def slope_at(y_s):
-    there = predict(alpha_s * y_s, jnp.maximum(s, schedule.first))
+    there = predict(alpha_s * y_s, jnp.where(s > 0, s, schedule.first))
     return (y_s - there.x0_hat) / u_s
 
   y_s = trapezoid(y, u_s - u_hat, slope, slope_at, s)

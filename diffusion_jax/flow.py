@@ -53,7 +53,7 @@ def heun_step(
   z, slope = x_t / size, p.eps_hat - p.x0_hat
 
   def slope_at(z_s):
-    there = predict(size_s * z_s, jnp.maximum(s, schedule.first))
+    there = predict(size_s * z_s, jnp.where(s > 0, s, schedule.first))
     return there.eps_hat - there.x0_hat
 
   z_s = trapezoid(z, tau_s - tau, slope, slope_at, s)

@@ -231,7 +231,9 @@ def autoguidance(
 
 
 def _check_interval(interval: tuple[float, float] | None) -> None:
-  if interval is not None and not interval[0] <= interval[1]:
+  if interval is None:
+    return
+  if len(interval) != 2 or not interval[0] <= interval[1]:
     raise ValueError(f"{interval=} must be (low, high) with low <= high")
 
 

@@ -1,6 +1,7 @@
 """Image output: quantised, tiled, enlarged, saved."""
 
 import itertools
+import os
 import pathlib
 
 import numpy as np
@@ -155,13 +156,18 @@ def grid(
     The image.
 
   Raises:
-    ValueError: If there are no images, or no columns.
+    ValueError: If there are no images or no columns, or one is no image.
   """
   if columns is not None and columns < 1:
     raise ValueError(f"{columns=} must be at least 1, or None")
   if not len(x):
     raise ValueError("there are no images to tile; pass at least one")
   x = np.asarray(x)
+  if x.ndim not in (3, 4, 5):
+    raise ValueError(
+      f"x has shape {x.shape}; pass images [B, H, W, C], signals [B, L, C] or "
+      "volumes [B, D, H, W, C]"
+    )
   if x.ndim == 3 and np.isfinite(x).all():
     x = x / max(1, np.abs(x).max())
   tiles = displayable(to_uint8(x))
@@ -181,13 +187,13 @@ def grid(
   return canvas
 
 
-def save_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
   """Writes [H, W, C] in the format of the path's suffix.
 
   Bytes have one channel (grey) or three (colour). One channel of uint16 is a
   .png or .tiff, one of float32 a .tiff.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   array = picture[..., 0] if picture.shape[-1] == 1 else picture
   _pillow().fromarray(array).save(path)
 
@@ -196,7 +202,7 @@ save_png = save_picture
 
 
 def save_gif(
-  path: pathlib.Path,
+  path: str | os.PathLike[str],
   frames: list[UInt8[np.ndarray, "H W 3"]],
   *,
   seconds: float = 0.1,
@@ -210,7 +216,7 @@ def save_gif(
     seconds: How long to show each.
     pause: How long to show the last.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   first, *rest = [_pillow().fromarray(f) for f in frames]
   durations = [int(1000 * seconds)] * len(rest) + [int(1000 * pause)]
   first.save(

@@ -74,25 +74,28 @@ def draw(
   return means + process.per_example(mixture.stds[k], means) * noise
 
 
-def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
-  """E[x_0 | x_0 + u eps = y], the exact denoiser.
+def x0_given(
+  mixture: Mixture, x: Batch, sigma: Any, *, alpha: Any = 1.0, xp: Any = jnp
+):
+  """E[x_0 | alpha x_0 + sigma eps = x], the exact denoiser.
 
-  Each centre attracts y by its share of the probability of y.
+  Each centre attracts x by its share of the probability of x.
 
   Args:
     mixture: The distribution of x_0.
-    y: x_t / alpha_t, the mean's shape per example.
-    u: sigma_t / alpha_t, a scalar or one per example.
+    x: The mean's shape per example.
+    sigma: Standard deviation of the noise, a scalar or one per example.
+    alpha: Factor of the signal, likewise; 0 where x is all noise.
     xp: jax.numpy, or numpy for a solver on the host.
 
   Returns:
-    The shape of y.
+    The shape of x.
   """
-  flat = y.reshape(len(y), 1, -1)
+  flat = x.reshape(len(x), 1, -1)
   means = mixture.means.reshape(1, len(mixture.means), -1)
-  noise = xp.reshape(xp.asarray(u), (-1, 1))  # [B, 1] or [1, 1]
-  var = mixture.stds[None] ** 2 + noise**2
-  away = flat - means
+  noise, scale = (xp.reshape(xp.asarray(a), (-1, 1)) for a in (sigma, alpha))
+  var = (scale * mixture.stds[None]) ** 2 + noise**2
+  away = flat - scale[..., None] * means
   logits = (
     xp.log(mixture.weights)[None]
     - (away**2).sum(-1) / (2 * var)
@@ -100,8 +103,9 @@ def x0_given(mixture: Mixture, y: Batch, u: Any, *, xp: Any = jnp):
   )
   share = xp.exp(logits - logits.max(axis=1, keepdims=True))
   share = share / share.sum(axis=1, keepdims=True)
-  centres = means + (mixture.stds[None] ** 2 / var)[..., None] * away
-  return (share[..., None] * centres).sum(axis=1).reshape(y.shape)
+  gain = scale * mixture.stds[None] ** 2 / var
+  centres = means + gain[..., None] * away
+  return (share[..., None] * centres).sum(axis=1).reshape(x.shape)
 
 
 def predictor(
@@ -124,8 +128,7 @@ def predictor(
   def apply(x_t, t, *cond):
     del cond
     at = schedule.at(t)
-    y = x_t / process.per_example(at.alpha, x_t)
-    x0 = x0_given(mixture, y, at.sigma / at.alpha)
+    x0 = x0_given(mixture, x_t, at.sigma, alpha=at.alpha)
     eps = prediction.eps_from_x0(schedule, x_t, t, x0)
     return target.of(schedule, x0, t, eps)
 

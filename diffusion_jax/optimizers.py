@@ -49,7 +49,12 @@ def rate(
 
   Returns:
     ``step -> rate``.
+
+  Raises:
+    ValueError: If there is no such decay.
   """
+  if decay not in DECAYS:
+    raise ValueError(f"{decay=} is not one of {', '.join(DECAYS)}")
 
   def at(step):
     warm = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0
@@ -112,11 +117,8 @@ def optimizer(
   ):  # fmt: skip
     if not right:
       raise ValueError(f"{key}={value} must be {meaning}")
-  for key, value, allowed in (
-    ("decay", decay, DECAYS), ("optimizer", name, NAMES),
-  ):  # fmt: skip
-    if value not in allowed:
-      raise ValueError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+  if name not in NAMES:
+    raise ValueError(f"optimizer={name!r} is not one of {', '.join(NAMES)}")
   if name == "schedule_free" and b1 == 0:
     raise ValueError("b1=0 must be above 0 for optimizer='schedule_free'")
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from diffusion_jax import concrete
+
 
 class Vector(NamedTuple):
   """Numbers of an example as a condition: an angle, a position, a dose.
@@ -69,7 +71,7 @@ def standardised(
 
   Raises:
     ValueError: If a rate is not in [0, 1) or names no part, or a part is
-      constant.
+      constant or not finite.
   """
   rates = dropout
   if not isinstance(rates, Mapping):
@@ -83,6 +85,10 @@ def standardised(
   parts = []
   for name, array in numbers.items():
     wide = np.asarray(array, np.float64)
+    if wide.ndim != 2 or not np.isfinite(wide).all():
+      raise ValueError(
+        f"{name} is {list(wide.shape)}: must be [N, n], and all of it finite"
+      )
     mean, std = wide.mean(axis=0), wide.std(axis=0)
     if not (std > 0).all():
       raise ValueError(
@@ -109,7 +115,7 @@ def vector(
     The row of each example.
 
   Raises:
-    ValueError: If the values of a part have a wrong shape.
+    ValueError: If the values of a part have a wrong shape or are not finite.
   """
   row = []
   for part in parts:
@@ -118,6 +124,9 @@ def vector(
     if given is None:
       row.append(jnp.zeros((count, n + 1)))
       continue
+    known = concrete.known(given)
+    if known is not None and not np.isfinite(known).all():
+      raise ValueError(f"{part.name} has values that are NaN or infinite")
     given = jnp.asarray(given, jnp.float32)
     if given.shape in ((), (count,)) and n == 1:
       given = given[..., None]

@@ -70,7 +70,7 @@ def weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
   apart = jnp.stack([
     jnp.abs(nodes[k] - nodes[:k]).min() for k in range(1, size)
   ]) if size > 1 else jnp.empty(0)  # fmt: skip
-  far_enough = MOST_STRETCH * apart >= jnp.abs(reach)
+  far_enough = MOST_STRETCH * apart > jnp.abs(reach)  # never if they coincide
   usable = 1 + jnp.cumprod(far_enough).sum()
   cases = [jnp.pad(rule(nodes[:k]), (0, size - k)) for k in range(1, size + 1)]
   return jnp.stack(cases)[jnp.clip(jnp.minimum(filled, usable), 1, size) - 1]
@@ -88,7 +88,7 @@ def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
   At t = 0 it is that of ``first``, and where alpha is 0 that of u = sigma /
   alpha = 1e6: a polynomial needs a finite node for each output.
   """
-  half = schedule.at(jnp.maximum(t, schedule.first)).log_snr / 2
+  half = schedule.at(jnp.where(t > 0, t, schedule.first)).log_snr / 2
   return jnp.where(jnp.isneginf(half), -np.log(1e6), half)
 
 

@@ -111,8 +111,10 @@ def predictor(
     ``predict``. Nothing is clipped, see ``clipped``.
 
   Raises:
-    ValueError: If the variance is not a known name.
+    ValueError: If the variance is not a known name, or the target is one.
   """
+  if not isinstance(target, Target):
+    raise ValueError(f"{target=} must be one of dj.targets, such as targets.v")
   if variance not in VARIANCES:
     raise ValueError(f"{variance=} is not one of {', '.join(VARIANCES)}")
   network: Any = apply

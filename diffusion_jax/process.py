@@ -10,9 +10,11 @@ s = t - 1, so skipping steps needs no new tables.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from diffusion_jax import concrete
 from diffusion_jax.deprecated import moved
 from diffusion_jax.levels import Schedule, Time, before
 
@@ -68,6 +70,24 @@ def _check_noise(eps: Batch, x: Batch) -> None:
     )
 
 
+def _check_times(t: Time, x: Batch) -> None:
+  """Refuses times that would be broadcast to other examples."""
+  if jnp.shape(t) not in ((), x.shape[:1]):
+    raise ValueError(
+      f"t has shape {jnp.shape(t)}: pass one time, or one for each of the "
+      f"{len(x)} examples"
+    )
+
+
+def _check_descends(t: Time, s: Time) -> None:
+  """Refuses a time s above t, which gives negative variances."""
+  start, end = concrete.known(t), concrete.known(s)
+  if start is None or end is None or not (wrong := end > start).any():
+    return
+  ends = (np.broadcast_to(x, wrong.shape)[wrong][0] for x in (end, start))
+  raise ValueError("s={} is above t={}; s must be the cleaner".format(*ends))
+
+
 def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
   """Jumps from clean data to step t in one go.
 
@@ -83,10 +103,12 @@ def q_sample(schedule: Schedule, x0: Batch, t: Time, eps: Batch) -> Batch:
     x_t, the shape of x0.
 
   Raises:
-    ValueError: If x0 are integers, which would be bytes and not in [-1, 1], or
-      eps does not have the shape of x0.
+    ValueError: If x0 are integers, which would be bytes and not in [-1, 1], if
+      eps does not have the shape of x0, or t is not one time or one for each
+      example.
   """
   check_floats(x0)
+  _check_times(t, x0)
   _check_noise(eps, x0)
   alpha, sigma = rates(schedule, t, x0)
   return alpha * x0 + sigma * eps
@@ -110,10 +132,12 @@ def q_step(
     x_t, the shape of x_s.
 
   Raises:
-    ValueError: If eps has another shape, or the schedule is continuous.
+    ValueError: If eps has another shape, s is above t, or there is no s and the
+      schedule is continuous.
   """
   _check_noise(eps, x_s)
   start = before(schedule, t) if s is None else s
+  _check_descends(t, start)
   ratio = per_example(schedule.at(t).alpha / schedule.at(start).alpha, x_s)
   std = per_example(jnp.sqrt(beta(schedule, t, start)), x_s)
   return ratio * x_s + std * eps
@@ -193,7 +217,11 @@ def q_posterior(
 
   Returns:
     Mean (the shape of x0) and variance (broadcastable to it).
+
+  Raises:
+    ValueError: If s is above t.
   """
+  _check_descends(t, s)
   c_0, c_t = (
     per_example(c, x0) for c in posterior_coefficients(schedule, t, s)
   )

@@ -10,7 +10,8 @@ The methods differ in Cov, their covariance of x_0 given x_t: 0 (DPS), r^2 I
 (PiGDM), or (sigma^2 / alpha) J (TMPD), the true one. Each is ``predict ->
 predict``, so it works with every step and solver. J of a network that predicts
 eps is a difference of two numbers close to 1 / alpha, and loses precision where
-alpha is small; that of one that predicts x_0 or v does not.
+alpha is small; that of one that predicts x_0 or v does not. Where alpha is 0, y
+is not used: sampling that starts there uses it from its second step on.
 """
 
 import math
@@ -54,7 +55,7 @@ def dps(
     std: Standard deviation of its noise, above 0.
 
   Returns:
-    The network given y. The score is infinite where alpha_t is 0.
+    The network given y.
 
   Raises:
     ValueError: If std is not above 0.
@@ -153,6 +154,8 @@ def _given(
   def given_y(x_t, t, cond=None):
     t = times(t, x_t)
     alpha, sigma = rates(schedule, t, x_t)
+    # Where x_t is all noise J is 0, too, and x0_hat stays that of the network.
+    alpha = jnp.where(alpha > 0, alpha, jnp.inf)
     _check_shape(observe, y, x_t)
 
     def denoise(x):

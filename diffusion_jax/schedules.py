@@ -318,5 +318,8 @@ def _checked(T: int) -> int:
 
 def _round(alpha, sigma, log_snr, dtype: DTypeLike | None) -> Table:
   """The one place where float64 becomes the working precision."""
-  dtype = jnp.result_type(float) if dtype is None else dtype
+  dtype = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+  if dtype not in (jnp.float32, jnp.float64):
+    # In 16 bits the log-SNR of neighbouring steps is the same number.
+    raise ValueError(f"dtype={dtype.name} must be float32 or float64")
   return Table(*(jnp.asarray(x, dtype) for x in (alpha, sigma, log_snr)))

@@ -275,7 +275,7 @@ def heun_step(
   euler = polynomials.drift(schedule, x_t, p.x0_hat, t, s)
 
   def corrected(x_s):
-    at = jnp.maximum(s, schedule.first)
+    at = jnp.where(s > 0, s, schedule.first)
     there = predict(x_s, at)
     outputs = jnp.stack([p.x0_hat, there.x0_hat])
     nodes = polynomials.scales(
@@ -312,7 +312,8 @@ def ddim_encode_step(
   Returns:
     x_t, the shape of x_s.
   """
-  at = jnp.maximum(jnp.asarray(s), schedule.first)
+  s = jnp.asarray(s)
+  at = jnp.where(s > 0, s, schedule.first)
   p = predict(x_s, at)
   x0_hat = jnp.where(per_example(s, x_s) > 0, p.x0_hat, x_s)
   alpha, sigma = rates(schedule, t, x_s)

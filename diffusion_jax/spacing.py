@@ -113,7 +113,7 @@ def named(
   if spec in NAMES:
     if num is None:
       raise ValueError(f"spacing {spec!r} needs a number of steps")
-    _check_num(T, num)
+    timesteps.check_count(num, T)
     return NAMES[spec](schedule, num)
   pairs = _published(T, spec)
   if num is not None and num != len(pairs):
@@ -132,8 +132,9 @@ def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
       f"spacing {spec!r} is not one of {', '.join(CONTINUOUS)}, those of "
       "continuous time"
     )
-  if num is None or num < 1:
-    raise ValueError(f"spacing {spec!r} needs a number of steps, not {num}")
+  if num is None:
+    raise ValueError(f"spacing {spec!r} needs a number of steps")
+  timesteps.check_count(num, np.inf)
   with jax.ensure_compile_time_eval():  # pairs are known before tracing
     return timesteps.real(CONTINUOUS[spec](schedule, num))
 
@@ -210,11 +211,6 @@ def _strided(T: int, num: int) -> Pairs:
       f"no whole stride takes {num} of {T=} steps; the nearest is ddim{nearest}"
     )
   return timesteps.walk(np.arange(1, T + 1, legal[num]))
-
-
-def _check_num(T: int, num: int) -> None:
-  if not 1 <= num <= T:
-    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
 
 
 def _nearest(T: int, targets) -> Pairs:

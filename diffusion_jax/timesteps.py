@@ -114,15 +114,17 @@ def walk(visited: Sequence[int] | np.ndarray) -> Pairs:
     [S, 2] rows (t, s), from the largest t to (t, 0).
 
   Raises:
-    ValueError: If there are no steps, or one is below 1 or repeated.
+    ValueError: If there are no steps, or one is below 1, repeated or no whole
+      number, see ``real``.
 
   >>> walk([1, 500, 1000]).tolist()
   [[1000, 500], [500, 1], [1, 0]]
   """
-  steps = np.sort(np.asarray(visited, np.int32))[::-1]
-  if steps.size == 0 or steps[-1] < 1 or (np.diff(steps) == 0).any():
+  steps = np.sort(np.ravel(visited))[::-1]
+  whole = np.ndim(visited) == 1 and steps.size > 0 and (steps % 1 == 0).all()
+  if not whole or steps[-1] < 1 or (np.diff(steps) == 0).any():
     raise ValueError(
-      f"visited steps {list(visited)} must be distinct and at least 1"
+      f"visited steps {list(visited)} must be distinct whole numbers above 0"
     )
   return np.stack([steps, np.append(steps[1:], 0)], axis=1).astype(np.int32)
 
@@ -180,13 +182,23 @@ def spaced(T: int, num: int) -> Pairs:
     [num, 2] rows (t, s).
 
   Raises:
-    ValueError: If num is not in 1..T.
+    ValueError: If num is not in 1..T, or time is continuous.
   """
-  if not 1 <= num <= T:
-    raise ValueError(f"{num} sampling steps must be in 1..{T=}")
+  check_discrete("timesteps.spaced", T)
+  check_count(num, T)
   if num == 1:
     return walk([T])
   return walk(1 + strides(T, num))
+
+
+def check_count(num: int, most: float) -> None:
+  """Raises ValueError for a number of sampling steps that is not in 1..most."""
+  whole = isinstance(num, int | np.integer) and not isinstance(num, bool)
+  if not whole:
+    raise ValueError(f"{num!r} sampling steps must be a whole number, an int")
+  if not 1 <= num <= most:
+    bounds = "at least 1" if most == math.inf else f"in 1..T={most}"
+    raise ValueError(f"{num} sampling steps must be {bounds}")
 
 
 def strides(length: int, num: int) -> Int[np.ndarray, " num"]:

@@ -176,3 +176,11 @@ def test_names():
     state.create({}, dj.training.optimizer(lr=1), ("std0.3",))
   with pytest.raises(ValueError, match="must be some, and distinct"):
     averages.coefficients([1, 1], [0.1, 0.1], 1, 0.05)
+
+
+@pytest.mark.parametrize("step", [0, 21])
+def test_averages_of_steps_before_or_after_the_saved_are_refused(step):
+  with pytest.raises(ValueError, match=r"steps=\[10, 20\] have none of step="):
+    averages.coefficients([10, 20], [0.05, 0.1], step, 0.07)
+  with pytest.raises(ValueError, match=r"steps=\[0, 20\] have none of step=20"):
+    averages.coefficients([0, 20], [0.05, 0.1], 20, 0.07)

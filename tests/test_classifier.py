@@ -14,6 +14,7 @@ from commands import CLASSIFIER, assert_one_error, command, rows
 import diffusion_jax as dj
 from diffusion_jax.runs import (
   directory,
+  guiding,
   networks,
   processes,
   restoring,
@@ -230,6 +231,31 @@ def of_larger_pictures(run):
   data = directory.read_json(run, "data")
   data["image_shape"] = [16, 16, 1]
   (run / "data.json").write_text(json.dumps(data))
+
+
+OURS = {"num_classes": 2, "class_names": ["cat", "dog"]}
+CELSIUS = {"dtype": "float32", "centre": 0.0, "scale": 40.0, "bounded": True}
+
+
+@pytest.mark.parametrize(("theirs", "message"), [
+  ({"values": CELSIUS},
+   r"^it was trained on values of float32 -40 to 40, the run on uint8 0 to "
+   r"255: train"),
+  ({"class_names": ["dog", "cat"]}, "^it has 'dog' as class 0, the run 'cat'"),
+  ({"num_classes": 1}, "^it has num_classes 1, the run 2: train both on the"),
+])  # fmt: skip
+def test_a_run_of_other_units_or_classes_is_refused(theirs, message):
+  with pytest.raises(ValueError, match=message):
+    guiding.check_same_data("it", {**OURS, **theirs}, OURS)
+
+
+def test_runs_whose_numbers_and_classes_mean_the_same_go_together():
+  # 16 bits in full are as bright as bytes; imported weights have no names.
+  wide = {"dtype": "uint16", "centre": 32767.5, "scale": 32767.5}
+  for theirs in ({"values": wide}, {"class_names": ["0", "1"]}):
+    guiding.check_same_data("it", {**OURS, **theirs}, OURS)
+  others = {"num_classes": 1, "class_names": ["dog"]}
+  guiding.check_same_data("it", others, OURS, classes=False)
 
 
 @pytest.mark.parametrize(

@@ -249,3 +249,30 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     )
   with pytest.raises(ValueError, match=r"b is \[3\]: must be \[4, 2\]"):
     CONDITIONS.given(None, None, {"b": [1, 2, 3]}, count=4)
+
+
+MADE = (
+  {"num_classes": 3},
+  {"vectors": (conditions.Vector("a", (0.0,), (1.0,)),)},
+)
+
+
+@pytest.mark.parametrize(("made", "y", "numbers", "message"), [
+  (MADE[0], None, None, "y=None: pass a class, 0..2, for each example"),
+  (MADE[0], [1.5], None, "class y is float64; pass whole numbers, 0..2"),
+  (MADE[0], ["cat"], None, "class y is <U3; pass whole numbers, 0..2"),
+  (MADE[0], [1], {"a": 1.0}, "'a' is no part of the condition: it has none"),
+  (MADE[1], None, {"b": 1.0}, "'b' is no part of the condition: a"),
+  (MADE[1], None, {"a": [1.0]}, "pass count=N beside a"),
+  (MADE[1], [0], {"a": [np.nan]}, "a has values that are NaN or infinite"),
+])  # fmt: skip
+def test_conditions_that_say_nothing_are_refused(made, y, numbers, message):
+  made = conditions.Conditions(dj.schedules.cosine(10), **made)
+  with pytest.raises(ValueError, match=message):
+    made.given(y, None, numbers)
+
+
+@pytest.mark.parametrize("numbers", [[1.0, 2.0], [[1.0], [np.nan]]])
+def test_numbers_that_have_no_mean_are_refused(numbers):
+  with pytest.raises(ValueError, match=r"a is \[2.*must be \[N, n\], and all"):
+    conditions.standardised({"a": np.array(numbers)})

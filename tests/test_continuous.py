@@ -233,3 +233,39 @@ def test_what_needs_discrete_time_refuses_continuous_time(name):
   x = jnp.zeros((2, 4, 4, 1))
   with pytest.raises(ValueError, match="needs discrete time, and T=1.0 is"):
     STEPS_ONLY[name](continuous.linear(), x, jnp.full(2, 0.5))
+
+
+def test_whole_ends_are_those_of_continuous_time():
+  whole = continuous.edm(sigma_min=1, sigma_max=80)
+  assert not dj.schedules.is_discrete(whole)
+  assert (whole.T, whole.first) == (80.0, 1.0)
+  with pytest.raises(ValueError, match="T=80.0 is continuous: use a schedule"):
+    timesteps.spaced(whole.T, 10)
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.01, 500, np.nan, np.array([0.5, 500])])
+@pytest.mark.parametrize("name", ["cosine", "linear", "flow"])
+def test_times_outside_the_path_are_refused(name, t):
+  with pytest.raises(ValueError, match=r"t=.* is not in 0\.\.T=1\.0$"):
+    SCHEDULES[name].at(t)
+  assert SCHEDULES["edm"].at(90.0).sigma > 89  # training draws some above T
+
+
+TO_THE_END = {"heun": solvers.heun_step, **{
+  f"dpm{order}": solvers.dpm(order) for order in (2, 3)
+}, "unipc": solvers.unipc(), "deis": solvers.deis()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TO_THE_END)
+def test_steps_below_the_cleanest_time_are_as_good_as_others(name):
+  # Two of these times are below ``first``: their nodes once coincided.
+  schedule = continuous.linear()
+  pairs = dj.spacing.named(schedule, "scales", 40)
+  assert (pairs[:, 0] < schedule.first).sum() == 2
+  x_T = jnp.linspace(-2.0, 2.0, 4).reshape(4, 1)
+  x, _ = samplers.sample(
+    TO_THE_END[name], GAUSSIAN.predictor(schedule), schedule, (4, 1),
+    jax.random.key(0), pairs=pairs, x_T=x_T,
+  )  # fmt: skip
+  exact = oracles.flow_map(schedule, 0.3, 0.5, x_T, schedule.T, 0.0)
+  np.testing.assert_allclose(x, exact, atol=0.02)

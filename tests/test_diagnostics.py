@@ -58,6 +58,11 @@ def test_one_image_has_no_standard_error():
       dj.predictor(lambda x_t, t: x_t, SCHEDULE), SCHEDULE,
       jnp.zeros((1, 2, 2, 1)), jnp.array([1]), jax.random.key(0),
     )  # fmt: skip
+  with pytest.raises(ValueError, match=r"t=\[0, 5\] must be in 1..T="):
+    diagnostics.loss_curve(
+      dj.predictor(lambda x_t, t: x_t, SCHEDULE), SCHEDULE,
+      jnp.zeros((2, 2, 2, 1)), jnp.array([0, 5]), jax.random.key(0),
+    )  # fmt: skip
 
 
 def test_a_shift_of_one_channel_is_its_drift():

@@ -608,6 +608,12 @@ def test_weights_of_other_networks_are_refused():
   with pytest.raises(ValueError, match="pos_embed .* not the sines"):
     learned = tensors["pos_embed"] + 1
     dj.pretrained.from_dit({**tensors, "pos_embed": learned}, NETWORKS["dit"])
+  with pytest.raises(ValueError, match="pos_embed .* not the sines"):
+    flat = {**tensors, "pos_embed": tensors["pos_embed"].ravel()}
+    dj.pretrained.from_dit(flat, NETWORKS["dit"])
+  wider = NETWORKS["dit"].clone(width=2 * NETWORKS["dit"].width)
+  with pytest.raises(ValueError, match="_embedder.* in the weights; the netw"):
+    dj.pretrained.from_dit(tensors, wider)
   with pytest.raises(ValueError, match="missing from .* blocks.1.attn.proj"):
     short = {k: v for k, v in tensors.items() if k != "blocks.1.attn.proj.bias"}
     dj.pretrained.from_dit(short, NETWORKS["dit"])

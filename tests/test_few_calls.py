@@ -1,5 +1,6 @@
 """Runs of few network calls: from a configuration to samples."""
 
+import json
 import shutil
 
 import chex
@@ -86,6 +87,18 @@ def test_a_run_starts_where_another_ended(zoo, tmp_path, few_numbers, capsys):
       f"--workdir={tmp_path}/new",
     )  # fmt: skip
     assert message in line
+
+
+def test_a_teacher_of_other_units_is_refused(zoo, tmp_path, capsys):
+  teacher = zoo.copy("few", tmp_path / "teacher")
+  data = directory.read_json(teacher, "data")
+  data["values"] = {"centre": 8.0, "scale": 8.0}
+  (teacher / "data.json").write_text(json.dumps(data))
+  line = refused(
+    capsys, train, *BLIND, *HALVED, f"--config.init.run={teacher}",
+    f"--workdir={tmp_path}/new",
+  )  # fmt: skip
+  assert "on values of uint8 0 to 16, the run on uint8 0 to 255" in line
 
 
 def test_parameters_are_grafted_by_name():

@@ -41,12 +41,21 @@ def test_the_roll_goes_there_and_back(monkeypatch):
     ("--only=rol", "'rol' is not one of schedules, forward, roll"),
     ("--only=samples", "is drawn by a run; pass its --workdir"),
     ("--workdir=nowhere", "no run directory nowhere"),
+    (f"--out={__file__}", "is a file; name another place"),
   ],
 )
 def test_what_cannot_be_made_is_one_line(flag, message, capsys):
   with pytest.raises(SystemExit) as stop:
     command(figures, flag)
   assert_one_error(stop, capsys, message)
+
+
+def test_a_run_that_cannot_draw_a_figure_is_refused(zoo):
+  run = zoo.original("few")
+  with pytest.raises(ValueError, match="=roll needs no run; leave out --work"):
+    figures.wanted("roll", run)
+  with pytest.raises(ValueError, match="needs a run with label_dropout, unlik"):
+    figures.wanted("guided", run)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from diffusion_jax import (
   apg,
   composition,
   conditions,
+  continuous,
   guidance,
   prediction,
   process,
@@ -262,6 +263,22 @@ def test_an_empty_interval_is_refused():
     guidance.classifier_free(predict, schedule, lambda c: c, 2, interval=(5, 1))
   with pytest.raises(ValueError, match="low <= high"):
     guidance.autoguidance(predict, predict, schedule, 2, interval=(5, 1))
+  with pytest.raises(ValueError, match=r"=\(1, 2, 3\) must be \(low, high\)"):
+    guidance.autoguidance(predict, predict, schedule, 2, interval=(1, 2, 3))
+
+
+def test_guidance_without_a_condition_is_refused():
+  schedule = schedules.cosine(10)
+  guided = guidance.classifier_free(
+    PEAKS.predictor(schedule), schedule, conditions.without_class(3), 2.0
+  )
+  composed = composition.composed(
+    PEAKS.predictor(schedule), schedule,
+    conditions.Conditions(schedule, num_classes=3).without, {"class": 2.0},
+  )  # fmt: skip
+  for guide in (guided, composed):
+    with pytest.raises(ValueError, match="without a condition; bind one: give"):
+      guide(jnp.zeros((1, 2)), 5)
 
 
 PAPERS = {4: {"eta": 0.0, "radius": 2.5}, 6: {
@@ -449,3 +466,14 @@ def test_each_example_may_have_a_scale_of_its_own():
   want = -schedule.sigma[4] * scale
   np.testing.assert_allclose(away[:, 0, 0, 0], want, rtol=1e-5)
   np.testing.assert_allclose(away[0], away[0, :1, :1, :1] + 0 * away[0])
+
+
+def test_a_classifier_guides_nothing_where_there_is_only_noise():
+  # eps_hat does not determine x0_hat at alpha = 0, where a flow begins.
+  schedule, x = continuous.flow(), jnp.linspace(-1, 1, 8).reshape(2, 2, 2, 1)
+  predict = PEAKS.predictor(schedule, TARGETS["x0"])
+  guided = guidance.classifier(predict, schedule, lambda x_t, t: x_t, 1.0)
+  np.testing.assert_array_equal(guided(x, 1.0).x0_hat, predict(x, 1.0).x0_hat)
+  np.testing.assert_allclose(
+    guided(x, 0.5).eps_hat, predict(x, 0.5).eps_hat - 0.5 * x, atol=1e-5
+  )

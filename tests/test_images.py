@@ -18,6 +18,8 @@ def test_what_are_no_bytes_are_refused():
     images.grid(np.zeros((2, 8, 8, 1), np.uint8))
   with pytest.raises(ValueError, match="columns=-1 must be at least 1"):
     images.grid(np.zeros((2, 8, 8, 1)), columns=-1)
+  with pytest.raises(ValueError, match=r"x has shape \(8, 8\); pass images"):
+    images.grid(np.zeros((8, 8)))
 
 
 def test_rules_of_quantisation_differ_by_half_a_level():

@@ -242,3 +242,13 @@ def test_edm2_is_trained_as_published():
   assert networks.averages(config) == ["std0.05", "std0.1"]
   with pytest.raises(ValueError, match="must be multiples of 8"):
     networks.model(config, (60, 64, 3), 1000)
+
+
+def test_edms_sampler_is_refused_where_no_signal_is_left():
+  flow = dj.continuous.flow()
+  with pytest.raises(
+    ValueError, match="by the signal, which is 0 at t=1.0, wh"
+  ):
+    samplers.walk(flow, "edm_heun", "even", 4)
+  # By itself it starts where a little is left.
+  assert flow.at(samplers.walk(flow, "edm_heun", None, 4)[0, 0]).alpha > 0

@@ -350,3 +350,9 @@ def test_features_that_are_not_finite_have_no_distance(measure):
   x[3, 1] = np.nan
   with pytest.raises(FloatingPointError, match="1 of 60 features are NaN"):
     measure(x, np.ones((20, 3)))
+
+
+def test_floats_are_refused_as_pixels():
+  # As bytes, all of [-1, 1] would be black: every distance close to 0.
+  with pytest.raises(ValueError, match="images are float32; pass bytes"):
+    metrics.pixels(np.zeros((2, 4, 4, 1), np.float32))

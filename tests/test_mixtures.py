@@ -103,3 +103,16 @@ def test_walking_back_gives_the_roll():
   # All of the line is reached.
   share = np.bincount(away.argmin(axis=1) // 10, minlength=10) / 500
   assert (np.abs(share - 0.1) < 5 * np.sqrt(0.09 / 500)).all()
+
+
+@pytest.mark.parametrize("schedule", [
+  dj.continuous.flow(), dj.continuous.cosine(),
+  dj.schedules.cosine(100, zero_terminal=True),
+])  # fmt: skip
+def test_pure_noise_says_nothing_about_the_data(schedule):
+  x_t = jax.random.normal(jax.random.key(0), (5, *UNEVEN.means.shape[1:]))
+  x0_hat = mixtures.predictor(schedule, UNEVEN)(x_t, schedule.T).x0_hat
+  mean = jnp.tensordot(UNEVEN.weights, UNEVEN.means, axes=1)
+  np.testing.assert_allclose(
+    x0_hat, np.broadcast_to(mean, x_t.shape), rtol=1e-4, atol=1e-5
+  )

@@ -106,3 +106,5 @@ def test_names_and_numbers_are_checked():
   ):
     with pytest.raises(ValueError, match=message):
       dj.training.optimizer(**{"lr": 0.1, **options})
+  with pytest.raises(ValueError, match="decay='fast' is not one of cosine"):
+    optimizers.rate(0.1, decay_steps=5, decay="fast")

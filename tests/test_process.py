@@ -239,6 +239,7 @@ def test_q_sample_is_linear_in_its_noise():
   ("change", "message"),
   [
     ({"variance": "small"}, "variance='small' is not one of fixed_small"),
+    ({"target": "v"}, "target='v' must be one of dj.targets"),
     ({"variance": "learned"}, r"needs an output of \(1, 2, 2, 4\); the"),
   ],
 )
@@ -383,3 +384,18 @@ def test_noise_that_would_be_shared_is_refused():
       process.q_step(schedule, x, 3, eps)
     with pytest.raises(ValueError, match="needs noise of its own"):
       process.q_sample(schedule, x, 3, eps)
+
+
+def test_times_in_the_wrong_order_are_refused():
+  schedule, x = schedules.cosine(10), jnp.zeros((2, 4, 4, 1))
+  with pytest.raises(ValueError, match="s=5 is above t=3; s must be the clean"):
+    process.q_posterior(schedule, x, x, 3, 5)
+  with pytest.raises(ValueError, match="s=4 is above t=2; s must be the clean"):
+    process.q_step(schedule, x, jnp.array([5, 2]), x, s=4)
+
+
+@pytest.mark.parametrize("t", [np.ones(3, int), np.ones((2, 1), int)])
+def test_times_that_would_be_broadcast_are_refused(t):
+  schedule, x = schedules.cosine(10), jnp.zeros((2, 4, 4, 1))
+  with pytest.raises(ValueError, match="t has shape .*one for each of the 2"):
+    process.q_sample(schedule, x, t, x)

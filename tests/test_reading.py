@@ -49,6 +49,7 @@ def test_a_cost_is_of_one_picture(monkeypatch):
   ("flags", "message"),
   [
     ([], "--out is missing"),
+    ([f"--out={__file__}/a"], "is a file; name another place"),
     (
       ["--num=1000000000", "--size=1024", "--out=x"],
       "need 3145728.0 GB, .* has",

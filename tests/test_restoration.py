@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles import GAUSSIAN, Mixture
 
+import diffusion_jax as dj
 from diffusion_jax import (
   prediction,
   restoration,
@@ -266,3 +267,18 @@ def test_impossible_restorations_are_refused():
       restoration.downsampling(size)(x)
   with pytest.raises(ValueError, match="width=0 of the blur"):
     restoration.blurring(0)
+
+
+@pytest.mark.parametrize("name", ["dps", "pigdm", "tmpd"])
+def test_pure_noise_is_no_reason_for_nan(name):
+  # A walk of a flow, or of a table with zero_terminal, starts at alpha = 0.
+  schedule, x = dj.continuous.flow(), jnp.linspace(-1, 1, 8).reshape(2, 2, 2, 1)
+  predict = dj.mixtures.predictor(
+    schedule, dj.mixtures.around(jnp.full((1, 2, 2, 1), 0.3), 0.5)
+  )
+  observe = dj.restoration.blurring(1.0)
+  given = getattr(dj.restoration, name)(
+    predict, schedule, observe, observe(x), std=0.1
+  )
+  np.testing.assert_allclose(given(x, schedule.T).x0_hat, 0.3, rtol=1e-5)
+  assert np.isfinite(given(x, 0.9).x0_hat).all()

@@ -1,5 +1,6 @@
 """Nothing is lost: signals, kills, damage, and two at once."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -132,6 +133,15 @@ def test_a_closed_terminal_is_a_signal_too_unless_nohup_ignores_it():
     assert stop.signal is None
   finally:
     signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_may_train_in_a_thread_which_gets_no_signals():
+  def train():
+    with interruption.Interruption() as stop:
+      return stop.reached(1)
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    assert not pool.submit(train).result()
 
 
 def test_a_signal_cuts_a_preview_short(

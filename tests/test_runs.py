@@ -354,6 +354,8 @@ def test_none_of_an_option_is_its_usual_value():
     EvaluationOptions(keep_samples="no")  # type: ignore
   with pytest.raises(ValueError, match="`samples` is an array: pass a name"):
     EvaluationOptions(samples=np.zeros((2, 8, 8, 1)))  # type: ignore
+  with pytest.raises(ValueError, match="`steps` is an array: pass one int"):
+    dj.runs.SamplingOptions(steps=np.array([1, 2]))  # type: ignore
   dj.runs.SamplingOptions(low_res=np.zeros((2, 8, 8, 1)))
 
 

@@ -232,3 +232,9 @@ def test_a_schedule_is_a_pytree():
   chex.assert_max_traces(lambda s: s.alpha[3], n=1)
   f = jax.jit(chex.assert_max_traces(lambda s: s.alpha[3], n=1))
   f(schedule), f(schedules.cosine(100))
+
+
+@pytest.mark.parametrize("dtype", [int, jnp.bfloat16, np.float16])
+def test_tables_that_round_steps_together_are_refused(dtype):
+  with pytest.raises(ValueError, match="dtype=.* must be float32 or float64"):
+    schedules.linear(100, dtype=dtype)

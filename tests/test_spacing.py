@@ -122,3 +122,12 @@ def test_a_walk_in_continuous_time_is_known_inside_a_program():
   np.testing.assert_array_equal(walks[0], spacing.named(schedule, "scales", 3))
   with pytest.raises(ValueError, match="spacing '7' has 7 steps, not 3"):
     spacing.named(schedule, "7", 3)
+
+
+@pytest.mark.parametrize("spec", spacing.NAMES)
+@pytest.mark.parametrize("num", [2.5, 7.0, True])
+def test_numbers_of_steps_that_are_not_whole_are_refused(spec, num):
+  for schedule in (schedules.linear(100), continuous.flow()):
+    if spec in spacing.CONTINUOUS or isinstance(schedule, schedules.Table):
+      with pytest.raises(ValueError, match=f"^{num} sampling steps .* whole"):
+        spacing.named(schedule, spec, num)

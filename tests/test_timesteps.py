@@ -47,9 +47,11 @@ def test_impossible_numbers_of_steps_are_refused(num):
     timesteps.spaced(1000, num)
 
 
-@pytest.mark.parametrize("visited", [[], [0, 3], [3, 3]])
+@pytest.mark.parametrize(
+  "visited", [[], [0, 3], [3, 3], [1.5, 2.7], [[1, 5], [2, 3]]]
+)
 def test_impossible_walks_are_refused(visited):
-  with pytest.raises(ValueError, match="distinct and at least 1"):
+  with pytest.raises(ValueError, match="must be distinct whole numbers"):
     timesteps.walk(visited)
 
 

@@ -131,6 +131,14 @@ class Values:
       )
     )
 
+  def agrees(self, other: "Values") -> bool:
+    """Whether a network sees the same, as of bytes and of 16 bits in full."""
+    full = all(
+      x.dtype in INTEGERS and (x.low, x.high) == (0, np.iinfo(x.dtype).max)
+      for x in (self, other)
+    )
+    return full or self.like(other)
+
   def to_json(self) -> dict[str, Any]:
     """The form in data.json."""
     return dataclasses.asdict(self)

@@ -16,7 +16,15 @@ Network = Callable[[Any], Any]
 
 
 def pixels(images: UInt8[Array, "B H W C"]) -> Float[Array, "B D"]:
-  """Pixels as features: bytes k as k / 127.5 - 1, flattened."""
+  """Pixels as features: bytes k as k / 127.5 - 1, flattened.
+
+  Raises:
+    ValueError: If they are not bytes: floats may be in [-1, 1] already.
+  """
+  if images.dtype != np.uint8:
+    raise ValueError(
+      f"images are {images.dtype}; pass bytes, see images.to_uint8"
+    )
   return images.reshape(len(images), -1) / 127.5 - 1
 
 

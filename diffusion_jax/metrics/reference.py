@@ -1,6 +1,7 @@
 """Statistics of data in files: published reference batches, and our own."""
 
 import hashlib
+import os
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Reference(NamedTuple):
   fingerprint: str
 
 
-def read_reference(path: pathlib.Path) -> Reference:
+def read_reference(path: str | os.PathLike[str]) -> Reference:
   """Reads an .npz of statistics, or one of OpenAI's reference batches.
 
   The former has mu and sigma, as pytorch-fid writes them; the latter arr_0,
@@ -41,6 +42,7 @@ def read_reference(path: pathlib.Path) -> Reference:
       do not fit.
     OSError: If there is no such file.
   """
+  path = pathlib.Path(path)
   try:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       names = list(arrays)
@@ -77,7 +79,7 @@ def _gaussian(path, mean: np.ndarray, cov: np.ndarray) -> Gaussian:
 
 
 def write_reference(
-  path: pathlib.Path, gaussians: Mapping[str, Gaussian]
+  path: str | os.PathLike[str], gaussians: Mapping[str, Gaussian]
 ) -> None:
   """Writes an .npz that ``read_reference`` and pytorch-fid read.
 
@@ -88,5 +90,5 @@ def write_reference(
   arrays = {}
   for feature, gaussian in gaussians.items():
     arrays |= dict(zip(KEYS[feature], gaussian, strict=True))
-  path.parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   np.savez(path, **arrays)

@@ -120,17 +120,26 @@ def from_dit(state_dict: Tensors, net: DiT) -> dict:
   _check(net)
   tensors = dict(state_dict)
   positions = tensors.pop(POSITIONS, None)
+  # First, so that a network of another width is refused by its kernels.
+  params = layout.read(tensors, net, list(_entries(net)), _image_shape)
   if positions is not None:
-    side = math.isqrt(np.asarray(positions).shape[-2])
-    fixed = transformer.sin_cos((side, side), net.width)[None]
-    if positions.shape != fixed.shape or not np.allclose(
-      positions, fixed, atol=1e-4
-    ):
-      raise ValueError(
-        f"{POSITIONS} in the weights are not the sines and cosines of a square "
-        "that the published networks have"
-      )
-  return layout.read(tensors, net, list(_entries(net)), _image_shape)
+    _check_positions(np.asarray(positions), net.width)
+  return params
+
+
+def _check_positions(positions: np.ndarray, width: int) -> None:
+  """Raises unless these are the fixed ones, [1, patches, width]."""
+  side = math.isqrt(positions.shape[1]) if positions.ndim == 3 else 0
+  fixed = transformer.sin_cos((side, side), width)[None] if side else None
+  if (
+    fixed is None
+    or positions.shape != fixed.shape
+    or not np.allclose(positions, fixed, atol=1e-4)
+  ):
+    raise ValueError(
+      f"{POSITIONS} in the weights are not the sines and cosines of a square "
+      "that the published networks have"
+    )
 
 
 def to_dit(

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffusion_jax as dj
@@ -169,6 +169,50 @@ def check_guidable(config: Config, asked: str) -> None:
     )
 
 
+def check_same_data(
+  option: str,
+  theirs: Mapping[str, Any],
+  ours: Mapping[str, Any],
+  *,
+  classes: bool = True,
+) -> None:
+  """Checks that two runs mean the same by each number and by each class.
+
+  Args:
+    option: What names the other run, for errors.
+    theirs: The data of that run.
+    ours: The data of the run that it is used with.
+    classes: Whether their classes must be the same, too.
+
+  Raises:
+    ValueError: If their units or their classes differ.
+  """
+  a, b = (dj.data.values.from_json(d.get("values")) for d in (theirs, ours))
+  if not a.agrees(b):
+    raise ValueError(
+      f"{option} was trained on values of {a}, the run on {b}: train both on "
+      "data of the same units"
+    )
+  if not classes:
+    return
+  counts = [d["num_classes"] for d in (theirs, ours)]
+  if all(counts) and counts[0] != counts[1]:  # unknown, of imported weights
+    raise ValueError(
+      f"{option} has num_classes {counts[0]}, the run {counts[1]}: train both "
+      "on the same classes"
+    )
+  names = [d["class_names"] for d in (theirs, ours)]
+  # Imported weights have numbers as names.
+  if any(n == [*map(str, range(len(n)))] for n in names):
+    return
+  for k, (one, other) in enumerate(zip(*names, strict=True)):
+    if one != other:
+      raise ValueError(
+        f"{option} has {one!r} as class {k}, the run {other!r}: train both on "
+        "the same classes"
+      )
+
+
 def guiding_classifier(
   workdir: pathlib.Path, config, data
 ) -> GuidingClassifier:
@@ -193,6 +237,7 @@ def guiding_classifier(
       raise ValueError(
         f"`classifier={workdir}` has {what} {their_data[what]}, the run {value}"
       )
+  check_same_data(f"`classifier={workdir}`", their_data, data)
   shape = tuple(data["image_shape"])
   net = networks.classifier(theirs, shape, their_data["num_classes"])
   if not processes.same_noise(theirs, config):

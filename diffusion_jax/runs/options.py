@@ -191,7 +191,8 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   if isinstance(value, np.ndarray) and np.ndarray not in typing.get_args(
     field.type
   ):
-    raise ValueError(f"`{field.name}` is an array: pass a name or a path")
+    wanted = "a name or a path" if of is str else f"one {of.__name__}"
+    raise ValueError(f"`{field.name}` is an array: pass {wanted}")
   if isinstance(value, os.PathLike):  # a path, or an opened run
     return os.fspath(value)
   if of is bool and not isinstance(value, bool):

@@ -226,7 +226,7 @@ def _upsampler(
   """The next stage of a cascade.
 
   Raises:
-    ValueError: If it does not upsample images of the stage below it.
+    ValueError: If it does not upsample images as the stage below draws them.
   """
   stage = _stage(options, workdir, enlarges=True)
   small = networks.low_res_shape(stage.config, stage.image_shape)
@@ -236,12 +236,14 @@ def _upsampler(
       f"`upsampler={workdir}` enlarges {size}; {below.workdir} draws "
       f"{shapes.by(below.image_shape)}"
     )
-  count = guiding.class_count(below.config, below.classifier)
-  if stage.config.model.num_classes is not None and count is None:
+  labelled = stage.config.model.num_classes is not None
+  if labelled and guiding.class_count(below.config, below.classifier) is None:
     raise ValueError(
       f"`upsampler={workdir}` is class-conditional; {below.workdir} draws no "
       "classes"
     )
+  data = [directory.load(run.workdir)[1] for run in (stage, below)]
+  guiding.check_same_data(f"`upsampler={workdir}`", *data, classes=labelled)
   return dataclasses.replace(stage, stage=below.stage + 1)
 
 

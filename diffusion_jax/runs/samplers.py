@@ -123,10 +123,17 @@ def walk(
   """The steps (t, s) of a spacing, by default the sampler's usual one.
 
   Raises:
-    ValueError: If there is no such spacing, or none with that many steps.
+    ValueError: If there is no such spacing, or none with that many steps, or
+      the sampler divides by a signal that is 0 where they start.
   """
   evenly = ("ancestral", "ddim", "flow_heun", "flow_sde", "meanflow")
   usual = "even" if name in evenly else "scales"
   if name == "edm_heun":
     usual = "karras"
-  return dj.spacing.named(noise, spacing or usual, steps)
+  pairs = dj.spacing.named(noise, spacing or usual, steps)
+  if name == "edm_heun" and not noise.at(start := pairs[0, 0]).alpha > 0:
+    raise ValueError(
+      f"sampler=edm_heun divides by the signal, which is 0 at t={start}, where "
+      f"spacing={spacing or usual} starts: use sampler=heun"
+    )
+  return pairs

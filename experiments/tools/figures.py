@@ -198,12 +198,23 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
   """The names of the figures to draw.
 
   Raises:
-    ValueError: If there is no such figure, or it needs a run.
+    ValueError: If there is no such figure, or it needs a run, another one or
+      none.
   """
   if only is not None:
     choices.named("--only", only, {**FORMULAS, **OF_A_RUN})
     if only in OF_A_RUN and workdir is None:
       raise ValueError(f"--only={only} is drawn by a run; pass its --workdir")
+    if only in FORMULAS and workdir is not None:
+      raise ValueError(f"--only={only} needs no run; leave out --workdir")
+    if (
+      only == "guided"
+      and workdir is not None
+      and not networks.hides_labels(directory.load(workdir)[0])
+    ):
+      raise ValueError(
+        f"--only=guided needs a run with label_dropout, unlike {workdir}"
+      )
     return [only]
   if workdir is None:
     return list(FORMULAS)
@@ -238,7 +249,7 @@ def main(argv: list[str]) -> None:
   cli.parse(argv, values)
   with cli.user_errors():
     workdir = pathlib.Path(values.workdir) if values.workdir else None
-    cli.check_out(pathlib.Path(values.out))
+    cli.check_out(pathlib.Path(values.out) / "NAME.png")
     for name in wanted(values.only, workdir):
       path = pathlib.Path(values.out) / f"{name}.png"
       if name in FORMULAS:

@@ -132,6 +132,7 @@ def main(argv: list[str]) -> None:
     if values.out is None:
       raise ValueError("--out is missing: the folder of the cache")
     out = pathlib.Path(values.out).expanduser()
+    cli.check_out(out / "images.npy")
     if not dj.data.cache.is_cache(out):
       write(out, values.num, values.size)
     if values.cold:  # of what is mapped, nothing is dropped

@@ -260,6 +260,8 @@ def main(argv: list[str]) -> None:
     if values.workdir is None:
       raise ValueError("--workdir is missing: an empty directory")
     workdir = pathlib.Path(values.workdir)
+    if workdir.is_file():
+      raise ValueError(f"{workdir} is a file; choose another --workdir")
     if workdir.exists() and any(workdir.iterdir()):
       raise ValueError(f"{workdir} is not empty; choose another --workdir")
   wrong = soak(

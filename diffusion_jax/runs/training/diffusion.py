@@ -69,7 +69,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> setup.Training:
     start=(
       None
       if continuing.has_learnt(workdir)
-      else objectives.start(config, net, source.image_shape)
+      else objectives.start(config, net, source)
     ),
     **_shown(config, workdir, schedule, source, net),
   )

@@ -6,6 +6,7 @@ terminal.
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -23,7 +24,8 @@ class Interruption:
   """Notes the first signal; a second one ends the process at once.
 
   Several processes all stop after the same step: JAX passes the SIGTERM of one
-  host on to the others. Ctrl-C is then left to the launcher.
+  host on to the others. Ctrl-C is then left to the launcher. Python gives
+  signals to the main thread alone: in another, nothing is noted.
   """
 
   def __init__(self):
@@ -32,7 +34,8 @@ class Interruption:
     self._before = {}
 
   def __enter__(self):
-    if jax.process_count() == 1:
+    main = threading.current_thread() is threading.main_thread()
+    if jax.process_count() == 1 and main:
       for number in STATUS:
         before = signal.getsignal(number)
         # Under nohup SIGHUP is ignored, and must stay so.

@@ -12,6 +12,7 @@ import diffusion_jax as dj
 from diffusion_jax.runs import (
   choices,
   directory,
+  guiding,
   networks,
   processes,
   restoring,
@@ -205,11 +206,12 @@ def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
 # ----------------------------------------------------------- another run's
 
 
-def start(config: Config, net: Any, image_shape: tuple[int, ...]) -> Any:
+def start(config: Config, net: Any, source: dj.data.Source) -> Any:
   """The parameters of the run in ``config.init``; None if there is none.
 
   Raises:
-    ValueError: If there is no such run, or it has another process.
+    ValueError: If there is no such run, or it has another process, or is a
+      teacher of data in other units or of other classes.
   """
   if not config.init.run:
     return None
@@ -228,11 +230,16 @@ def start(config: Config, net: Any, image_shape: tuple[int, ...]) -> Any:
       f"init.run={workdir} has the schedule {theirs.schedule.to_dict()}, this "
       f"run {config.schedule.to_dict()}: they must be the same"
     )
-  shape = tuple(data["image_shape"])
-  if shape != tuple(image_shape):
+  shape, here = tuple(data["image_shape"]), tuple(source.image_shape)
+  if shape != here:
     raise ValueError(
-      f"init.run={workdir} has images of {shape}, this run of {image_shape}"
+      f"init.run={workdir} has images of {shape}, this run of {here}"
     )
+  if starting.taught(config):
+    guiding.check_same_data(
+      f"init.run={workdir}", data, directory.describe(source, config),
+      classes=config.model.num_classes is not None,
+    )  # fmt: skip
   there = networks.model(theirs, shape, data["num_classes"])
   ema = restoring.average(theirs, config.init.ema)
   params, _ = restoring.parameters(workdir, theirs, there, shape, ema)
