@@ -17,7 +17,7 @@ import tempfile
 
 import pytest
 
-SECONDS = 1.5
+SECONDS = 1.2
 LIST = pathlib.Path(__file__).with_name("heavy.txt")
 TIMES = "DIFFUSION_JAX_TEST_TIMES"  # the file that calls are noted in
 # pytest's: all passed, or some failed. Otherwise not all tests were run.

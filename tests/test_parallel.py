@@ -137,6 +137,7 @@ def test_a_step_is_that_of_pmap(name, request):
   assert 0 < error < 1e-3
 
 
+@pytest.mark.heavy  # for what it compares
 def test_only_gradients_and_figures_cross_devices(few_eight, few_one):
   messages = few_eight["collectives"]
   assert set(messages) == {"all-reduce"}, messages
