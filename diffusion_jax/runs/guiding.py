@@ -196,13 +196,15 @@ def check_same_data(
   if not classes:
     return
   counts = [d["num_classes"] for d in (theirs, ours)]
-  if all(counts) and counts[0] != counts[1]:  # unknown, of imported weights
+  if not all(counts):  # unknown, of imported weights
+    return
+  if counts[0] != counts[1]:
     raise ValueError(
       f"{option} has num_classes {counts[0]}, the run {counts[1]}: train both "
       "on the same classes"
     )
-  names = [d["class_names"] for d in (theirs, ours)]
-  # Imported weights have numbers as names.
+  names = [d.get("class_names", []) for d in (theirs, ours)]
+  # Imported weights have numbers as names, or none.
   if any(n == [*map(str, range(len(n)))] for n in names):
     return
   for k, (one, other) in enumerate(zip(*names, strict=True)):
