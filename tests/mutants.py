@@ -299,8 +299,8 @@ MUTANTS = {
   ),
   "classifier's push by the variance": _library(
     "classifier_guidance",
-    "push = per_example(schedule.at(t).sigma, x_t) * gradient(x_t, t)",
-    "push = per_example(schedule.at(t).sigma ** 2, x_t) * gradient(x_t, t)",
+    "per_example(scale, x_t) * sigma * gradient(x_t, t)",
+    "per_example(scale, x_t) * sigma**2 * gradient(x_t, t)",
     "tests/test_guidance.py",
   ),
   "classifier's push by the standard deviation": _library(

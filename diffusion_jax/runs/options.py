@@ -185,6 +185,8 @@ def _check(field: dataclasses.Field, of: type, value: Any) -> Any:
   if of is tuple:
     if isinstance(value, str | int | float | os.PathLike):
       value = (value,)
+    if any(isinstance(x, np.ndarray) for x in value):
+      raise ValueError(f"`{field.name}` is an array: pass a name or a path")
     return tuple(
       os.fspath(x) if isinstance(x, os.PathLike) else x for x in value
     )

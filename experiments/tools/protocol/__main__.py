@@ -215,25 +215,24 @@ class Protocol:
     ours = {"evaluate ours": 1.0}
     if self._conditional():
       ours["evaluate ours, guided"] = values.guidance
-    diffusers = {"evaluate diffusers": (PARTS, values.num)}
+    theirs = {"evaluate diffusers": (PARTS, values.num)}
     if values.curve:
       for part in range(1, PARTS + 1):
-        diffusers[f"curve diffusers {part}"] = (part, values.curve)
+        theirs[f"curve diffusers {part}"] = (part, values.curve)
     with concurrent.futures.ThreadPoolExecutor(values.together) as pool:
-      drawn = [
-        {
-          pool.submit(draw, stage, of): stage
-          for stage, of in sets.items()
-          if self.result(stage) is None
-        }
-        for draw, sets in ((self._ours, ours), (self._diffusers, diffusers))
-      ]
-      for sets in drawn:
-        agreement = ",agreement" if sets is drawn[0] and len(ours) > 1 else ""
-        self._measure(
-          {one.result(): stage for one, stage in sets.items()},
-          METRICS + agreement,
-        )
+      our_files = {
+        stage: pool.submit(self._ours, stage, scale)
+        for stage, scale in ours.items()
+        if self.result(stage) is None
+      }
+      their_files = {
+        stage: pool.submit(self._diffusers, part, num)
+        for stage, (part, num) in theirs.items()
+        if self.result(stage) is None
+      }
+      agreement = ",agreement" if self._conditional() else ""
+      self._measure(our_files, METRICS + agreement)
+      self._measure(their_files, METRICS)
     if values.curve and self.result("curve ours") is None:
       self._evaluate(
         f"--workdir={self.ours}", "--curve", f"--num={values.curve}",
@@ -258,27 +257,29 @@ class Protocol:
       )  # fmt: skip
     return str(out)
 
-  def _diffusers(self, stage: str, of: tuple[int, int]) -> str:
+  def _diffusers(self, part: int, num: int) -> str:
     """The file of diffusers' samples, from the average of a part."""
-    del stage
     drawn = self._peer(
-      do="sample", part=of[0], num=of[1], steps=self.values.peer_steps,
+      do="sample", part=part, num=num, steps=self.values.peer_steps,
       batch_size=self.values.batch,
     )  # fmt: skip
     return drawn["samples"]
 
-  def _measure(self, sets: dict[str, str], metrics: str) -> None:
+  def _measure(
+    self, files: dict[str, concurrent.futures.Future[str]], metrics: str
+  ) -> None:
     """Measures files of samples, and saves the row of each for its stage."""
-    if not sets:
+    if not files:
       return
+    stages = {file.result(): stage for stage, file in files.items()}
     said = self._evaluate(
-      f"--samples={','.join(sets)}", f"--reference={self.data}",
+      f"--samples={','.join(stages)}", f"--reference={self.data}",
       f"--metrics={metrics}",
     )  # fmt: skip
     for line in said.splitlines():
       if line.startswith("{"):
         row = json.loads(line)
-        self.keep(sets[row["pictures"]], row)
+        self.keep(stages[row["pictures"]], row)
 
   def _evaluate(self, *arguments: str) -> str:
     return _run(
