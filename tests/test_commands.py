@@ -232,7 +232,7 @@ def test_agreement_is_measured(conditional, capsys):
   command(evaluate, f"--workdir={conditional}", *flags)
   assert "of 20 samples are of the class asked for" in capsys.readouterr().out
   (row,) = rows(conditional / "evaluation.jsonl")
-  assert row["judge_accuracy"] > 0.95
+  assert row["agreement_accuracy"] > 0.95
   assert 0 <= row["agreement"] < 0.6  # an untrained network's guesses
   assert row["guidance"] == 3
 

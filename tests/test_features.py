@@ -131,9 +131,9 @@ def test_agreement_is_with_the_classes_of_the_samples():
   wrong = np.where(np.arange(90) < 30, (y + 1) % 3, y)
   compared = scores.Compared(network, seen(y, wrong), seen(y, y))
   row = scores.FIGURES["agreement"](compared, features.OWN, None)
-  assert row["judge_accuracy"] == 1
+  assert row["agreement_accuracy"] == 1
   np.testing.assert_allclose(row["agreement"], 2 / 3)
-  assert row["judge"].startswith("linear discriminant analysis")
+  assert row["agreement_by"].startswith("linear discriminant analysis")
 
 
 @pytest.fixture(scope="module")

@@ -306,13 +306,13 @@ def _agreement(seen: Compared, name: str, key) -> dict[str, Any]:
   agreement = float(classifier.score(ours, seen.ours.labels))
   accuracy = float(classifier.score(x[held_out], y[held_out]))
   console.say_first(
-    f"{agreement:.1%} of {len(ours)} samples are of the class asked for; of "
-    f"the data that the judge had not seen it gets {accuracy:.1%} right"
+    f"{agreement:.1%} of {len(ours)} samples are of the class asked for; the "
+    f"classifier is right on {accuracy:.1%} of the held-out data"
   )
   return {
     "agreement": agreement,
-    "judge": f"{kind} of {seen.network.name}, on one half of the data",
-    "judge_accuracy": accuracy,
+    "agreement_by": f"{kind} of {seen.network.name}, on one half of the data",
+    "agreement_accuracy": accuracy,
   }
 
 
