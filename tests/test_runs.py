@@ -221,6 +221,8 @@ def test_a_classifier_draws_nothing(copy):
 def test_no_directory_and_no_table(copy, tmp_path):
   with pytest.raises(ValueError, match="no run directory .*fewer; there is"):
     dj.runs.open(copy("few").workdir.with_name("fewer"))
+  with pytest.raises(ValueError, match="`samples` are 2, which make a table"):
+    dj.runs.open(tmp_path / "few").evaluate(samples=("a.npz", "b.npz"))
   with pytest.raises(ValueError, match="`curve` and `ema=sweep` make a table"):
     dj.runs.open(tmp_path / "few").evaluate(curve=True)
 

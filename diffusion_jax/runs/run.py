@@ -217,6 +217,11 @@ class Run:
         f"`curve` and `ema={sweep.SWEEP}` make a table: experiments.evaluate "
         "prints it; evaluate each `ema` by itself here"
       )
+    if len(asked.samples) > 1:
+      raise ValueError(
+        f"`samples` are {len(asked.samples)}, which make a table: evaluate "
+        "each by itself here"
+      )
     with console.quiet():
       return evaluating.evaluate(self.workdir, asked)[-1]
 
