@@ -11,6 +11,7 @@ import pytest
 from commands import refused
 from PIL import Image
 
+from experiments import cli
 from experiments.tools.protocol import __main__ as protocol, page
 
 
@@ -82,6 +83,41 @@ def test_a_training_whose_time_is_not_known_is_refused(
   message = "interrupted" if begun else "no checkpoint was saved within"
   asked = ("--stages=train", f"--workdir={tmp_path}")
   assert message in refused(capsys, protocol, *asked)
+
+
+def test_each_set_of_samples_is_drawn_and_measured_once(tmp_path, monkeypatch):
+  drawn, measured = [], []
+
+  def peer(_, *, part, num, **__):
+    drawn.append((part, num))
+    return {"samples": f"{part} {num}"}
+
+  def run(module, *arguments, **_):
+    if module == "experiments.sample":
+      return ""
+    flags = dict(flag.split("=", 1) for flag in arguments if "=" in flag)
+    if "--samples" not in flags:
+      return ""
+    paths = flags["--samples"].split(",")
+    measured.append((flags["--metrics"], len(paths)))
+    return "".join(
+      f"of {path}\n" + json.dumps({"pictures": path}) + "\n" for path in paths
+    )
+
+  argv = ["protocol", f"--workdir={tmp_path}", "--num=20", "--curve=20"]
+  values = protocol.define_flags(argv)
+  cli.parse(argv, values)
+  monkeypatch.setattr(protocol, "_run", run)
+  monkeypatch.setattr(protocol.Protocol, "_peer", peer)
+  monkeypatch.setattr(protocol.Protocol, "_conditional", lambda _: True)
+  protocol.Protocol(values, []).evaluate()
+  assert sorted(drawn) == [(1, 20), (2, 20), (3, 20), (4, 20)]
+  assert measured == [("fid,kid,pr,agreement", 2), ("fid,kid,pr", 4)]
+  row = page.result(tmp_path, "evaluate diffusers")
+  assert row == page.result(tmp_path, "curve diffusers 4")
+  assert row == {"pictures": "4 20"}
+  guided = page.result(tmp_path, "evaluate ours, guided")
+  assert guided == {"pictures": f"{tmp_path}/samples/ours-guided.npz"}
 
 
 @pytest.mark.slow

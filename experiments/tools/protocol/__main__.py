@@ -17,6 +17,7 @@ short has to begin anew. docs/cifar.md has the result.
 """
 
 import concurrent.futures
+import functools
 import json
 import pathlib
 import signal
@@ -220,13 +221,18 @@ class Protocol:
       for part in range(1, PARTS + 1):
         theirs[f"curve diffusers {part}"] = (part, values.curve)
     with concurrent.futures.ThreadPoolExecutor(values.together) as pool:
+
+      @functools.cache  # with as many samples two stages share a file
+      def drawn(part: int, num: int):
+        return pool.submit(self._diffusers, part, num)
+
       our_files = {
         stage: pool.submit(self._ours, stage, scale)
         for stage, scale in ours.items()
         if self.result(stage) is None
       }
       their_files = {
-        stage: pool.submit(self._diffusers, part, num)
+        stage: drawn(part, num)
         for stage, (part, num) in theirs.items()
         if self.result(stage) is None
       }
@@ -271,15 +277,15 @@ class Protocol:
     """Measures files of samples, and saves the row of each for its stage."""
     if not files:
       return
-    stages = {file.result(): stage for stage, file in files.items()}
+    paths = {stage: file.result() for stage, file in files.items()}
     said = self._evaluate(
-      f"--samples={','.join(stages)}", f"--reference={self.data}",
-      f"--metrics={metrics}",
+      f"--samples={','.join(dict.fromkeys(paths.values()))}",
+      f"--reference={self.data}", f"--metrics={metrics}",
     )  # fmt: skip
-    for line in said.splitlines():
-      if line.startswith("{"):
-        row = json.loads(line)
-        self.keep(stages[row["pictures"]], row)
+    lines = [line for line in said.splitlines() if line.startswith("{")]
+    rows = {row["pictures"]: row for row in map(json.loads, lines)}
+    for stage, path in paths.items():
+      self.keep(stage, rows[path])
 
   def _evaluate(self, *arguments: str) -> str:
     return _run(
