@@ -120,8 +120,7 @@ class Conditions:
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)
     numbers = {} if numbers is None else numbers
-    names = [part.name for part in (*self.vectors, *self.planes)]
-    numbers = {name: numbers[name] for name in names if name in numbers}
+    numbers = {n: numbers[n] for n in self._part_names() if n in numbers}
     size = x0.shape[1:3] if self.planes else None
     return self.given(y, low_res, numbers, count=len(x0), size=size)
 
@@ -152,12 +151,8 @@ class Conditions:
         name, a vector has a wrong width, or the count is not known.
     """
     cond: dict[str, Any] = {}
-    names = [part.name for part in (*self.vectors, *self.planes)]
-    if unknown := sorted((numbers or {}).keys() - set(names)):
-      raise ValueError(
-        f"{unknown[0]!r} is no part of the condition: "
-        f"{', '.join(names) or 'it has none'}"
-      )
+    names = self._part_names()
+    _check_names(numbers or {}, names)
     if self.num_classes is not None:
       last = self.num_classes - (not self.label_dropout)
       if y is None:
@@ -192,6 +187,9 @@ class Conditions:
     named = (part.name for part in known if part.dropout)
     return ((CLASS,) if label else ()) + tuple(named)
 
+  def _part_names(self) -> list[str]:
+    return [part.name for part in (*self.vectors, *self.planes)]
+
   def null(self, cond: Cond) -> Cond:
     """The condition with every part hidden that has a dropout."""
     return self.without(cond, self.hideable)
@@ -209,11 +207,7 @@ class Conditions:
     Raises:
       ValueError: If there is no such part.
     """
-    known = [CLASS, *(part.name for part in (*self.vectors, *self.planes))]
-    if unknown := sorted(set(names) - set(known)):
-      raise ValueError(
-        f"{unknown[0]!r} is no part of the condition: {', '.join(known)}"
-      )
+    _check_names(names, [CLASS, *self._part_names()])
     _check_given(cond)
     hidden = dict(cond)
     if CLASS in names and "y" in cond:
@@ -275,6 +269,15 @@ def without_class(no_class: int) -> Callable[[Cond], Cond]:
     return {**cond, "y": jnp.full_like(cond["y"], no_class)}
 
   return without
+
+
+def _check_names(asked: Collection[str], known: list[str]) -> None:
+  """Raises ValueError for the name of no part."""
+  if unknown := sorted(set(asked) - set(known)):
+    raise ValueError(
+      f"{unknown[0]!r} is no part of the condition: "
+      f"{', '.join(known) or 'it has none'}"
+    )
 
 
 def _check_given(cond: Cond) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.levels import first_if_clean
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch
 from diffusion_jax.samplers import Step, trapezoid
@@ -102,7 +103,7 @@ def _heun_step(
   slope = (y - p.x0_hat) / u_hat
 
   def slope_at(y_s):
-    there = predict(alpha_s * y_s, jnp.where(s > 0, s, schedule.first))
+    there = predict(alpha_s * y_s, first_if_clean(schedule, s))
     return (y_s - there.x0_hat) / u_s
 
   y_s = trapezoid(y, u_s - u_hat, slope, slope_at, s)

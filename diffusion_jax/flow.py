@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.levels import first_if_clean
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch
 from diffusion_jax.samplers import trapezoid
@@ -53,7 +54,7 @@ def heun_step(
   z, slope = x_t / size, p.eps_hat - p.x0_hat
 
   def slope_at(z_s):
-    there = predict(size_s * z_s, jnp.where(s > 0, s, schedule.first))
+    there = predict(size_s * z_s, first_if_clean(schedule, s))
     return there.eps_hat - there.x0_hat
 
   z_s = trapezoid(z, tau_s - tau, slope, slope_at, s)

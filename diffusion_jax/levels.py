@@ -5,6 +5,7 @@ Discrete schedules are in ``schedules``, continuous ones in ``continuous``.
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -74,6 +75,11 @@ def before(schedule: Schedule, t: Time) -> Time:
   """
   check_discrete("t - 1", schedule.T)
   return t - 1
+
+
+def first_if_clean(schedule: Schedule, t: Time) -> Array:
+  """t, or ``first`` where t is 0, at which no network is called."""
+  return jnp.where(t > 0, t, schedule.first)
 
 
 def check_discrete(what: str, T: int | float) -> None:

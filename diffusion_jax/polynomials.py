@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax import spacing
+from diffusion_jax.levels import first_if_clean
 from diffusion_jax.process import Batch
 from diffusion_jax.schedules import Schedule
 
@@ -88,7 +89,7 @@ def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
   At t = 0 it is that of ``first``, and where alpha is 0 that of u = sigma /
   alpha = 1e6: a polynomial needs a finite node for each output.
   """
-  half = schedule.at(jnp.where(t > 0, t, schedule.first)).log_snr / 2
+  half = schedule.at(first_if_clean(schedule, t)).log_snr / 2
   return jnp.where(jnp.isneginf(half), -np.log(1e6), half)
 
 

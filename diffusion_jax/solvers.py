@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax import polynomials, timesteps
+from diffusion_jax.levels import first_if_clean
 from diffusion_jax.polynomials import AXES as AXES
 from diffusion_jax.prediction import Predict
 from diffusion_jax.process import Batch, per_example, rates
@@ -275,7 +276,7 @@ def heun_step(
   euler = polynomials.drift(schedule, x_t, p.x0_hat, t, s)
 
   def corrected(x_s):
-    at = jnp.where(s > 0, s, schedule.first)
+    at = first_if_clean(schedule, s)
     there = predict(x_s, at)
     outputs = jnp.stack([p.x0_hat, there.x0_hat])
     nodes = polynomials.scales(
@@ -313,7 +314,7 @@ def ddim_encode_step(
     x_t, the shape of x_s.
   """
   s = jnp.asarray(s)
-  at = jnp.where(s > 0, s, schedule.first)
+  at = first_if_clean(schedule, s)
   p = predict(x_s, at)
   x0_hat = jnp.where(per_example(s, x_s) > 0, p.x0_hat, x_s)
   alpha, sigma = rates(schedule, t, x_s)

@@ -32,7 +32,7 @@ from experiments.configs import digits
 DDPM, DISTILLED, OWN = "ddpm", "distilled", "own"
 NAMES = (DDPM, *digits.VARIANTS)
 # What a variant starts from.
-STARTS = {"consistency": "edm", DISTILLED: "v"}
+STARTS = {"consistency": "edm"}
 # Steps after each halving, from 64 on, and the updates that it takes.
 HALVINGS = {32: 300, 16: 300, 8: 400, 4: 500, 2: 500, 1: 500}
 
@@ -60,7 +60,7 @@ def distilled(folder: pathlib.Path, seed: int, steps: int) -> dj.runs.Run:
   begin = (
     distilled(folder, seed, 2 * steps)
     if 2 * steps in HALVINGS
-    else trained(folder, STARTS[DISTILLED], seed)
+    else trained(folder, "v", seed)
   )
   updates = HALVINGS[steps]
   config.update({"seed": seed, "num_steps": updates})
@@ -149,19 +149,16 @@ def main(argv: list[str]) -> None:
         f"{', '.join(map(str, HALVINGS))}"
       )
     folder = pathlib.Path(values.workdir).expanduser()
+
+    def run_of(name: str, seed: int, calls: int) -> dj.runs.Run:
+      if name == DISTILLED:
+        return distilled(folder, seed, calls)
+      return trained(folder, name, seed)
+
     rows = []
     for name in values.variants:
       table = [
-        [
-          distance(
-            distilled(folder, seed, n)
-            if name == DISTILLED
-            else trained(folder, name, seed),
-            n,
-            values.sampler,
-          )
-          for n in calls
-        ]
+        [distance(run_of(name, seed, n), n, values.sampler) for n in calls]
         for seed in range(values.seeds)
       ]
       rows.append(row(name, table))
