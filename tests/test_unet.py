@@ -226,6 +226,26 @@ def test_normalisation_keeps_its_digits(size, mean):
   np.testing.assert_allclose(slope(got**2)[0], exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a CPU's programs")
+def test_no_activation_picks_the_shift_of_its_norm():
+  # As part of the loop over activations it made a network a quarter slower.
+  def normalised(x):
+    return group_norm(
+      x, jnp.ones(16), jnp.zeros(16), groups=4, epsilon=1e-6
+    )  # fmt: skip
+
+  x = jax.ShapeDtypeStruct((3, 8, 8, 16), jnp.float32)
+  program = jax.jit(normalised).lower(x).compile().as_text()
+  loops = [
+    body
+    for body in re.findall(r"^%fused.*?^}", program, re.MULTILINE | re.DOTALL)
+    if re.search(r"ROOT \S+ = f32\[3,8,8,16\]", body)
+  ]
+  assert loops
+  for body in loops:
+    assert not re.search(r" (slice|gather|dynamic-slice)\(", body)
+
+
 @pytest.mark.parametrize("channels", [4, 32])
 def test_narrow_networks_still_know_the_time(channels):
   call, params, x, t = make(channels=channels)
