@@ -85,6 +85,12 @@ def test_a_training_whose_time_is_not_known_is_refused(
   assert message in refused(capsys, protocol, *asked)
 
 
+def test_a_file_is_no_place_for_results(tmp_path, capsys):
+  (tmp_path / "file").touch()
+  said = refused(capsys, protocol, f"--workdir={tmp_path / 'file'}")
+  assert "is a file; choose another --workdir" in said
+
+
 def test_each_set_of_samples_is_drawn_and_measured_once(tmp_path, monkeypatch):
   drawn, measured = [], []
 

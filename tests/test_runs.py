@@ -340,6 +340,12 @@ def test_a_key_that_is_none_is_refused(key):
     dj.runs.run._check_key(key)
 
 
+def test_a_key_beside_a_seed_is_refused(zoo):
+  run = dj.runs.open(zoo.original("few"))
+  with pytest.raises(ValueError, match="`key` and `seed` both"):
+    run.sample(1, key=jax.random.key(0), seed=0)
+
+
 def test_no_pictures_are_refused(zoo, few_numbers):
   run = dj.runs.open(zoo.original("few"))
   for num, message in ((-3, "`num=-3` must be at"), (2.5, "must be a whole")):

@@ -157,7 +157,7 @@ class Run:
 
     Args:
       num: How many.
-      key: The root of all noise, instead of that of ``seed``.
+      key: The root of all noise, instead of a ``seed``.
       **options: Those of ``SamplingOptions``: steps, sampler, spacing, eta,
         guidance, classifier, classes, upsampler, low_res, low_res_noise, seed,
         ema, batch.
@@ -168,6 +168,8 @@ class Run:
     Raises:
       ValueError: If an option does not fit the run; the message names it.
     """
+    if key is not None and options.get("seed") is not None:
+      raise ValueError("`key` and `seed` both say the noise: pass one of them")
     asked = SamplingOptions.of(num=num, **options)
     _check_key(key)
     with console.quiet():

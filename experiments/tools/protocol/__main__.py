@@ -105,6 +105,7 @@ class Protocol:
     self.seed = values.config.seed
     self.folder = pathlib.Path(values.workdir)
     self.ours = self.folder / "ours"
+    directory.check_place(self.ours)
     self.folder.mkdir(parents=True, exist_ok=True)
 
   def result(self, name: str) -> dict[str, Any] | None:
