@@ -250,7 +250,9 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
 
   def without_class(x_t, t, cond=None):
     del cond
-    none = conditions.given(jnp.full(len(x_t), no_class), None)
+    none = conditions.given(
+      jnp.full(len(x_t), no_class), None, count=len(x_t), size=x_t.shape[1:3]
+    )
     return predict(x_t, t, none)
 
   return Model(run.schedule, without_class, pairs, units.bounded), x0

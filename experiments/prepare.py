@@ -14,6 +14,7 @@ import functools
 import multiprocessing
 import os
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -77,7 +78,16 @@ def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     share = functools.partial(_write, asked, out)
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-      list(pool.map(share, range(processes), [processes] * processes))
+      # Ctrl-C reaches all processes at a terminal; this one ends the others.
+      before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+      shares = pool.map(share, range(processes), [processes] * processes)
+      signal.signal(signal.SIGINT, before)
+      try:
+        list(shares)
+      except KeyboardInterrupt:
+        for process in multiprocessing.active_children():
+          process.terminate()
+        raise
   dj.data.cache.finish(out)
   dj.data.cache.load(out, verify=True)
 

@@ -132,6 +132,15 @@ def test_what_does_not_fit_is_refused(tmp_path):
   )
 
 
+def test_names_that_are_not_one_for_one_are_refused(tmp_path):
+  source = data.load(folder(tmp_path / "pets", PICTURES))
+  path = masks(tmp_path)
+  Image.fromarray(PICTURES[0, ..., 1]).save(path / "a.bmp")
+  found = data.load(path)
+  for attach in ((source, {"m": found}), (found, {"m": source})):
+    refused("has 2 pictures named a", lambda a=attach: data.beside.attach(*a))
+
+
 def test_what_is_attached_later_joins_what_is_there(tmp_path):
   source = data.load(folder(tmp_path / "pets", PICTURES))
   mask = data.load(masks(tmp_path))

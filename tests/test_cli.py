@@ -326,6 +326,52 @@ def test_the_second_signal_ends_at_once(times, status, out, error):
   assert (ended.returncode, ended.stdout, ended.stderr) == (status, out, error)
 
 
+SWALLOWS = f"""
+import os, runpy, signal, time
+hooks = runpy.run_path({str(ROOT / "experiments/cli/signals.py")!r})
+hooks["_listen"].__globals__["PATIENCE"] = 0.2
+hooks["watch"]()
+class Callback:  # what an exception meets in one is not raised
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(10): pass
+Callback()
+try:
+  time.sleep(60)
+except KeyboardInterrupt:
+  print("interrupted", flush=True)
+"""
+
+
+def test_a_lost_interrupt_is_raised_again():
+  ended = subprocess.run(
+    [sys.executable, "-c", SWALLOWS], capture_output=True, text=True,
+    check=False, timeout=50,
+  )  # fmt: skip
+  assert (ended.returncode, ended.stdout) == (0, "interrupted\n")
+  assert "Exception ignored" in ended.stderr  # it was lost
+
+
+NOTES = f"""
+import os, runpy, signal, time
+hooks = runpy.run_path({str(ROOT / "experiments/cli/signals.py")!r})
+hooks["_listen"].__globals__["PATIENCE"] = 0.1
+noted = []
+signal.signal(signal.SIGINT, lambda *_: noted.append(1))
+hooks["watch"]()
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.5)
+print(len(noted), flush=True)
+"""
+
+
+def test_a_noted_interrupt_is_not_repeated():
+  ended = subprocess.run(
+    [sys.executable, "-c", NOTES], capture_output=True, text=True, check=False
+  )
+  assert (ended.returncode, ended.stdout) == (0, "1\n")
+
+
 CONFIG = "from experiments.configs import digits\ndef get_config(variant=''):\n"
 
 

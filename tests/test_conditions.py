@@ -228,12 +228,25 @@ def test_bad_vectors_are_one_line(name, tmp_path):
   assert "\n" not in str(error.value)
 
 
+def test_lost_differences_are_warned_of(tmp_path):
+  path = tmp_path / "a.csv"
+  rows = [f"170000000{k},{k}\n" for k in range(9)]
+  path.write_text("".join(["at,angle\n", *rows]))
+  with pytest.warns(UserWarning, match="at has 9 different numbers, and 1"):
+    data.vectors.read(path)
+
+
 def test_vectors_that_do_not_fit_are_refused(tmp_path):
   attach = functools.partial(data.vectors.attach, source())
   with pytest.raises(ValueError, match="a has 2 rows, zeros 3 examples"):
     attach({"a": np.zeros((2, 1))})
   with pytest.raises(ValueError, match="cannot be named 'label'"):
     attach({"label": np.zeros((3, 1))})
+  with pytest.raises(ValueError, match="cannot be named 'class'"):
+    attach({"class": np.zeros((3, 1))})
+  for wrong in (np.zeros(3), np.full((3, 1), np.nan)):
+    with pytest.raises(ValueError, match=r"a is \[3.*must be finite numbers"):
+      attach({"a": wrong})
   with pytest.raises(ValueError, match="no vectors in"):
     data.vectors.read(tmp_path / "a.txt")
   np.save(tmp_path / "a.npy", np.zeros((3, 0)))

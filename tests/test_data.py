@@ -857,6 +857,20 @@ def test_data_that_are_nearly_black_are_warned_of(tmp_path, peak, max_bytes):
   data.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("array", "given"),
+  [
+    (np.uint16([0, 4095]), None),
+    (np.float32([0, 1]), (0, 255)),
+    (np.float64([-1, -0.9]), np.array([-1, 1])),
+  ],
+)
+def test_arrays_that_are_nearly_black_are_warned_of(array, given, tmp_path):
+  np.save(tmp_path / "a.npy", np.tile(array, (3, 2, 1)))
+  with pytest.warns(UserWarning, match="no value exceeds"):
+    data.load(tmp_path / "a.npy", range=given)
+
+
 def test_a_summary_says_what_was_found(tmp_path):
   folder = write(tmp_path / "pets", {**CLASSES, "README": b"", "b.txt": b""})
   for max_bytes in (2**31, 0):

@@ -6,13 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
-from commands import assert_one_error, command
+from commands import BLIND, assert_one_error, command
 from oracles import Mixture
 from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax.runs import directory, processes
-from experiments import edit
+from experiments import edit, train
 from experiments.configs import common
 
 # Nothing of it is clipped to [-1, 1].
@@ -42,6 +42,23 @@ def tiles(path, rows, columns):
       for r in range(rows)
     ]
   )
+
+
+def test_what_may_be_hidden_is(tmp_path, few_numbers):
+  pictures = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+  np.save(tmp_path / "a.npy", pictures)
+  np.save(tmp_path / "angle.npy", np.arange(20.0))
+  run, out = tmp_path / "run", tmp_path / "a.png"
+  command(
+    train, *BLIND, "--config.num_steps=4", f"--workdir={run}",
+    f"--config.data.name={tmp_path / 'a.npy'}",
+    f"--config.data.cond=mask={tmp_path / 'a.npy'},"
+    f"angle={tmp_path / 'angle.npy'}",
+    "--config.cond_dropout=('mask=0.2','angle=0.1')",
+  )  # fmt: skip
+  flags = ("--edit=inpaint", "--num=2", "--steps=10")
+  command(edit, f"--workdir={run}", *flags, f"--out={out}")
+  assert out.is_file()
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,13 @@ def test_samples_have_the_units_of_the_data(
   whole = np.load(out)["images"]
   np.testing.assert_array_equal(whole, values.restore(scaled))
   assert (whole != drawn["angle=0.9"]).any()
+  for scale, missing in (("2", "condition"), ("mask=2", "mask")):
+    line = refused(capsys, sample, *draw, f"--guidance={scale}")
+    assert f"these are given no {missing}: pass --cond=" in line
   line = refused(capsys, sample, *draw, "--guidance=dose=2")
   assert "training hides angle, mask, and not dose" in line
-  line = refused(capsys, sample, *draw, f"--cond=mask={tmp_path / 'a.npy'}")
+  np.save(tmp_path / "two.npy", np.full((4, 8, 8, 2), 200, np.uint8))
+  line = refused(capsys, sample, *draw, f"--cond=mask={tmp_path / 'two.npy'}")
   assert "has 2 channels, the run has learnt mask of 1" in line
 
   command(evaluate, f"--workdir={run}", "--metrics=bpd", "--num=2")
@@ -125,6 +129,7 @@ def test_files_beside_a_run_are_decoded_to_its_dtype(tmp_path):
   np.testing.assert_array_equal(source.floats(np.arange(1)), 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*no value exceeds")
 @pytest.mark.parametrize("name", OTHER_UNITS)
 def test_pictures_in_other_units_than_the_run_are_refused(name, tmp_path):
   values, dtype, message = OTHER_UNITS[name]

@@ -1,5 +1,6 @@
 """Pictures in tables and in .tar files, against the same in a folder."""
 
+import gzip
 import io
 import json
 import re
@@ -94,6 +95,26 @@ def test_classes_of_a_json(tmp_path, key):
 
   path = write_tar(tmp_path / "a.tar", samples(label))
   assert_pets(data.load(path))
+
+
+def test_a_json_of_floats_has_whole_classes(tmp_path):
+  def label(k):
+    return f"pets/{k:04}.json", json.dumps({"label": float(LABELS[k])}).encode()
+
+  path = write_tar(tmp_path / "a.tar", samples(label))
+  assert_pets(data.load(path), ("0", "1"))
+
+
+def test_shards_in_folders_have_their_own_keys(tmp_path):
+  for name, number in (("0", 0), ("1", 0)):
+    (tmp_path / name).mkdir()
+    write_tar(tmp_path / name / "s.tar", samples(cls, [number]))
+  assert len(data.load(tmp_path / "{0..1}" / "s.tar")) == 2
+
+
+def test_a_tar_in_gzip_is_called_that(tmp_path):
+  (tmp_path / "a.tar").write_bytes(gzip.compress(b"words"))
+  one_line("compressed by gzip", lambda: data.load(tmp_path / "a.tar"))
 
 
 def test_shards_are_one_after_another(tmp_path):
@@ -250,6 +271,41 @@ def test_a_folder_of_tables_has_splits(tmp_path):
     "split is 'val', but .* has test, train",
     lambda: data.load(tmp_path, split="val"),
   )
+
+
+@pytest.mark.parametrize(
+  ("names", "split", "count"),
+  [
+    (("train-0", "val-0"), "train", 2),
+    (("train_0", "valid_0"), "validation", 3),
+    (("Train.0", "eval.0"), "test", 3),
+    (("a", "b"), "train", 5),
+    (("train-0", "more"), "train", 5),
+  ],
+)
+def test_splits_have_many_names(names, split, count, tmp_path):
+  for name, rows in zip(names, ((0, 2), (2, 3)), strict=True):
+    write_parquet(tmp_path / f"{name}.PARQUET", table().slice(*rows))
+  assert len(data.load(tmp_path, split=split)) == count
+
+
+def test_a_table_beside_splits_is_refused(tmp_path):
+  for name in ("test-0", "more"):
+    write_parquet(tmp_path / f"{name}.parquet", table())
+  one_line("has more.parquet beside .* test", lambda: data.load(tmp_path))
+
+
+def test_captions_beside_pictures_are_no_pictures(tmp_path):
+  as_folder(tmp_path)
+  write_parquet(tmp_path / "metadata.parquet", table().select(["id"]))
+  assert len(data.load(tmp_path)) == 5
+
+
+@pytest.mark.parametrize("stored", [["1_0", "10"], ["1_0", "1_1"], ["\u0661"]])
+def test_numbers_are_written_in_digits(stored):
+  labels, names = data.classes.of("pets", stored)
+  assert names == tuple(sorted(stored))
+  assert len(set(labels)) == len(stored)
 
 
 @pytest.mark.parametrize("format", ["stream", "file"])

@@ -5,6 +5,7 @@ numbers; an array of floats [N, L, D] a text embedding, of which the mean over
 the L tokens is kept; anything else images.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,13 @@ def _in_order(
         " examples: one for each is needed, in their order"
       )
     return other
+  for one in (source, other):
+    stem, count = collections.Counter(one.stems).most_common(1)[0]
+    if count > 1:
+      raise ValueError(
+        f"{one.name} has {count} pictures named {stem}, and names tell what of"
+        f" {name} belongs to each: rename or remove one"
+      )
   number = {stem: k for k, stem in enumerate(other.stems)}
   missing = [stem for stem in source.stems if stem not in number]
   if missing:

@@ -1,5 +1,6 @@
 """Classes: from the values stored with each image to labels and names."""
 
+import re
 import warnings
 from collections.abc import Sequence
 
@@ -66,19 +67,19 @@ def of(
       " class, or none"
     )
   texts = [str(one).strip() for one in stored]
-  try:
-    labels = np.array([int(text) for text in texts], np.int64)
-  except ValueError:
+  # int() also takes 1_0 for 10.
+  if not all(re.fullmatch("[+-]?[0-9]{1,18}", text) for text in texts):
     names = sorted(set(texts))
     wrong = next((one for one in names if sources.CONTROL.search(one)), None)
     if wrong is not None:
       raise ValueError(
         f"{where} has the class {wrong!r}, whose name has a control character:"
         " rename it"
-      ) from None
+      )
     number = {name: k for k, name in enumerate(names)}
     labels = np.array([number[text] for text in texts], np.int32)
     return labels, tuple(names)
+  labels = np.array([int(text) for text in texts], np.int64)
   return labels.astype(np.int32), counted(where, labels)
 
 

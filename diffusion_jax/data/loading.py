@@ -33,8 +33,8 @@ BY_SUFFIX = {
 # The kinds of data that hold signals, and volumes.
 RANKED = {1: ("array", "cache"), 3: ("array", "cache", "folder")}
 
-# The maximum of 12 bits in a 16-bit file, as a byte: 4095 / 257.
-DARK = 16
+# 12 bits in a file of 16 reach this part of its range; a byte's is 16 of 255.
+DARK = 1 / 15.9
 
 # About what Pillow takes of a file before it suspects an attack.
 MOST_PIXELS = 2**27
@@ -108,6 +108,8 @@ def load(
     ValueError: For any name, file or option that does not fit, in one line that
       says what to do. ``Unfit`` has the option that would help.
   """
+  if isinstance(range, np.ndarray):
+    range = tuple(range.tolist())
   source = _load(
     name, split, size, channels, skip_broken, random_crop, data_dir, max_bytes,
     rank, dtype, functools.partial(values.of, range=range, mean=mean, std=std),
@@ -312,7 +314,7 @@ def _pair(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 def _check_brightness(source: sources.Source) -> None:
   """Warns if images are nearly black; of many it looks at a few."""
-  if source.values != values.BYTES:
+  if not source.values.bounded:
     return
   if (
     isinstance(source, sources.ArraySource)
@@ -325,10 +327,12 @@ def _check_brightness(source: sources.Source) -> None:
       images = source.gather(indices)["image"]
     except pictures.BROKEN:  # reported when the image is needed
       return
-  if images.max() <= DARK:
+  most, low, high = float(images.max()), source.values.low, source.values.high
+  if most - low <= DARK * (high - low):
     warnings.warn(
-      f"{source.name}: no value exceeds {images.max()} of 255, so the pictures"
-      " are nearly black; if they are 12-bit data in 16-bit files, or masks,"
-      " scale them to the full range",
+      f"{source.name}: no value exceeds {most:g} of {low:g} to {high:g}, so the"
+      f" {shapes.noun(source.image_shape, 2)} are nearly black; if they are"
+      " 12-bit data in 16-bit files, or masks, scale them to the full range, or"
+      " name theirs as range=(low, high)",
       stacklevel=3,
     )

@@ -9,6 +9,7 @@ of data that do not fit in memory.
 import functools
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,12 @@ SUFFIXES = (".parquet", ".arrow")
 # Written by datasets.save_to_disk.
 _SAVED = ("state.json", "dataset_info.json")
 _SAVED_SPLITS = "dataset_dict.json"
-_SPLITS = ("train", "validation", "test")
+# Words that a file's name begins with, as on the Hugging Face hub.
+_SPLITS = {
+  "train": ("train", "training"),
+  "validation": ("validation", "valid", "val", "dev"),
+  "test": ("test", "testing", "eval", "evaluation"),
+}
 _GROUPS = 16  # of a .parquet file that stay in memory
 
 
@@ -190,7 +196,12 @@ def _listed(folder: Path) -> list[Path]:
   for inside in (folder, folder / "data"):
     if not inside.is_dir():
       continue
-    found = sorted(f for f in inside.iterdir() if f.suffix in SUFFIXES)
+    found = sorted(
+      f
+      for f in inside.iterdir()
+      # Beside images, metadata.parquet has their captions.
+      if f.suffix.lower() in SUFFIXES and f.stem.lower() != "metadata"
+    )
     if found:
       return found
   return []
@@ -214,10 +225,17 @@ def _files(path: Path, split: str) -> list[Path]:
   listed = _listed(path)
   by_split: dict[str, list[Path]] = {}
   for file in listed:
-    of = next((n for n in _SPLITS if file.stem.split("-")[0] == n), None)
-    by_split.setdefault(of or "", []).append(file)
-  if "" in by_split:  # some names have no split, so none is one
+    word = re.split(r"[-_. ]", file.stem.lower())[0]
+    of = next((n for n, words in _SPLITS.items() if word in words), "")
+    by_split.setdefault(of, []).append(file)
+  if by_split.keys() <= {"", "train"}:  # no name says that it is another part
     by_split = {"train": listed}
+  if "" in by_split:
+    known = ", ".join(name for name in by_split if name)
+    raise ValueError(
+      f"{path} has {by_split[''][0].name} beside tables of {known}: begin its"
+      " name with its split, as in train-0.parquet, or move it away"
+    )
   return _of_split(path, split, by_split)
 
 
@@ -244,7 +262,8 @@ def _open(path: Path) -> Table:
   import pyarrow as pa
 
   try:
-    return _parquet(path) if path.suffix == ".parquet" else _arrow(path)
+    is_parquet = path.suffix.lower() == ".parquet"
+    return _parquet(path) if is_parquet else _arrow(path)
   except (pa.ArrowException, OSError) as error:
     raise ValueError(
       f"cannot read {path}: {sources.one_line(error)}; it is damaged or no"

@@ -95,7 +95,7 @@ def _samples(
         left_out["hidden"] += 1
         continue
       key, extension = split_name(member.name)
-      sample = samples.setdefault(f"{shard.name}/{key}", {})
+      sample = samples.setdefault(f"{shard}/{key}", {})
       if extension in sample:
         raise ValueError(
           f"{shard} holds {sources.visible(member.name)} twice: write each key"
@@ -156,6 +156,9 @@ def _members(shard: Path, damaged: list[str]) -> Iterator[Member]:
   """The files of a shard; adds a shard that ends too early to ``damaged``."""
   k, last = 0, ""
   try:
+    with shard.open("rb") as file:
+      if file.read(2) == b"\x1f\x8b":
+        raise tarfile.ReadError("it is compressed by gzip: decompress it")
     with tarfile.open(shard, "r:") as archive:
       size = shard.stat().st_size
       for info in archive:
@@ -233,6 +236,11 @@ def _stored(member: Member) -> Any:
   if not isinstance(fields, dict):
     return None
   found = (fields.get(key) for key in _JSON_KEYS)
+  # Tables of floats, as pandas writes them, have 1.0 for 1.
+  found = (
+    int(one) if isinstance(one, float) and one.is_integer() else one
+    for one in found
+  )
   return next((one for one in found if isinstance(one, int | str)), None)
 
 

@@ -2,14 +2,15 @@
 
 import csv
 import dataclasses
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.data import sources
 
-# Names that a batch uses already.
-TAKEN = ("image", "label", "augment")
+# Names that a batch uses already, and that of the label among conditions.
+TAKEN = ("image", "label", "augment", "class")
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -65,7 +66,25 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
     for name, cell in zip(names, row, strict=True):
       if not _is_number(cell):
         raise ValueError(f"{name} of example {k:,} is {cell!r}, no number")
-  return dict(zip(names, np.array(rows, np.float32).T[..., None], strict=True))
+  columns = np.array(rows, np.float64).T[..., None]
+  return {
+    name: _single(name, column)
+    for name, column in zip(names, columns, strict=True)
+  }
+
+
+def _single(name: str, numbers: np.ndarray) -> np.ndarray:
+  """As float32; warns if differences are lost."""
+  with np.errstate(over="ignore"):  # what becomes infinite is refused
+    rounded = numbers.astype(np.float32)
+  before, after = len(np.unique(numbers)), len(np.unique(rounded))
+  if after < 0.99 * before:
+    warnings.warn(
+      f"{name} has {before:,} different numbers, and {after:,} in 32 bits:"
+      " subtract what they have in common",
+      stacklevel=5,
+    )
+  return rounded
 
 
 def _is_number(cell: str) -> bool:
@@ -86,8 +105,7 @@ def _npy(path: Path) -> dict[str, np.ndarray]:
     )
   if array.ndim == 3:
     array = array.mean(axis=1, dtype=np.float64)
-  with np.errstate(over="ignore"):  # what becomes infinite is refused
-    return {path.stem: array.reshape(len(array), -1).astype(np.float32)}
+  return {path.stem: _single(path.stem, array.reshape(len(array), -1))}
 
 
 def attach(
@@ -109,6 +127,10 @@ def attach(
   for name, array in numbers.items():
     if name in (*TAKEN, *source.vectors, *source.pictures):
       raise ValueError(f"a vector cannot be named {name!r}: rename it")
+    if array.ndim != 2 or not np.isfinite(array).all():
+      raise ValueError(
+        f"{name} is {list(array.shape)}: must be finite numbers [N, n]"
+      )
     if len(array) != len(source):
       raise ValueError(
         f"{name} has {len(array):,} rows, {source.name} {len(source):,}"

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffusion_jax as dj
@@ -128,14 +128,45 @@ def guided_by_name(
   ), None
 
 
-def check_scales(
-  config: Config, guidance: str, conditions: dj.conditions.Conditions
+def given_parts(config: Config, cond: Sequence[str]) -> set[str]:
+  """The parts of the condition that samples have, the others being hidden.
+
+  Args:
+    config: The configuration.
+    cond: The option `cond`.
+  """
+  label = config.model.num_classes is not None
+  return {one.partition("=")[0] for one in cond} | (
+    {dj.conditions.CLASS} if label else set()
+  )
+
+
+def check_given(
+  asked: str, given: Collection[str], names: Collection[str] = ()
 ) -> None:
-  """Checks that training had a dropout for each part to guide.
+  """Checks that there is something to guide towards.
+
+  Raises:
+    ValueError: If nothing is given, or not each of the names.
+  """
+  missing = [name for name in names if name not in given]
+  if missing or not given:
+    part = missing[0] if missing else "NAME"
+    raise ValueError(
+      f"{asked} guides towards what images are given, and these are given no "
+      f"{missing[0] if missing else 'condition'}: pass `cond={part}=VALUE`"
+    )
+
+
+def check_scales(
+  config: Config, guidance: str, shape: tuple[int, ...], given: Collection[str]
+) -> None:
+  """Checks that each part to guide is given, and had a dropout in training.
 
   Raises:
     ValueError: If not; the message has the parts that can be guided.
   """
+  conditions = networks.conditions(config, processes.schedule(config), shape)
   if samplers.projects(config):
     raise ValueError(
       f"`guidance={guidance}`: sampling.apg projects guidance of one scale: "
@@ -153,6 +184,7 @@ def check_scales(
       f"{', '.join(known) or 'nothing'}, and not {wrong[0]}; only what it "
       "hides can be guided"
     )
+  check_given(f"`guidance={guidance}`", given, scales(guidance))
 
 
 def check_guidable(config: Config, asked: str) -> None:

@@ -65,6 +65,10 @@ def model(
 def _network(config, image_shape, derived, cond=()) -> Any:
   """The network of ``config.model``, with the fields that are no settings."""
   options = config.model.to_dict() | derived
+  if options.get("dtype") == "float16" and jax.default_backend() == "cpu":
+    raise ValueError(
+      "model.dtype=float16: XLA has no such products on a CPU; name bfloat16"
+    )
   name = options.pop("name")
   if (name == "classifier") != is_classifier(config):
     raise ValueError(
@@ -227,8 +231,8 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
         + [f"{part.name} (pictures)" for part in planes(config)]
       )
       raise ValueError(
-        f"`cond={one}` must be NAME=NUMBER, NAME=NUMBER:NUMBER and so on, or "
-        f"NAME=PATH, of what the run has learnt: "
+        f"`cond={one}` must be NAME=NUMBER, NAME=NUMBER:NUMBER and so on, for "
+        f"all images alike, or NAME=PATH, of what the run has learnt: "
         f"{known or 'nothing, it has no data.cond'}"
       )
     numbers[name] = values

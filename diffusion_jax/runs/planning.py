@@ -87,13 +87,10 @@ class Plan:
   @property
   def program(self) -> tuple[Any, ...]:
     """What the compiled program depends on: plans with equal ones share it."""
+    guidance = self.options.guidance
     options = dataclasses.replace(
       self.options,
-      guidance=(
-        1.0
-        if isinstance(self.options.guidance, float)
-        else self.options.guidance
-      ),
+      guidance=1.0 if isinstance(guidance, float) else guidance,
       num=None,
       steps=None,  # see pairs
       ema=None,
@@ -340,11 +337,12 @@ def _guidance(
     asked, said = config.sampling.get("guidance"), "sampling.guidance"
   if asked is None:
     return None
+  given = guiding.given_parts(config, options.cond)
   if isinstance(asked, str):
-    noise = processes.schedule(config)
-    conditions = networks.conditions(config, noise, shape)
-    guiding.check_scales(config, asked, conditions)
+    guiding.check_scales(config, asked, shape, given)
     return asked
   guiding.check_guidable(config, said)
-  # The conditional network alone: half the work.
-  return None if asked == 1 else asked
+  if asked == 1 or (not given and options.guidance is None):
+    return None  # The conditional network alone: half the work.
+  guiding.check_given("`guidance`", given)
+  return asked

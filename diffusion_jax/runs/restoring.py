@@ -1,5 +1,6 @@
 """Restores a run's parameters: raw, or one of its averages."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ def average(config: configuration.Config, wanted: str | None) -> str:
   kind, _, width = wanted.partition(":")
   if kind != dj.averages.PREFIX or not width:
     same = [n for n in names if _number(n) == _number(wanted) is not None]
-    return same[0] if same else choices.named("`ema`", wanted, ("raw", *names))
+    if same or wanted in names:
+      return (same or [wanted])[0]
+    spelled = [re.sub(rf"^{dj.averages.PREFIX}", r"\g<0>:", n) for n in names]
+    return choices.named("`ema`", wanted, ("raw", *spelled))
   try:
     dj.averages.exponent(float(width))
   except ValueError as error:

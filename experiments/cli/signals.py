@@ -28,11 +28,27 @@ def watch() -> None:
 
 def _listen(heard: int) -> None:
   first = _next(heard)
-  if not select.select([heard], [], [], PATIENCE)[0]:
-    _say(f"{first.name}: ends when what runs now is done; again ends at once")
+  # An exception is lost if it meets a callback that JAX calls from C++, or the
+  # garbage collector: it is then raised again. A handler that notes the signal
+  # loses nothing, and would take the same one for a second.
+  again = first == signal.SIGINT and _raises()
+  said = False
+  while not select.select([heard], [], [], PATIENCE)[0]:
+    if not said:
+      _say(f"{first.name}: ends when what runs now is done; again ends at once")
+      said = True
+    if again:
+      again = _raises()
+      signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+      _next(heard)  # this one
   second = _next(heard)
   _say(f"error: stopped at once by a second signal, {second.name}")
   os._exit(128 + second)
+
+
+def _raises() -> bool:
+  """Whether Ctrl-C raises KeyboardInterrupt now."""
+  return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _next(heard: int) -> signal.Signals:

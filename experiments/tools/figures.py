@@ -33,7 +33,7 @@ from absl import flags
 from PIL import Image
 
 import diffusion_jax as dj
-from diffusion_jax import plots
+from diffusion_jax import plots, shapes
 from diffusion_jax.runs import choices, directory, drawing, networks, planning
 from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli, edit
@@ -218,7 +218,12 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
     return [only]
   if workdir is None:
     return list(FORMULAS)
-  config, _ = directory.load(workdir)
+  config, data = directory.load(workdir)
+  if len(data["image_shape"]) != 3:
+    raise ValueError(
+      f"{workdir} is of {shapes.noun(data['image_shape'])}s, and figures are of"
+      " pictures; samples of these are plotted by experiments.sample"
+    )
   return (
     ["guided"]
     if networks.hides_labels(config)

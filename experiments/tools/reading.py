@@ -138,6 +138,7 @@ def main(argv: list[str]) -> None:
     if values.cold:  # of what is mapped, nothing is dropped
       forget(out / "images.npy")
     source = dj.data.cache.load(out, verify=False)
+    cli.say(f"reading {dj.data.summary(source)}")
   one = cost(source, values.batch, values.batches, values.threads)
   size = sources.num_bytes(source.image_shape, source.values)
   cli.say(

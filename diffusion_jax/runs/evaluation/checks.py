@@ -42,9 +42,10 @@ def check_bytes(metrics, given, data: references.Reference) -> None:
   of_pictures = set(metrics) - {"bpd"}
   for source in (given, data.source):
     if source is not None and source.values != BYTES and of_pictures:
+      measured = "only bpd is" if source.values.levels else "none is"
       raise ValueError(
-        f"{source.name} has values {source.values}: only bpd is measured of "
-        "these; the other metrics are of pictures of bytes"
+        f"{source.name} has values {source.values}: {measured} measured of "
+        "these; metrics are of pictures of bytes, and dj.metrics takes floats"
       )
 
 
