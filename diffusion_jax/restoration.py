@@ -45,7 +45,8 @@ def dps(
 
   On Gaussian data of posterior variance r^2, with A = I, it goes r^2 / std^2
   of the way from x0_hat to y, where r^2 / (r^2 + std^2) is right: it trusts y
-  too much, especially at high noise. ``dps_step`` is the published code.
+  too much, especially at high noise. It divides by std^2, so that few large
+  steps can be unstable. ``dps_step`` is the published code.
 
   Args:
     predict: The unconditional network.

@@ -19,6 +19,8 @@ continuous schedule takes those in ``CONTINUOUS``, without rounding; they go to
 0 from T, or from u = 1000 if no signal is left at T.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,7 +123,9 @@ def named(
   return pairs
 
 
-def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
+def _real(
+  schedule: Schedule, spec: str, num: int | None, **settings: Any
+) -> RealPairs:
   """The pairs in continuous time of a name, or of a number of even steps."""
   if spec.isdecimal():
     if num not in (None, int(spec)):
@@ -136,7 +140,7 @@ def _real(schedule: Schedule, spec: str, num: int | None) -> RealPairs:
     raise ValueError(f"spacing {spec!r} needs a number of steps")
   timesteps.check_count(num, np.inf)
   with jax.ensure_compile_time_eval():  # pairs are known before tracing
-    return timesteps.real(CONTINUOUS[spec](schedule, num))
+    return timesteps.real(CONTINUOUS[spec](schedule, num, **settings))
 
 
 def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
@@ -225,11 +229,25 @@ def _nearest(T: int, targets) -> Pairs:
   return timesteps.walk(t)
 
 
+def _of_any_time(place: Callable[..., Pairs]) -> Callable[..., Any]:
+  """In continuous time, the spacing of the same name there."""
+
+  @functools.wraps(place)
+  def placed(schedule: Schedule, num: int, **settings: Any):
+    if isinstance(schedule, Table):
+      return place(schedule, num, **settings)
+    return _real(schedule, place.__name__, num, **settings)
+
+  return placed
+
+
+@_of_any_time
 def even(schedule: Table, num: int) -> Pairs:
   """Even in t, both ends included."""
   return timesteps.spaced(schedule.T, num)
 
 
+@_of_any_time
 def leading(schedule: Table, num: int) -> Pairs:
   """Every (T // num)-th step from 1 on; the noisiest are left out.
 
@@ -245,12 +263,14 @@ def leading(schedule: Table, num: int) -> Pairs:
   return timesteps.walk(1 + schedule.T // num * np.arange(num))
 
 
+@_of_any_time
 def trailing(schedule: Table, num: int) -> Pairs:
   """Every (T / num)-th step down from T; the last step is a full one."""
   T = schedule.T
   return _nearest(T, T - T / num * np.arange(num))
 
 
+@_of_any_time
 def quadratic(schedule: Table, num: int) -> Pairs:
   """sqrt(t) even from T to 1."""
   return _nearest(schedule.T, np.linspace(schedule.T**0.5, 1, num) ** 2)
@@ -265,6 +285,7 @@ def _ratios(schedule: Table):
   return np.where(np.isinf(ratios), ratios[-2], ratios)
 
 
+@_of_any_time
 def log_snr(schedule: Table, num: int) -> Pairs:
   """The log-SNR even from T to 1 (DPM-Solver, appendix D)."""
   table = np.log(_ratios(schedule)[1:])
@@ -274,6 +295,7 @@ def log_snr(schedule: Table, num: int) -> Pairs:
   )
 
 
+@_of_any_time
 def karras(schedule: Table, num: int, *, rho: float = 7.0) -> Pairs:
   """(sigma / alpha)^(1/rho) even from T to 1 (Karras et al. 2022, eq. 5)."""
   table = _ratios(schedule)[1:] ** (1 / rho)
@@ -283,6 +305,7 @@ def karras(schedule: Table, num: int, *, rho: float = 7.0) -> Pairs:
   )
 
 
+@_of_any_time
 def scales(schedule: Table, num: int) -> Pairs:
   """``clock`` even from T to 0; docs/solvers.md compares it with the others.
 
@@ -302,8 +325,8 @@ CONTINUOUS = {
     schedule.T * (1 - np.arange(num) / num) ** 2
   ),
   "log_snr": lambda schedule, num: _times(schedule, np.log, np.exp, num),
-  "karras": lambda schedule, num: _times(
-    schedule, lambda u: u ** (1 / 7), lambda a: a**7, num
+  "karras": lambda schedule, num, rho=7.0: _times(
+    schedule, lambda u: u ** (1 / rho), lambda a: a**rho, num
   ),
   "scales": _scale_times,
 }

@@ -164,6 +164,10 @@ def _cut(x: Array, parts: int) -> Array:
   So each part takes an equal share of every device's examples, and nothing
   moves between devices.
   """
+  if x.shape[0] % parts:
+    raise ValueError(
+      f"micro_batches={parts} must divide the batch of {x.shape[0]} examples"
+    )
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 

@@ -223,7 +223,7 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   if always:
     raise ValueError(
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
-      "which editing does not have; train with cond_dropout above 0"
+      f"which editing does not have; train with {always[0]} in cond_dropout"
     )
   restoring.average(config, values.ema)  # raises if there is none
   pairs = dj.spacing.named(run.schedule, "even", values.steps)

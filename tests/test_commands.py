@@ -13,6 +13,7 @@ from commands import (
   assert_one_error,
   command,
   params_of,
+  refused,
   rows,
 )
 from PIL import Image
@@ -82,6 +83,12 @@ def test_a_tree_that_is_not_installed_has_no_version(monkeypatch):
   found = directory.versions()
   assert found["numpy"] == np.__version__
   assert found["no-such-package"] == "not installed"
+
+
+def test_a_run_that_is_not_there_does_not_go_on(tmp_path, capsys):
+  flags = (f"--workdir={tmp_path / 'typo'}", "--config.num_steps=9")
+  assert "no run in" in refused(capsys, train, *flags)
+  assert not (tmp_path / "typo").exists()
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(few, tmp_path, capsys):

@@ -584,7 +584,7 @@ def test_a_bad_network_of_ones_own_is_one_line(code, message, tmp_path):
   ("flags", "message"),
   [
     (["name=vit"], "'vit' is not one of unet, dit, jit"),
-    (["name=no.py:Net"], "FileNotFoundError"),
+    (["name=no.py:Net"], "there is no file"),
     (["name=dit", "channels=8"], "unknown configuration key .*channels"),
     (["name=dit", "patch=3"], "8 x 8 must be multiples of 3"),
     (["name=classifier"], "is not a network of this configuration"),

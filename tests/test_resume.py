@@ -514,6 +514,9 @@ def test_other_data_go_on_where_that_is_asked_for(begun):
   with pytest.raises(ValueError, match="image_shape is"):
     other = fewer | {"image_shape": [8, 8, 3]}
     continuing.check(run, config, other, new_data=True)
+  # What it would not help is not offered it.
+  with pytest.raises(ValueError, match="another `workdir`$"):
+    continuing.check(run, config, other)
 
 
 def test_the_end_of_the_decay_moves_with_that_of_the_run(begun):

@@ -124,6 +124,26 @@ def test_a_walk_in_continuous_time_is_known_inside_a_program():
     spacing.named(schedule, "7", 3)
 
 
+@pytest.mark.parametrize("name", spacing.NAMES)
+def test_each_name_is_a_function_of_any_kind_of_time(name):
+  for schedule in (continuous.cosine(), continuous.edm(), LONG):
+    if not isinstance(schedule, schedules.Table) and name[-3:] == "ing":
+      with pytest.raises(ValueError, match="not one of even, .* continuous"):
+        getattr(spacing, name)(schedule, 5)
+      continue
+    np.testing.assert_array_equal(
+      getattr(spacing, name)(schedule, 5), spacing.named(schedule, name, 5)
+    )
+
+
+def test_karras_takes_its_exponent_in_any_kind_of_time():
+  # Eq. 5 of the paper, with its range of sigma.
+  ends = 80 ** (1 / 3), 0.002 ** (1 / 3)
+  want = np.linspace(*ends, 4) ** 3
+  pairs = spacing.karras(continuous.edm(), 4, rho=3.0)
+  np.testing.assert_allclose(pairs[:, 0], want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("spec", spacing.NAMES)
 @pytest.mark.parametrize("num", [2.5, 7.0, True])
 def test_numbers_of_steps_that_are_not_whole_are_refused(spec, num):

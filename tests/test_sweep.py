@@ -67,6 +67,11 @@ def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):
     "8     0.9      2 +- 0.1  0.4",
     "best: step 8, average 0.9, fid 2 +- 0.1",
   ]
+  pr = {"precision": 0.5, "recall": 0.25}
+  sweep.say_table([made[0] | pr], ["pr"])
+  assert capsys.readouterr().out.splitlines()[:2] == [
+    "step  average  precision  recall", "4     raw      0.5        0.25",
+  ]  # fmt: skip
   sweep.say_table(made, ["agreement"])
   assert "best: step 4, average raw, agreement 0.5" in capsys.readouterr().out
 

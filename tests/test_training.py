@@ -98,6 +98,12 @@ def test_micro_batches_give_the_same_step(micro_batches):
   chex.assert_trees_all_close(many, one, rtol=1e-5, atol=1e-7)
 
 
+def test_micro_batches_that_do_not_divide_a_batch_are_refused():
+  state, batch, tx = make()
+  with pytest.raises(ValueError, match="micro_batches=3 must divide the batch"):
+    step(state, batch, tx, micro_batches=3)
+
+
 def test_every_step_draws_anew_and_the_same_step_the_same():
   state, batch, tx = make(optax.sgd(0.0))
   first, a = step(state, batch, tx)

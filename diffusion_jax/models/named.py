@@ -58,6 +58,11 @@ def find(name: str) -> type[nn.Module]:
       f"the network {name!r} is not one of {', '.join(NETWORKS)}; one of your "
       "own is path/to/mine.py:MyNet or module:MyNet"
     )
+  if place.endswith(".py") and not pathlib.Path(place).expanduser().is_file():
+    raise ValueError(
+      f"the network {name}: there is no file {place}; where a run expects it "
+      "is model.name in its config.json"
+    )
   try:
     module = _file(place) if place.endswith(".py") else _module(place)
     found = getattr(module, attribute)

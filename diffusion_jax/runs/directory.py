@@ -290,10 +290,12 @@ def changeable(workdir: pathlib.Path) -> Config:
       if was:
         config["data"][key] = (there or places)[0]
     return make(**config)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{workdir} is not a run of experiments.train: {error}"
     ) from error
+  except ValueError as error:
+    raise ValueError(f"{workdir}: {error}") from error
 
 
 def read_json(workdir: pathlib.Path, name: str) -> dict:

@@ -26,6 +26,11 @@ CONFIGS = pathlib.Path(__file__).parents[1]
 NETWORK = "--config.model.name"
 
 
+def asks_help(argv: Sequence[str]) -> bool:
+  """Whether a command line asks what there is to ask for."""
+  return "--help" in argv or "-h" in argv
+
+
 def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
   """Parses a command line into ``values``.
 
@@ -43,7 +48,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
     SystemExit: Status 2 after one line with the mistake and the nearest valid
       name; status 0 after ``--help``.
   """
-  if "--help" in argv or "-h" in argv:
+  if asks_help(argv):
     console.say(_help(values))
     raise SystemExit(0)
   with _flag_errors():

@@ -77,7 +77,13 @@ def command_line(argv: list[str], default: str) -> Command:
   values = flags.FlagValues()
   known = arguments.peek(argv, "config", "workdir")
   folder = pathlib.Path(known["workdir"] or "")
-  if not known["config"] and known["workdir"] and directory.is_run(folder):
+  alone = known["workdir"] and not known["config"]
+  if alone and not directory.is_run(folder) and not arguments.asks_help(argv):
+    raise shell.fail(
+      f"no run in {folder} to go on with; to start one there, name its "
+      f"--config, such as --config={default}"
+    )
+  if alone and directory.is_run(folder):
     with shell.user_errors():
       arguments.define_known_config(values, argv, directory.changeable(folder))
   else:

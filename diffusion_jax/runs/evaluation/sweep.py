@@ -11,17 +11,17 @@ from diffusion_jax.runs import console, directory, networks, planning, restoring
 
 SWEEP = "sweep"  # as ema
 
-# What a table shows for each metric: its value and its error.
+# What a table shows for each metric: values, and their errors.
 FIGURES = {
-  "frechet": ("frechet", "frechet_std"),
-  "bpd": ("bpd", "bpd_standard_error"),
-  "fid": ("fid", "fid_std"),
-  "sfid": ("sfid", "sfid_std"),
-  "fid_inf": ("fid_inf", "fid_inf_std"),
-  "is": ("is", "is_std"),
-  "kid": ("kid", "kid_standard_error"),
-  "pr": ("precision", None),
-  "agreement": ("agreement", None),
+  "frechet": (("frechet", "frechet_std"),),
+  "bpd": (("bpd", "bpd_standard_error"),),
+  "fid": (("fid", "fid_std"),),
+  "sfid": (("sfid", "sfid_std"),),
+  "fid_inf": (("fid_inf", "fid_inf_std"),),
+  "is": (("is", "is_std"),),
+  "kid": (("kid", "kid_standard_error"),),
+  "pr": (("precision", None), ("recall", None)),
+  "agreement": (("agreement", None),),
 }
 LARGE_IS_GOOD = ("is", "pr", "agreement")
 
@@ -110,9 +110,10 @@ def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:
 def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
   """Prints a table of all rows, and then the best by the first metric."""
   shown = [name for name in metrics if name in FIGURES]
-  lines = [["step", "average", *(FIGURES[name][0] for name in shown)]]
+  columns = [column for name in shown for column in FIGURES[name]]
+  lines = [["step", "average", *(figure for figure, _ in columns)]]
   for row in rows:
-    figures = [_figure(row, *FIGURES[name]) for name in shown]
+    figures = [_figure(row, *column) for column in columns]
     lines.append([str(row["step"]), row["ema"], *figures])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   for line in lines:
@@ -120,7 +121,7 @@ def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
     console.say_first("  ".join(padded).rstrip())
   if not shown:
     return
-  figure, error = FIGURES[shown[0]]
+  figure, error = columns[0]
   choose = max if shown[0] in LARGE_IS_GOOD else min
   best = choose(rows, key=lambda row: row[figure])
   console.say_first(

@@ -67,6 +67,7 @@ def check(
     return {}
   noted = {key: changed.pop(key) for key in NOTED if key in changed}
   _refuse("configuration", workdir, changed)
+  _refuse("data", workdir, differences(_shape(old_data), _shape(data)))
   if not new_data:
     _refuse(
       "data",
@@ -74,7 +75,6 @@ def check(
       data_changed,
       ", or pass `new_data` to go on with these from the newest checkpoint",
     )
-  _refuse("data", workdir, differences(_shape(old_data), _shape(data)))
   return noted | moved | data_changed
 
 
