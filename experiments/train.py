@@ -25,9 +25,9 @@ from experiments.cli import training
 DEFAULT_CONFIG = "configs/digits.py"
 
 
-def main(argv: list[str], default: str = DEFAULT_CONFIG) -> None:
+def main(argv: list[str]) -> None:
   """The command."""
-  training.main(argv, default, then)
+  training.main(argv, DEFAULT_CONFIG, then)
 
 
 def then(config: Config, workdir: pathlib.Path) -> str:

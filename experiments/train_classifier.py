@@ -1,19 +1,26 @@
 """The former name of ``experiments.train --config=configs/classifier.py``."""
 
+import pathlib
 import warnings
 
+from diffusion_jax.runs import directory
 from experiments import cli, train
+
+CONFIG = "configs/classifier.py"
 
 
 def main(argv: list[str]) -> None:
   """The command."""
   warnings.warn(
-    "experiments.train_classifier is now experiments.train "
-    "--config=configs/classifier.py",
+    f"experiments.train_classifier is now experiments.train --config={CONFIG}",
     DeprecationWarning,
     stacklevel=2,
   )
-  train.main(argv, default="configs/classifier.py")
+  known = cli.peek(argv, "config", "workdir")
+  workdir = pathlib.Path(known["workdir"] or "")
+  if not (known["config"] or directory.is_run(workdir)):
+    argv = [argv[0], f"--config={CONFIG}", *argv[1:]]
+  train.main(argv)
 
 
 if __name__ == "__main__":
