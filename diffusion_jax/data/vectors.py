@@ -75,8 +75,9 @@ def _csv(path: Path) -> dict[str, np.ndarray]:
 
 def _single(name: str, numbers: np.ndarray) -> np.ndarray:
   """As float32; warns if differences are lost."""
-  with np.errstate(over="ignore"):  # what becomes infinite is refused
-    rounded = numbers.astype(np.float32)
+  rounded = _rounded(numbers)
+  if (rounded == numbers).all():  # as of float32, which need not be sorted
+    return rounded
   before, after = len(np.unique(numbers)), len(np.unique(rounded))
   if after < 0.99 * before:
     warnings.warn(
@@ -85,6 +86,11 @@ def _single(name: str, numbers: np.ndarray) -> np.ndarray:
       stacklevel=5,
     )
   return rounded
+
+
+def _rounded(numbers: np.ndarray) -> np.ndarray:
+  with np.errstate(over="ignore"):  # what becomes infinite is refused
+    return numbers.astype(np.float32)
 
 
 def _is_number(cell: str) -> bool:
@@ -104,7 +110,7 @@ def _npy(path: Path) -> dict[str, np.ndarray]:
       " of tokens"
     )
   if array.ndim == 3:
-    array = array.mean(axis=1, dtype=np.float64)
+    return {path.stem: _rounded(array.mean(axis=1, dtype=np.float64))}
   return {path.stem: _single(path.stem, array.reshape(len(array), -1))}
 
 

@@ -149,12 +149,11 @@ def check_given(
   Raises:
     ValueError: If nothing is given, or not each of the names.
   """
-  missing = [name for name in names if name not in given]
+  missing = next((name for name in names if name not in given), None)
   if missing or not given:
-    part = missing[0] if missing else "NAME"
     raise ValueError(
       f"{asked} guides towards what images are given, and these are given no "
-      f"{missing[0] if missing else 'condition'}: pass `cond={part}=VALUE`"
+      f"{missing or 'condition'}: pass `cond={missing or 'NAME'}=VALUE`"
     )
 
 
@@ -166,12 +165,12 @@ def check_scales(
   Raises:
     ValueError: If not; the message has the parts that can be guided.
   """
-  conditions = networks.conditions(config, processes.schedule(config), shape)
   if samplers.projects(config):
     raise ValueError(
       f"`guidance={guidance}`: sampling.apg projects guidance of one scale: "
       "name a number, or set sampling.apg.eta=None"
     )
+  conditions = networks.conditions(config, processes.schedule(config), shape)
   known = [
     name
     for name in conditions.hideable

@@ -1,6 +1,5 @@
 """Restores a run's parameters: raw, or one of its averages."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,10 +21,11 @@ def average(config: configuration.Config, wanted: str | None) -> str:
     return (rates or names or ["raw"])[-1]
   kind, _, width = wanted.partition(":")
   if kind != dj.averages.PREFIX or not width:
-    same = [n for n in names if _number(n) == _number(wanted) is not None]
-    if same or wanted in names:
-      return (same or [wanted])[0]
-    spelled = [re.sub(rf"^{dj.averages.PREFIX}", r"\g<0>:", n) for n in names]
+    for name in names:
+      if name == wanted or _number(name) == _number(wanted) is not None:
+        return name
+    prefix = dj.averages.PREFIX
+    spelled = [name.replace(prefix, f"{prefix}:") for name in names]
     return choices.named("`ema`", wanted, ("raw", *spelled))
   try:
     dj.averages.exponent(float(width))

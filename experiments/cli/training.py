@@ -78,12 +78,13 @@ def command_line(argv: list[str], default: str) -> Command:
   known = arguments.peek(argv, "config", "workdir")
   folder = pathlib.Path(known["workdir"] or "")
   alone = known["workdir"] and not known["config"]
-  if alone and not directory.is_run(folder) and not arguments.asks_help(argv):
+  goes_on = alone and directory.is_run(folder)
+  if alone and not goes_on and not arguments.asks_help(argv):
     raise shell.fail(
       f"no run in {folder} to go on with; to start one there, name its "
       f"--config, such as --config={default}"
     )
-  if alone and directory.is_run(folder):
+  if goes_on:
     with shell.user_errors():
       arguments.define_known_config(values, argv, directory.changeable(folder))
   else:

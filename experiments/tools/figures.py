@@ -215,15 +215,16 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
       raise ValueError(
         f"--only=guided needs a run with label_dropout, unlike {workdir}"
       )
-    return [only]
   if workdir is None:
-    return list(FORMULAS)
+    return [only] if only else list(FORMULAS)
   config, data = directory.load(workdir)
   if len(data["image_shape"]) != 3:
     raise ValueError(
       f"{workdir} is of {shapes.noun(data['image_shape'])}s, and figures are of"
       " pictures; samples of these are plotted by experiments.sample"
     )
+  if only is not None:
+    return [only]
   return (
     ["guided"]
     if networks.hides_labels(config)

@@ -11,17 +11,17 @@ from diffusion_jax.runs import console, directory, networks, planning, restoring
 
 SWEEP = "sweep"  # as ema
 
-# What a table shows for each metric: values, and their errors.
+# What a table shows for each metric: values, and the error of each.
 FIGURES = {
-  "frechet": (("frechet", "frechet_std"),),
-  "bpd": (("bpd", "bpd_standard_error"),),
-  "fid": (("fid", "fid_std"),),
-  "sfid": (("sfid", "sfid_std"),),
-  "fid_inf": (("fid_inf", "fid_inf_std"),),
-  "is": (("is", "is_std"),),
-  "kid": (("kid", "kid_standard_error"),),
-  "pr": (("precision", None), ("recall", None)),
-  "agreement": (("agreement", None),),
+  "frechet": {"frechet": "frechet_std"},
+  "bpd": {"bpd": "bpd_standard_error"},
+  "fid": {"fid": "fid_std"},
+  "sfid": {"sfid": "sfid_std"},
+  "fid_inf": {"fid_inf": "fid_inf_std"},
+  "is": {"is": "is_std"},
+  "kid": {"kid": "kid_standard_error"},
+  "pr": {"precision": None, "recall": None},
+  "agreement": {"agreement": None},
 }
 LARGE_IS_GOOD = ("is", "pr", "agreement")
 
@@ -110,7 +110,7 @@ def find(path: pathlib.Path, made: dict[str, Any]) -> dict[str, Any] | None:
 def say_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> None:
   """Prints a table of all rows, and then the best by the first metric."""
   shown = [name for name in metrics if name in FIGURES]
-  columns = [column for name in shown for column in FIGURES[name]]
+  columns = [column for name in shown for column in FIGURES[name].items()]
   lines = [["step", "average", *(figure for figure, _ in columns)]]
   for row in rows:
     figures = [_figure(row, *column) for column in columns]
