@@ -183,15 +183,21 @@ class Checkpoints:
       The state.
 
     Raises:
-      ValueError: If none can be read, or it holds other arrays than ``like``;
-        nothing is renamed.
+      ValueError: If there is none of this step, none can be read, or it holds
+        other arrays than ``like``; nothing is renamed.
       OSError: If the system does not let a checkpoint be read, which does not
         mean that it is damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
-    steps = steps if step is None else [step]
     if not steps:
       raise ValueError(f"no checkpoint in {self._directory}; train first")
+    if step is not None:
+      if step not in steps:
+        raise ValueError(
+          f"no checkpoint of step {step} in {self._directory}; there are "
+          f"{', '.join(map(str, sorted(steps)))}"
+        )
+      steps = [step]
     damaged = []
     for candidate in steps:
       try:

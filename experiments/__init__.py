@@ -6,6 +6,7 @@ train, and tools/ commands for developers.
 
 import importlib
 import os
+import signal
 import sys
 
 from experiments import moved
@@ -24,6 +25,16 @@ def fill() -> None:
       os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
+def end_at_once() -> None:
+  """Lets Ctrl-C end a command that still imports, without a traceback.
+
+  ``cli.run`` undoes it. A program that only imports the package keeps its own.
+  """
+  command = sys.argv[:1] == ["-m"]  # as long as Python looks for the module
+  if command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def check_installed() -> None:
   """Exits if the library is installed without its extra."""
   try:
@@ -36,5 +47,6 @@ def check_installed() -> None:
 
 
 fill()
+end_at_once()
 check_installed()
 sys.meta_path.append(moved.Finder())

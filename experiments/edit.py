@@ -245,7 +245,9 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
   x0 = pictures(values, config, run.image_shape, units)
   if values.edit == "restore":
     observation(values.operator, x0, values.region)
-  predict = run.predict(values.ema, clip=units.bounded)
+  predict = run.predict(
+    values.ema, checkpoint=values.checkpoint, clip=units.bounded
+  )
   no_class = conditions.num_classes or 0
 
   def without_class(x_t, t, cond=None):
@@ -290,6 +292,7 @@ def main(argv: list[str]) -> None:
     ("num", 8, "how many images"),
     ("steps", 100, "sampling steps from pure noise to an image"),
     ("seed", 0, "seed of all noise"),
+    ("checkpoint", None, "step of the checkpoint; by default the newest"),
   ):
     flags.DEFINE_integer(
       name,

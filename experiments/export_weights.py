@@ -121,6 +121,13 @@ def main(argv: list[str]) -> None:
     "ema": "average: its rate, std:WIDTH, or raw; by default the slowest",
   }.items():
     flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_integer(
+    "checkpoint",
+    None,
+    "step of the checkpoint; by default the newest",
+    lower_bound=0,
+    flag_values=values,
+  )
   cli.parse(argv, values)
   with cli.user_errors():
     for name in ("workdir", "format", "out"):
@@ -149,7 +156,9 @@ def export(values: flags.FlagValues) -> None:
     )
   net = networks.network(config, shape, data["num_classes"])
   ema = restoring.average(config, values.ema)
-  params, step = restoring.parameters(workdir, config, net, shape, ema)
+  params, step = restoring.parameters(
+    workdir, config, net, shape, ema, values.checkpoint
+  )
   params = jax.device_get(params)
   with cli.system_errors():
     write(out, config, net, params, shape)

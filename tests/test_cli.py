@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import warnings
@@ -370,6 +371,18 @@ def test_a_noted_interrupt_is_not_repeated():
     [sys.executable, "-c", NOTES], capture_output=True, text=True, check=False
   )
   assert (ended.returncode, ended.stdout) == (0, "1\n")
+
+
+def test_an_interrupt_of_imports_is_no_traceback():
+  command = [sys.executable, "-X", "importtime", "-m", "experiments.presets"]
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    for line in process.stderr:
+      if line.endswith(" experiments\n"):  # then comes the command
+        process.send_signal(signal.SIGINT)
+        break
+    rest = process.stderr.read()
+  assert process.returncode == -signal.SIGINT
+  assert "Traceback" not in rest and "experiments.cli\n" not in rest
 
 
 CONFIG = "from experiments.configs import digits\ndef get_config(variant=''):\n"

@@ -465,6 +465,10 @@ BAD_SAMPLING = {
   "missing run": (["--workdir={run}x"], "no run directory .*; there is .*few"),
   "foreign folder": (["--workdir={run}/checkpoints"], "has no config.json"),
   "no average": (["--workdir={run}", "--ema=0.5"], "'0.5' is not one of raw"),
+  "no checkpoint": (
+    ["--workdir={run}", "--checkpoint=5"],
+    "no checkpoint of step 5 in .*; there are 4, 8",
+  ),
   "sampler": (["--workdir={run}", "--sampler=x"], "'x' is not one of ancestr"),
   "steps": (["--workdir={run}", "--steps=2000"], "must be in 1..T=1000"),
   "seed": (["--workdir={run}", f"--seed={2**70}"], "4294967295"),

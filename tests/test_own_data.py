@@ -69,8 +69,10 @@ def test_samples_have_the_units_of_the_data(
   whole = np.load(out)["images"]
   np.testing.assert_array_equal(whole, values.restore(scaled))
   assert (whole != drawn["angle=0.9"]).any()
-  for scale, missing in (("2", "condition"), ("mask=2", "mask")):
-    line = refused(capsys, sample, *draw, f"--guidance={scale}")
+  for scale, missing in (("2", "angle"), ("mask=2", "mask")):
+    # What training never hides is nothing to guide towards.
+    given = (f"--guidance={scale}", "--cond=dose=1")
+    line = refused(capsys, sample, *draw, *given)
     assert f"these are given no {missing}: pass --cond=" in line
   line = refused(capsys, sample, *draw, "--guidance=dose=2")
   assert "training hides angle, mask, and not dose" in line

@@ -105,7 +105,8 @@ def test_what_is_compiled_is_used_again(copy, monkeypatch):
   how = {"num": 4, "steps": 2, "classes": 3}
   run.sample(seed=1, guidance=1.5, **how)
   again = run.sample(seed=2, guidance=3.0, ema="raw", **how)
-  assert len(made) == 1
+  older = run.sample(seed=2, guidance=3.0, ema="raw", checkpoint=4, **how)
+  assert len(made) == 1 and (older != again).any()
   # Other programs: without guidance, of more steps.
   run.sample(guidance=1, **how)
   run.sample(**{**how, "steps": 3})

@@ -53,6 +53,10 @@ def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
   # The newest checkpoint alone.
   command(evaluate, f"--workdir={run}", *SWEEP[:3], "--ema=raw")
   assert rows(run / "evaluation.jsonl")[-1] == found[2]
+  # An older one.
+  older = ("--checkpoint=4", "--ema=raw")
+  command(evaluate, f"--workdir={run}", *SWEEP[:3], *older)
+  assert rows(run / "evaluation.jsonl")[-1] == found[0]
 
 
 def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):
@@ -89,6 +93,12 @@ def test_a_sweep_is_of_what_was_tracked_or_of_widths():
   config.ema.stds = ()
   with pytest.raises(ValueError, match="this run has kept no such averages"):
     sweep.averages(plan, "sweep:0.07")
+
+
+def test_one_checkpoint_is_not_all(run, capsys):
+  with pytest.raises(SystemExit) as stop:
+    command(evaluate, f"--workdir={run}", *SWEEP, "--checkpoint=4")
+  assert_one_error(stop, capsys, "--checkpoint=4 is one, and --curve")
 
 
 @pytest.mark.parametrize("flag", ["--curve", "--ema=sweep"])

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffusion_jax as dj
@@ -128,38 +128,33 @@ def guided_by_name(
   ), None
 
 
-def given_parts(config: Config, cond: Sequence[str]) -> set[str]:
-  """The parts of the condition that samples have, the others being hidden.
+def hidden_parts(config: Config) -> list[str]:
+  """The parts of the condition that training hides now and then."""
+  parts = (*networks.vectors(config), *networks.planes(config))
+  label = [dj.conditions.CLASS] if networks.hides_labels(config) else []
+  return label + [part.name for part in parts if part.dropout]
+
+
+def given_parts(config: Config, cond: Sequence[str]) -> list[str]:
+  """Those that samples have: what training never hides is no direction.
 
   Args:
     config: The configuration.
     cond: The option `cond`.
   """
-  label = config.model.num_classes is not None
-  return {one.partition("=")[0] for one in cond} | (
-    {dj.conditions.CLASS} if label else set()
+  given = [dj.conditions.CLASS, *(one.partition("=")[0] for one in cond)]
+  return [name for name in hidden_parts(config) if name in given]
+
+
+def no_direction(asked: str, part: str) -> ValueError:
+  """The error of guidance towards a part that samples are not given."""
+  return ValueError(
+    f"{asked} guides towards what images are given, and these are given no "
+    f"{part}: pass `cond={part}=VALUE`"
   )
 
 
-def check_given(
-  asked: str, given: Collection[str], names: Collection[str] = ()
-) -> None:
-  """Checks that there is something to guide towards.
-
-  Raises:
-    ValueError: If nothing is given, or not each of the names.
-  """
-  missing = next((name for name in names if name not in given), None)
-  if missing or not given:
-    raise ValueError(
-      f"{asked} guides towards what images are given, and these are given no "
-      f"{missing or 'condition'}: pass `cond={missing or 'NAME'}=VALUE`"
-    )
-
-
-def check_scales(
-  config: Config, guidance: str, shape: tuple[int, ...], given: Collection[str]
-) -> None:
+def check_scales(config: Config, guidance: str, given: Sequence[str]) -> None:
   """Checks that each part to guide is given, and had a dropout in training.
 
   Raises:
@@ -170,12 +165,7 @@ def check_scales(
       f"`guidance={guidance}`: sampling.apg projects guidance of one scale: "
       "name a number, or set sampling.apg.eta=None"
     )
-  conditions = networks.conditions(config, processes.schedule(config), shape)
-  known = [
-    name
-    for name in conditions.hideable
-    if name != dj.conditions.CLASS or conditions.label_dropout
-  ]
+  known = hidden_parts(config)
   wrong = [name for name in scales(guidance) if name not in known]
   if wrong:
     raise ValueError(
@@ -183,7 +173,9 @@ def check_scales(
       f"{', '.join(known) or 'nothing'}, and not {wrong[0]}; only what it "
       "hides can be guided"
     )
-  check_given(f"`guidance={guidance}`", given, scales(guidance))
+  for name in scales(guidance):
+    if name not in given:
+      raise no_direction(f"`guidance={guidance}`", name)
 
 
 def check_guidable(config: Config, asked: str) -> None:
@@ -192,8 +184,7 @@ def check_guidable(config: Config, asked: str) -> None:
   Raises:
     ValueError: Beginning with what was asked.
   """
-  parts = (*networks.vectors(config), *networks.planes(config))
-  if not any(p.dropout for p in parts) and not networks.hides_labels(config):
+  if not hidden_parts(config):
     raise ValueError(
       f"{asked} needs a network that can draw without a class, and one "
       "trained without label_dropout cannot; sample with a `classifier` instead"

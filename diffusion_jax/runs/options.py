@@ -110,6 +110,9 @@ class SamplingOptions:
     "average of the parameters: its rate, std:WIDTH, or raw for none; by "
     "default the slowest",
   )
+  checkpoint: int | None = option(
+    None, "step of the checkpoint to draw from; by default the newest", least=0
+  )
   batch: int = option(64, "images at a time", least=1)
   quantise: str = option(
     "round",

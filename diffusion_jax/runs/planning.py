@@ -94,6 +94,7 @@ class Plan:
       num=None,
       steps=None,  # see pairs
       ema=None,
+      checkpoint=None,
       low_res=None,
       seed=0,
     )
@@ -180,7 +181,8 @@ def _stage(
   skip = enlarges and config.model.num_classes is None
   names = data["class_names"]
   classes = () if skip else _classes(options, config, classifier, names)
-  params, step = restoring.parameters(workdir, config, net, shape, ema)
+  at = None if enlarges else options.checkpoint
+  params, step = restoring.parameters(workdir, config, net, shape, ema, at)
   noisy = networks.noisy_low_res(config, shape)
   noise = options.low_res_noise if noisy else 0
   if noise and noise > config.low_res.noise:
@@ -206,7 +208,7 @@ def _stage(
       spacing=spacing,
       classes=classes,
       cond=cond,
-      guidance=_guidance(options, config, classifier, shape),
+      guidance=_guidance(options, config, classifier),
       low_res_noise=noise,
       ema=ema,
       batch=min(options.batch, options.num or options.batch),
@@ -323,7 +325,6 @@ def _guidance(
   options: SamplingOptions,
   config: configuration.Config,
   classifier: GuidingClassifier | None,
-  shape: tuple[int, int, int],
 ) -> float | str | None:
   """The scale of guidance, by default the configuration's."""
   if classifier is not None and isinstance(options.guidance, str):
@@ -339,10 +340,11 @@ def _guidance(
     return None
   given = guiding.given_parts(config, options.cond)
   if isinstance(asked, str):
-    guiding.check_scales(config, asked, shape, given)
+    guiding.check_scales(config, asked, given)
     return asked
   guiding.check_guidable(config, said)
   if asked == 1 or (not given and options.guidance is None):
     return None  # The conditional network alone: half the work.
-  guiding.check_given("`guidance`", given)
+  if not given:
+    raise guiding.no_direction("`guidance`", guiding.hidden_parts(config)[0])
   return asked

@@ -52,11 +52,13 @@ def weights(state: dj.state.TrainState, ema: str) -> Any:
   return dj.optimizers.evaluated(state) if ema == "raw" else state.ema[ema]
 
 
-def parameters(workdir, config, net, shape, ema: str) -> tuple[Any, int]:
-  """The parameters for `ema` in the newest checkpoint, and its step."""
-  newest = restore(workdir, config, net, shape)
-  (params,) = parameters_of(workdir, config, net, shape, newest, [ema])
-  return params, int(newest.step)
+def parameters(
+  workdir, config, net, shape, ema: str, step: int | None = None
+) -> tuple[Any, int]:
+  """The parameters for `ema` in a checkpoint, see ``restore``, and its step."""
+  state = restore(workdir, config, net, shape, step)
+  (params,) = parameters_of(workdir, config, net, shape, state, [ema])
+  return params, int(state.step)
 
 
 def parameters_of(

@@ -87,27 +87,34 @@ class Run:
     """
     return datasets.source(self.config)
 
-  def params(self, ema: str | float | None = None) -> Any:
-    """The parameters of the newest checkpoint.
+  def params(
+    self, ema: str | float | None = None, *, checkpoint: int | None = None
+  ) -> Any:
+    """The parameters of a checkpoint.
 
     Args:
       ema: "raw", or an average: its rate, or "std:WIDTH"; by default the
         slowest.
+      checkpoint: Its step; by default the newest.
 
     Returns:
       The parameters of ``net``.
 
     Raises:
-      ValueError: If there is no checkpoint, or no such average.
+      ValueError: If there is no such checkpoint, or no such average.
     """
     name = restoring.average(self.config, None if ema is None else str(ema))
     params, _ = restoring.parameters(
-      self.workdir, self.config, self.net, self.image_shape, name
+      self.workdir, self.config, self.net, self.image_shape, name, checkpoint
     )
     return params
 
   def predict(
-    self, ema: str | float | None = None, *, clip: bool | None = None
+    self,
+    ema: str | float | None = None,
+    *,
+    checkpoint: int | None = None,
+    clip: bool | None = None,
   ) -> dj.prediction.Predict:
     """The trained network as ``predict``, ``(x_t, t, cond) -> Prediction``.
 
@@ -117,6 +124,7 @@ class Run:
 
     Args:
       ema: See ``params``.
+      checkpoint: Likewise.
       clip: Whether x0_hat is clipped to [-1, 1]; by default as for the run's
         samples.
 
@@ -128,7 +136,7 @@ class Run:
       ValueError: If the run is a classifier, or has no such parameters.
     """
     networks.check_draws(self.config)
-    params = self.params(ema)
+    params = self.params(ema, checkpoint=checkpoint)
     predict = processes.predictor(self.config, self.schedule, self.net, params)
     if clip is None:
       clip = self.config.sampling.get("clip", True)
@@ -160,7 +168,7 @@ class Run:
       key: The root of all noise, instead of a ``seed``.
       **options: Those of ``SamplingOptions``: steps, sampler, spacing, eta,
         guidance, classifier, classes, upsampler, low_res, low_res_noise, seed,
-        ema, batch.
+        ema, checkpoint, batch.
 
     Returns:
       [num, H, W, C], in [-1, 1] if clipped.

@@ -12,7 +12,7 @@ PATIENCE = 3.0
 
 
 def watch() -> None:
-  """From now on the second SIGINT, SIGTERM or SIGHUP ends this process.
+  """From now on SIGINT raises, and the second signal ends this process.
 
   Python runs its handlers between two of its own instructions, which may be
   minutes apart while XLA compiles, so a thread watches the signals instead. It
@@ -20,6 +20,8 @@ def watch() -> None:
   checkpoint: files appear whole or not at all. Signals that end the process
   anyway are not watched.
   """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # until here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   heard, told = os.pipe()
   os.set_blocking(told, False)
   signal.set_wakeup_fd(told, warn_on_full_buffer=False)

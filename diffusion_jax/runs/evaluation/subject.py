@@ -183,6 +183,11 @@ def _checked(subject: Subject, options: EvaluationOptions) -> Subject:
 def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
   """The subject with the checkpoints and averages of `curve` and `ema`."""
   plan, ema = subject.plan, options.ema
+  if options.curve and options.checkpoint is not None:
+    raise ValueError(
+      f"`checkpoint={options.checkpoint}` is one, and `curve` measures all: "
+      "leave one of them out"
+    )
   if plan is not None:
     return dataclasses.replace(
       subject,
