@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from commands import assert_one_error, command, rows
 
-from diffusion_jax.runs.evaluation import stored, sweep
+from diffusion_jax.runs.evaluation import evaluating, stored, sweep
 from experiments import evaluate
 from experiments.configs import common
 
@@ -57,6 +57,24 @@ def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
   older = ("--checkpoint=4", "--ema=raw")
   command(evaluate, f"--workdir={run}", *SWEEP[:3], *older)
   assert rows(run / "evaluation.jsonl")[-1] == found[0]
+
+
+def test_bits_of_another_number_of_images_are_measured_anew(
+  run, monkeypatch
+):
+  asked = []
+
+  def bits(plan, source):
+    asked.append((plan.num, plan.ema))
+    return {"bpd": 1.0, "bpd_standard_error": 0.1}
+
+  monkeypatch.setattr(evaluating.measures, "bits_per_dim", bits)
+  flags = (f"--workdir={run}", "--metrics=bpd", "--ema=sweep")
+  for num in (20, 30, 20):
+    command(evaluate, *flags, f"--num={num}")
+  assert asked == [(n, ema) for n in (20, 30) for ema in ("raw", "0.995")]
+  found = [row["images"] for row in rows(run / "evaluation.jsonl")]
+  assert found == [20, 20, 30, 30]
 
 
 def test_the_best_is_the_least_distance_or_the_most_agreement(capsys):

@@ -169,7 +169,6 @@ def bits_per_dim(plan: planning.Plan, source: dj.data.Source) -> dict[str, Any]:
     f"{whole.total.mean():.4f} +- {error:.4f} bits per dimension"
   )
   return {
-    "images": plan.num,
     "terms": schedule.T,
     "variance": config.variance,
     "clip": True,

@@ -260,7 +260,7 @@ def _trained_on(workdir: pathlib.Path) -> references.Reference:
 
 
 def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
-  """The first part of a row: how the samples are drawn."""
+  """The first part of a row: everything that determines the figures."""
   source, plan = subject.data.source, subject.plan
   row = {
     "data": None if source is None else len(source),
@@ -272,6 +272,8 @@ def how(subject: Subject, options: EvaluationOptions) -> dict[str, Any]:
     row["feature_network"] = subject.network.name
   if not set(subject.metrics) <= NO_SAMPLES:
     row["samples"] = subject.num
+  if "bpd" in subject.metrics:
+    row["images"] = subject.num
   if subject.given is not None:
     return row | {
       "pictures": subject.path,
