@@ -13,7 +13,8 @@ from commands import TINY, assert_one_error, command
 from PIL import Image
 
 import diffusion_jax as dj
-from diffusion_jax.runs import directory
+from diffusion_jax.runs import directory, planning
+from diffusion_jax.runs.options import SamplingOptions
 from experiments import train
 from experiments.configs import common, digits
 from experiments.report import (
@@ -125,6 +126,16 @@ def test_the_loss_curve_spans_all_of_t(whole_and_curves):
     assert (np.diff(curve.t) > 0).all() and len(curve.t) == findings.STEPS
     # Hardly trained: a network that knows nothing scores 1.
     assert (np.abs(curve.mean - 1) < 0.5).all()
+
+
+def test_the_loss_curves_are_of_the_checkpoint_that_was_asked_for(trained):
+  def curves(**asked):
+    plan = planning.plan(trained, SamplingOptions(num=1, steps=2, **asked))
+    return findings.loss_curves(plan, dj.data.load(plan.config.data.name))
+
+  older, newer = (curves(checkpoint=k, ema="raw")["raw"].mean for k in (4, 8))
+  assert (older != newer).any()
+  np.testing.assert_array_equal(curves(checkpoint=4)["raw"].mean, older)
 
 
 def test_the_page_is_one_small_file_with_all_parts(whole):

@@ -1,12 +1,14 @@
 """dj.runs: a run directory in Python, the same as its commands."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import re
 import signal
 import subprocess
 import sys
+import types
 
 import chex
 import jax
@@ -28,7 +30,7 @@ from diffusion_jax.runs import (
 )
 from diffusion_jax.runs.evaluation import stored
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
-from diffusion_jax.runs.training import diffusion, loop
+from diffusion_jax.runs.training import classification, diffusion, loop
 from experiments import evaluate, sample
 from experiments.cli import options, shell, training
 
@@ -298,6 +300,52 @@ def test_the_last_picture_is_of_the_slowest_average(
   key = jax.random.key(0)
   diffusion._finish(config, tmp_path, Generator(), state, key, Log())
   chex.assert_trees_all_equal(seen[0], restoring.weights(state, shown))
+
+
+def test_schedule_frees_average_is_what_training_measures():
+  config = dj.runs.make(ema={"rates": ()}, optim={"name": "schedule_free"})
+  tx = networks.optimizer(config)
+  state = networks.state(config, {"a": jnp.ones(3)}, tx)
+  state = state.replace(params={"a": jnp.zeros(3)})
+  want, seen = dj.optimizers.evaluated(state), []
+  assert (want["a"] != state.params["a"]).all()
+
+  def right(params, *_):
+    seen.append(params)
+    return np.ones(4), np.ones(4)
+
+  key, digits = jax.random.key(0), dj.data.load("digits")
+  held = functools.partial(
+    classification.measure_held_out, right, dj.data.subset(digits, 4), 4
+  )
+  batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4)}
+  classification.measure(right, held, state, batch, key)
+  chex.assert_trees_all_equal(*seen, want)
+
+
+def test_a_preview_is_no_distance_from_what_has_drawn_it(tmp_path):
+  state = dj.state.create(
+    {"a": jnp.ones(3)}, dj.training.optimizer(lr=0.1, name="schedule_free"), ()
+  )
+  state = state.replace(params={"a": jnp.zeros(3)})
+  seen = []
+
+  class Generator:
+    batch = 1
+
+    def __call__(self, *_):
+      return np.zeros((1, 8, 8, 1), np.float32)
+
+  def measured(samples, params, newest):
+    seen.append((params, newest))
+    return {}
+
+  log = types.SimpleNamespace(preview=lambda *_: None, picture=lambda *_: None)
+  diffusion.preview(
+    tmp_path, Generator(), measured, state, jax.random.key(0), 1, log
+  )
+  ((params, newest),) = seen
+  assert params is newest is not state.params
 
 
 @pytest.mark.parametrize("kind", [dj.runs.SamplingOptions, EvaluationOptions])

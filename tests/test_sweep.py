@@ -59,9 +59,7 @@ def test_a_sweep_goes_on_and_its_rows_are_those_of_single_evaluations(
   assert rows(run / "evaluation.jsonl")[-1] == found[0]
 
 
-def test_bits_of_another_number_of_images_are_measured_anew(
-  run, monkeypatch
-):
+def test_bits_of_another_number_of_images_are_measured_anew(run, monkeypatch):
   asked = []
 
   def bits(plan, source):

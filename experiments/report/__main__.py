@@ -6,8 +6,9 @@
 The page is one self-contained file, which can be written at any time of a run;
 a sentence stands in for what does not exist yet. The loss against t, the
 nearest images of the data and, before training ends, the animation come from
-the newest checkpoint, with the sampler of previews; --nonetwork leaves them
-out. The flags of experiments.sample set how samples are drawn.
+the newest checkpoint, or that of --checkpoint, with the sampler of previews;
+--nonetwork leaves them out. The flags of experiments.sample set how samples are
+drawn.
 """
 
 import pathlib

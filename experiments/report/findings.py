@@ -89,12 +89,12 @@ def loss_curves(
       loss_at=loss_at,
     )
 
-  raw = restoring.restore(
-    plan.workdir, config, plan.net, plan.image_shape
-  ).params
-  params: dict[str, Any] = {"raw": raw}
+  params: dict[str, Any] = {"raw": plan.params}
   if plan.ema != "raw":
-    params[f"ema{plan.ema}"] = plan.params
+    raw, _ = restoring.parameters(
+      plan.workdir, config, plan.net, plan.image_shape, "raw", plan.step
+    )
+    params = {"raw": raw, f"ema{plan.ema}": plan.params}
   return {name: jax.device_get(curve(p)) for name, p in params.items()}
 
 

@@ -87,7 +87,7 @@ def right_by_quarter(net, schedule, params, image, label, key):
 def measure(right, measured, state, batch, key) -> dict[str, float]:
   """Accuracies of the current parameters."""
   counts = right(
-    state.params,
+    dj.optimizers.evaluated(state),
     batch["image"],
     batch["label"],
     jax.random.fold_in(key, state.step),
@@ -100,14 +100,14 @@ def measure_held_out(right, held, batch_size, state, key) -> dict[str, float]:
   """Accuracies on the held-out images, always with the same noise."""
   if held is None:
     return {}
-  totals = []
+  totals, params = [], dj.optimizers.evaluated(state)
   key = jax.random.fold_in(key, HELD_OUT)  # steps fold it, too
   for start in range(0, len(held), batch_size):
     stop = min(start + batch_size, len(held))
     part = held.gather(np.arange(start, stop))
     image = held.values.floats(part["image"])
     key_part = jax.random.fold_in(key, start)
-    totals.append(right(state.params, image, part["label"], key_part))
+    totals.append(right(params, image, part["label"], key_part))
   counts = np.sum(jax.device_get(totals), axis=0)
   return dj.training.quartiles(*counts, name="held_out_accuracy")
 

@@ -122,13 +122,11 @@ def preview(
   log: Log,
 ) -> None:
   """Sample grids of the raw and averaged parameters, from the same noise."""
-  for name, params in {
-    "raw": dj.optimizers.evaluated(state),
-    **state.ema,
-  }.items():
+  raw = dj.optimizers.evaluated(state)
+  for name, params in {"raw": raw, **state.ema}.items():
     label = name if name == "raw" else f"ema{name}"
     samples = generator(params, key, generator.batch)
-    log.preview(step, label, monitor(samples, params, state.params))
+    log.preview(step, label, monitor(samples, params, raw))
     picture = dj.images.grid(samples)
     log.picture(f"samples/{label}", picture, step)
     if jax.process_index() == 0:
