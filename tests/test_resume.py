@@ -447,12 +447,11 @@ DIGITS = {
 def begun(tmp_path):
   """A directory, as a start of the smoke run leaves it, and its opener."""
 
-  def begin(name="run", step=None, imported=False, **data):
+  def begin(name="run", step=None, imported=False, objective=(), **data):
     run = tmp_path / name
     run.mkdir()
-    directory.describe_run(
-      run, directory.config_json(config_of()), DIGITS | data
-    )
+    config = directory.config_json(config_of(objective=dict(objective)))
+    directory.describe_run(run, config, DIGITS | data)
     if imported:
       (run / "imported.json").write_text("{}")
     if step is not None:
@@ -498,6 +497,40 @@ def test_the_fingerprint_says_what_data_are_and_not_their_path(begun):
   }
   with pytest.raises(ValueError, match="fingerprint is 'a' there.*`new_data`"):
     continuing.check(run, config, moved | {"fingerprint": "b"})
+
+
+CROPS = "data.random_crop is False there and True here"
+
+
+@pytest.mark.parametrize(
+  ("objective", "changes", "message"),
+  [
+    ({}, {"data": {"random_crop": True}}, CROPS),
+    ({}, {"sampling": {"spacing": "even", "apg": {"eta": 0.0}}}, None),
+    (
+      {"name": "distillation"},
+      {"sampling": {"spacing": "even", "sampler": "heun"}},
+      "sampling.sampler is 'ancestral' .*; sampling.spacing is None there and",
+    ),
+    ({"name": "distillation"}, {"sampling": {"apg": {"eta": 0.0}}}, None),
+    (
+      {"name": "meanflow", "teacher": True, "guidance": 2.0},
+      {"sampling": {"apg": {"eta": 0.0}, "spacing": "even"}},
+      "configuration: sampling.apg.eta is None there and 0.0 here. Change",
+    ),
+  ],
+)
+def test_what_the_objective_reads_may_not_change(
+  begun, objective, changes, message
+):
+  run = begun(step=10, objective=objective)
+  config = config_of(objective=objective)
+  config.update(changes)
+  if message is None:
+    assert not continuing.check(run, config, DIGITS)
+    return
+  with pytest.raises(ValueError, match=message):
+    continuing.check(run, config, DIGITS, new_data=True)
 
 
 def test_other_data_go_on_where_that_is_asked_for(begun):

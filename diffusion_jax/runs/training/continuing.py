@@ -12,13 +12,16 @@ from typing import Any
 
 from diffusion_jax.runs import directory
 from diffusion_jax.runs.configuration import COMPUTE, Config
+from diffusion_jax.runs.training import objectives
 
-# The section "data" has the path of the data; a fingerprint identifies them.
+# The section "data" has the path of the data; a fingerprint identifies them,
+# but not how training crops them.
 MAY_CHANGE = (
   "num_steps", "every", "preview", "sampling", "keep_checkpoints", "fsdp",
   "steps_per_dispatch", "model.remat", "model.attention_kernel", "data",
 )  # fmt: skip
 NOTED = ("optim.decay_steps",)
+CROPS = "data.random_crop"
 
 Changes = dict[str, tuple[Any, Any]]
 """Old and new values by key."""
@@ -50,10 +53,11 @@ def check(
   old = directory.config_json(directory.changeable(workdir))
   new = directory.config_json(config)
   old_data = directory.read_json(workdir, "data")
+  learnt_from = (CROPS, *objectives.of_sampling(config))
   changed = {
     key: pair
     for key, pair in differences(old, new).items()
-    if not {key, key.split(".")[0]} & set(MAY_CHANGE)
+    if key in learnt_from or not {key, key.split(".")[0]} & set(MAY_CHANGE)
   }
   same_data = old_data.get("fingerprint") == data["fingerprint"]
   data_changed = {} if same_data else differences(old_data, data)

@@ -180,6 +180,16 @@ def _diffusion(config, apply, schedule, common) -> dj.objectives.Objective:
   return dj.augmentation.augmented(made, config.augment)
 
 
+def of_sampling(config: Config) -> tuple[str, ...]:
+  """What the objective reads of ``config.sampling``, which is for drawing."""
+  read: tuple[str, ...] = ()
+  if config.objective.name == "distillation":
+    read += ("sampling.sampler", "sampling.spacing")  # see teachers_walk
+  if starting.taught(config) and config.objective.guidance is not None:
+    read += ("sampling.apg.eta", "sampling.apg.radius")  # see samplers.guide
+  return read
+
+
 def teachers_walk(config: Config, schedule: dj.schedules.Schedule):
   """Two steps of the teacher for each of the student's ``objective.steps``.
 
