@@ -1,6 +1,8 @@
 import json
+import types
 
 from diffusion_jax.runs import directory
+from diffusion_jax.runs.training import reporting
 from diffusion_jax.runs.training.reporting import Log
 
 
@@ -43,6 +45,25 @@ def test_a_resumed_run_drops_what_lies_beyond_its_checkpoint(tmp_path):
       row["step"] for row in directory.read_rows(tmp_path / f"{name}.jsonl")
     ]
     assert steps == [2, 4, 5]
+
+
+def test_the_time_of_a_preview_is_none_of_training(tmp_path, monkeypatch):
+  now = [100.0]
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(reporting, "time", clock)
+  with log_of(tmp_path) as log:
+    now[0] += 4  # 4 steps, of a second each
+    with log.pause():  # between two logged lines
+      now[0] += 50
+    now[0] += 2
+    log.metrics(6, {"loss": 0.5})
+    with log.pause():
+      now[0] += 50
+    now[0] += 2
+    log.metrics(8, {"loss": 0.5})
+  found = directory.read_rows(tmp_path / "metrics.jsonl")
+  assert [row["steps_per_s"] for row in found] == [1, 1]
+  assert [row["images_per_s"] for row in found] == [4, 4]
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -246,9 +246,8 @@ def _loop(run, state, start, keys, checkpoints, log, stop):
       if "checkpoint" in now or stopped:
         checkpoints.save(state)
       if "preview" in now and not stopped:
-        with stop.at_once():
+        with log.pause(), stop.at_once():
           run.preview(state, key_preview, step, log)
-        log.pause()
         if stop.signal is not None:
           checkpoints.save(state)
           stopped = True

@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -103,9 +104,15 @@ class Log:
       )
       self._bar.update(step - self._bar.n)
 
-  def pause(self) -> None:
-    """Excludes the time since the last call from the speed."""
-    self._last = (time.perf_counter(), self._last[1])
+  @contextlib.contextmanager
+  def pause(self) -> Iterator[None]:
+    """Excludes the time of what is done meanwhile from the speed."""
+    began = time.perf_counter()
+    try:
+      yield
+    finally:
+      then, step = self._last
+      self._last = (then + time.perf_counter() - began, step)
 
   def say(self, line: str) -> None:
     """Prints a line without breaking the progress bar."""
