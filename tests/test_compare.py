@@ -1,11 +1,13 @@
 """experiments.tools.compare, with a network of a few numbers."""
 
+import contextlib
 import doctest
 
 import pytest
 from commands import command, refused, rows
 
 import diffusion_jax as dj
+from diffusion_jax.runs.evaluation import evaluating
 from experiments.configs import digits
 from experiments.tools import compare
 
@@ -59,8 +61,33 @@ def test_each_seed_is_trained_and_measured_once(
   def never(*_, **__):
     raise AssertionError("measured a second time")
 
-  monkeypatch.setattr(dj.runs.Run, "evaluate", never)
+  monkeypatch.setattr(evaluating, "measure", never)
   assert table() == first
+
+
+def test_a_row_that_was_measured_otherwise_is_another(
+  zoo, tmp_path, monkeypatch
+):
+  run = dj.runs.open(zoo.copy("few", tmp_path / "run"))
+  asked = []
+
+  def measured(subject, *_):
+    asked.append((subject.metrics, subject.plan.options.spacing))
+    return {subject.metrics[0]: len(asked)}
+
+  monkeypatch.setattr(evaluating, "measure", measured)
+  monkeypatch.setattr(
+    evaluating, "_samples", lambda *_: contextlib.nullcontext()
+  )
+  how = {"sampler": "heun", "steps": 3}
+  run.evaluate(**how, spacing="quadratic")
+  run.evaluate(**how, metrics=("fid",))
+  assert [compare.distance(run, calls, "heun") for calls in (5, 6, 5)] == [
+    3
+  ] * 3
+  assert asked == [
+    (("frechet",), "quadratic"), (("fid",), None), (("frechet",), None),
+  ]  # fmt: skip
 
 
 def test_distillation_is_a_run_for_each_halving(

@@ -25,6 +25,8 @@ SAMPLERS: dict[str, Callable] = {
   "meanflow": dj.meanflow.step,
 }
 SOLVERS = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis")
+# These call the network twice in every step but the last.
+TWICE = ("heun", "edm_heun", "flow_heun")
 TAKE_ETA = ("ddim", "dpmpp_2m", "dpmpp_3m")
 # The best sampler for few steps: docs/solvers.md.
 FEW, FEW_STEPS_SAMPLER = 100, "unipc"
@@ -53,6 +55,15 @@ def sampler(
   return (
     make(**options) if name in SOLVERS else functools.partial(make, **options)
   )
+
+
+def steps_for(name: str, calls: int) -> int:
+  """The most steps of a sampler that call the network so often.
+
+  >>> steps_for("unipc", 5), steps_for("heun", 5), steps_for("heun", 6)
+  (5, 3, 3)
+  """
+  return (calls + 1) // 2 if name in TWICE else calls
 
 
 def guide(config: Config) -> Callable[..., dj.prediction.Predict]:

@@ -8,23 +8,24 @@
 Trains each variant of configs/digits.py (ddpm is the plain one) with each seed
 in its own directory, unless it is trained already. Then it computes the Frechet
 distance in pixel space of as many samples as there are data, by number of
-network calls: the mean over the seeds, and their standard deviation. A variant
-that starts from another run starts from the one with the same seed, and
-distilled is a chain of runs, one for each halving. docs/results.md and
-docs/one-step.md have the tables.
+network calls: the mean over the seeds, and their standard deviation. Heun's
+samplers call twice in every step but the last, so that of an even number they
+leave one out. A variant that starts from another run starts from the one with
+the same seed, and distilled is a chain of runs, one for each halving.
+docs/results.md and docs/one-step.md have the tables.
 """
 
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax.runs import choices, restoring, samplers
-from diffusion_jax.runs.evaluation import sweep
+from diffusion_jax.runs import choices, console, samplers
+from diffusion_jax.runs.evaluation import evaluating
+from diffusion_jax.runs.evaluation.options import EvaluationOptions
 from experiments import cli
 from experiments.cli import devices
 from experiments.configs import digits
@@ -73,20 +74,15 @@ def distilled(folder: pathlib.Path, seed: int, steps: int) -> dj.runs.Run:
 
 def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
   """The Frechet distance with this many calls; it is not computed twice."""
-  asked: dict[str, Any] = {
-    "sampler": run.config.sampling.sampler if sampler == OWN else sampler,
-    "steps": calls,
-    "seed": run.config.seed,
-  }
-  made = asked | {
-    "step": run.config.num_steps,
-    "samples": len(run.source),
-    "ema": restoring.average(run.config, None),
-  }
-  found = sweep.find(run.workdir / "evaluation.jsonl", made)
-  if found is None:
-    found = run.evaluate(metrics=("frechet",), **asked)
-  return found["frechet"]
+  name = run.config.sampling.sampler if sampler == OWN else sampler
+  asked = EvaluationOptions(
+    sampler=name,
+    steps=samplers.steps_for(name, calls),
+    seed=run.config.seed,
+  )
+  with console.quiet():
+    (row,) = evaluating.evaluate(run.workdir, asked, again=False)
+  return row["frechet"]
 
 
 def calls_of(text: str) -> int:

@@ -120,8 +120,7 @@ def errors(name, spacing, schedule, given: list[Problem]) -> list[float]:
   run = solve(name, schedule)
   result = []
   for calls in CALLS:
-    # Heun calls twice in all steps but the last.
-    moves = (calls + 1) // 2 if name == "heun" else calls
+    moves = samplers.steps_for(name, calls)
     pairs = samplers.walk(schedule, name, spacing, moves)
     each = [rmse(run(p.x_T, pairs, p.mixture), p.x_0) for p in given]
     result.append(float(np.exp(np.mean(np.log(each)))))

@@ -114,13 +114,14 @@ def _samples(asked: Subject, options: EvaluationOptions, generators):
 
 
 def evaluate(
-  workdir: PathLike | None, options: EvaluationOptions
+  workdir: PathLike | None, options: EvaluationOptions, *, again: bool = True
 ) -> list[dict[str, Any]]:
   """Computes the metrics, prints them and appends them to the run's rows.
 
   Args:
     workdir: The run directory; None to measure given samples only.
     options: The options.
+    again: Whether to measure what has a row already. A sweep never does.
 
   Returns:
     A row of evaluation.jsonl for each set of parameters or samples.
@@ -151,7 +152,8 @@ def evaluate(
   rows = []
   for one in subjects:
     made = subject.how(one, options)
-    row = sweep.find(path, made) if path and asked.sweeps else None
+    known = path is not None and (asked.sweeps or not again)
+    row = sweep.find(path, made) if known else None
     if row is None:
       with _samples(one, options, generators) as samples:
         row = made | measure(one, samples, theirs, options)
