@@ -362,6 +362,22 @@ def test_data_that_are_gone_are_named(trained, tmp_path):
   assert page.all("source")
 
 
+def test_a_cascades_samples_lie_beside_the_data_of_its_last_stage(
+  zoo, monkeypatch
+):
+  asked = SamplingOptions(num=4, steps=1, upsampler=zoo.original("upsampler"))
+  plan = planning.plan(zoo.original("small"), asked)
+  x = dj.data.load("digits").floats(np.arange(4))
+  monkeypatch.setattr(findings.drawing, "draw", lambda _: x)
+  monkeypatch.setattr(findings, "loss_against_t", lambda _, source: source)
+  small = dj.data.load("digits", size=4)
+  first, last = report.found_out(plan, small)
+  assert first is small
+  assert "seed 0), upsampled by upsampler, of which" in last.content["words"]
+  captions = [pairing.caption for pairing in last.content["pairings"]]
+  assert all(text.startswith("distance 0.00") for text in captions)
+
+
 def test_a_classifier_has_its_own_curves(tmp_path):
   run = empty_run(tmp_path, "classifier", model={"num_labels": 10})
   rows = [

@@ -12,13 +12,14 @@ drawn.
 """
 
 import pathlib
+from collections.abc import Callable
 
 from absl import flags
 from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax.runs import datasets, planning
-from diffusion_jax.runs.configuration import is_classifier
+from diffusion_jax.runs.configuration import Config, is_classifier
 from diffusion_jax.runs.options import SamplingOptions
 from experiments import cli
 from experiments.cli import devices, options
@@ -71,11 +72,11 @@ def plan_or_why_not(
   return planning.plan(record.workdir, asked)
 
 
-def source_or_why_not(record: Record) -> dj.data.Source | str:
-  """The data, or a sentence why they cannot be read."""
+def source_or_why_not(config: Config) -> dj.data.Source | str:
+  """The data of a run, or a sentence why they cannot be read."""
   try:
     return datasets.source(
-      record.config, elsewhere="experiments.train --config.data.name"
+      config, elsewhere="experiments.train --config.data.name"
     )
   except (ValueError, OSError) as error:
     return f"The data cannot be read here: {error}."
@@ -84,19 +85,39 @@ def source_or_why_not(record: Record) -> dj.data.Source | str:
 def found_out(
   plan: planning.Plan | str, source: dj.data.Source | str
 ) -> list[Section]:
-  """The sections that need network and data."""
+  """The sections that need network and data; the samples are the last stage's.
+
+  Args:
+    plan: The plan of the samples, or why there is none.
+    source: The data of its first stage, or why they cannot be read.
+
+  Returns:
+    The sections, or sentences in their place.
+  """
+  beside = source
+  if not isinstance(plan, str) and plan.upsamplers:
+    beside = source_or_why_not(plan.last.config)
+  return [
+    _found_out(findings.CURVE, findings.loss_against_t, plan, source),
+    _found_out(findings.MEMORY, findings.memory, plan, beside),
+  ]
+
+
+def _found_out(
+  title: str,
+  find: Callable[[planning.Plan, dj.data.Source], Section],
+  plan: planning.Plan | str,
+  source: dj.data.Source | str,
+) -> Section:
   if isinstance(plan, str):
-    absent = plan
-  elif isinstance(source, str):
-    absent = source
-  elif len(source) < 2:
-    absent = "The data are one picture, beside which nothing is near or far."
-  else:
-    return [
-      findings.loss_against_t(plan, source),
-      findings.memory(plan, source),
-    ]
-  return [missing(title, absent) for title in (findings.CURVE, findings.MEMORY)]
+    return missing(title, plan)
+  if isinstance(source, str):
+    return missing(title, source)
+  if len(source) < 2:
+    return missing(
+      title, "The data are one picture, beside which nothing is near or far."
+    )
+  return find(plan, source)
 
 
 def film(plan: planning.Plan | str, record: Record) -> Section:
@@ -154,7 +175,7 @@ def main(argv: list[str]) -> None:
     if not is_classifier(record.config):
       plan = plan_or_why_not(values, record)
   with cli.user_errors():
-    source = "" if plan is None else source_or_why_not(record)
+    source = "" if plan is None else source_or_why_not(record.config)
     text = render(
       record.workdir.resolve().name,
       sections.headline(record),

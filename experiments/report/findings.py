@@ -158,13 +158,23 @@ def loss_against_t(plan: planning.Plan, source: dj.data.Source) -> Section:
 
 
 def memory(plan: planning.Plan, source: dj.data.Source) -> Section:
-  """The section of samples beside the images of the data nearest to them."""
+  """The section of samples beside the images of the data nearest to them.
+
+  Args:
+    plan: How to draw the samples.
+    source: The data of its last stage.
+
+  Returns:
+    The section.
+  """
   found = neighbours_of(drawing.draw(plan), source)
   nearest, typical = found.distance[:, 0], float(np.median(found.typical))
   closest = np.argsort(nearest, kind="stable")[:SHOWN]
+  names = " and ".join(stage.workdir.name for stage in plan.upsamplers)
+  larger = f", upsampled by {names}" if names else ""
   how = (
     f"{len(nearest)} samples of step {plan.step:,} ({plan.options.sampler}, "
-    f"{len(plan.pairs)} steps, seed {plan.options.seed}), of which the "
+    f"{len(plan.pairs)} steps, seed {plan.options.seed}){larger}, of which the "
     f"{len(closest)} closest to the data are shown, each beside its {NEAREST} "
     "nearest of "
     f"{found.searched:,} pictures of the data."
