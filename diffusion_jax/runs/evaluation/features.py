@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,8 @@ def _own(spec: str) -> Features:
 
   ``uint8 images [B, H, W, C] -> features [B, D]``. It may have a ``name``,
   ideally with a digest of its weights, and ``jit = False`` if JAX cannot trace
-  it. For a ``jax.tree_util.Partial`` the digest is added here.
+  it. By default its name has a digest of the file, and of the arrays of a
+  ``jax.tree_util.Partial``.
 
   Raises:
     ValueError: If there is no such function, or it fails.
@@ -100,14 +102,21 @@ def _own(spec: str) -> Features:
       f"`features={spec}`: {function}() returned a {type(network).__name__}; "
       "it must return a network, images -> features"
     )
-  name = getattr(network, "name", None) or spec
-  if isinstance(network, jax.tree_util.Partial) and name == spec:
-    name = f"{spec} {stored.fingerprint(network)}"
+  name = getattr(network, "name", None) or f"{spec} {_digest(names, network)}"
   apply = jax.tree_util.Partial(_in_dict, network)
   if not isinstance(network, jax.tree_util.Partial):
     apply = functools.partial(_in_dict, network)
   jit = bool(getattr(network, "jit", True))
   return Features(str(name), OWN, (), lambda _: apply, jit)
+
+
+def _digest(names: Mapping[str, Any], network: Callable) -> str:
+  """Of the file that defined these names, and of the network's arrays."""
+  file = pathlib.Path(names.get("__file__") or "")
+  code = [np.fromfile(file, np.uint8)] if file.is_file() else []
+  is_tree = isinstance(network, jax.tree_util.Partial)
+  arrays = [stored.fingerprint(network)] if is_tree else []
+  return sources.fingerprint(*code, *arrays)
 
 
 def _in_dict(network: Callable, images) -> dict:
