@@ -117,8 +117,8 @@ def test_one_checkpoint_is_not_all(run, capsys):
   assert_one_error(stop, capsys, "--checkpoint=4 is one, and --curve")
 
 
-@pytest.mark.parametrize("flag", ["--curve", "--ema=sweep"])
+@pytest.mark.parametrize("flag", ["--curve", "--ema=sweep", "--checkpoint=4"])
 def test_given_samples_have_no_checkpoints(flag, capsys):
   with pytest.raises(SystemExit) as stop:
     command(evaluate, "--samples=digits", "--reference=digits", flag)
-  assert_one_error(stop, capsys, "measure what a --workdir draws")
+  assert_one_error(stop, capsys, "are of what a --workdir draws")

@@ -152,8 +152,9 @@ def evaluate(
   rows = []
   for one in subjects:
     made = subject.how(one, options)
-    known = path is not None and (asked.sweeps or not again)
-    row = sweep.find(path, made) if known else None
+    row = None
+    if path is not None and (asked.sweeps or not again):
+      row = sweep.find(path, made)
     if row is None:
       with _samples(one, options, generators) as samples:
         row = made | measure(one, samples, theirs, options)
