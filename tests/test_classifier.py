@@ -119,7 +119,8 @@ def test_held_out_pictures_get_noise_of_their_own():
     return np.zeros(4), np.ones(4)
 
   held = dj.data.hold_out(dj.data.load("digits"), 5)[1]
-  key, state = jax.random.key(0), types.SimpleNamespace(params=None, step=4)
+  key = jax.random.key(0)
+  state = types.SimpleNamespace(params=None, opt_state=(), step=4)
   classification.measure_held_out(right, held, 4, state, key)
   steps = [jax.random.fold_in(key, step) for step in range(500)]
   assert len(seen) > 50
