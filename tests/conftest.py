@@ -8,8 +8,8 @@ import pathlib
 
 # Most of a test's time goes into compiling programs that then run once. These
 # flags of XLA make that take a third: no optimisation by LLVM, the older
-# emitter of fused loops, no threads to split a small program among. Set
-# XLA_FLAGS (even to nothing) to test the optimised programs.
+# emitter of fused loops, no threads to split a small program among. With
+# XLA_FLAGS= programs are optimised, as those of commands.
 QUICK = (
   "--xla_backend_optimization_level=0",
   "--xla_cpu_use_fusion_emitters=false",
@@ -31,8 +31,11 @@ def known(flag: str) -> bool:
   return False
 
 
-if "XLA_FLAGS" not in os.environ:
+chosen = os.environ.get("XLA_FLAGS")
+if chosen is None:
   os.environ["XLA_FLAGS"] = " ".join(filter(known, QUICK))
+elif not chosen:
+  del os.environ["XLA_FLAGS"]
 # Processes and commands under test compile the same small programs again.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
@@ -43,6 +46,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import heavy  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+if chosen == "":
+  from experiments.cli import devices
+
+  devices.tune_cpu(effort=1)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -4,7 +4,6 @@ No test asks how long something took: that differs by machine and by day. What
 is counted here does not: convolutions, sums, traces.
 """
 
-import doctest
 import importlib.metadata
 import importlib.util
 import itertools
@@ -301,7 +300,6 @@ def test_who_else_uses_the_machine_is_seen():
 
 
 def test_a_verdict_needs_a_quiet_machine():
-  assert doctest.testmod(quiet).failed == 0
   assert quiet.verdict({"min": 0.8, "max": 0.9}, None) == "behind"
 
 

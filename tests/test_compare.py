@@ -1,7 +1,6 @@
 """experiments.tools.compare, with a network of a few numbers."""
 
 import contextlib
-import doctest
 
 import pytest
 from commands import command, refused, rows
@@ -107,7 +106,6 @@ def test_distillation_is_a_run_for_each_halving(
 
 
 def test_the_mean_and_the_spread_are_over_seeds():
-  assert doctest.testmod(compare).failed == 0
   assert compare.row("v", [[0.1, 0.25]]) == "| v | 0.100 | 0.250 |"
 
 

@@ -155,8 +155,8 @@ def kind(options: type[SamplingOptions], name: str) -> type:
 def _text(given: Any) -> str:
   """A value of `cond` or `guidance`, as a flag would have it.
 
-  >>> _text(0.5), _text([1, 2.5]), _text("masks")
-  ('0.5', '1:2.5', 'masks')
+  >>> _text(0.5), _text([1, 2]), _text("masks")
+  ('0.5', '1:2', 'masks')
   """
   if isinstance(given, str | os.PathLike):
     return os.fspath(given)
