@@ -23,7 +23,7 @@ FLAGS = (*TINY[1:], "--config.model.channels=16")
 WORKER = pathlib.Path(on_devices.__file__)
 LIMIT = 300  # seconds, for a process that hangs
 # Also where the tests' own programs are optimised: these run for seconds.
-QUICK = os.environ["XLA_FLAGS"] or "--xla_backend_optimization_level=0"
+QUICK = os.environ.get("XLA_FLAGS") or "--xla_backend_optimization_level=0"
 
 
 def start(out, *flags, count: int, **environment) -> subprocess.Popen:
