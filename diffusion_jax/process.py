@@ -55,10 +55,10 @@ def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:
 # ---------------------------------------------------------------- forward
 
 
-def check_floats(x0: Batch) -> None:
+def check_floats(x0: Batch, name: str = "x0") -> None:
   """Raises ValueError for integers, such as bytes not scaled to [-1, 1]."""
   if not jnp.issubdtype(kind := jnp.result_type(x0), jnp.inexact):
-    raise ValueError(f"x0 is {kind}; pass floats, see images.from_uint8")
+    raise ValueError(f"{name} is {kind}; pass floats, see images.from_uint8")
 
 
 def _check_noise(eps: Batch, x: Batch) -> None:
