@@ -63,7 +63,7 @@ def create(
     ema={str(r): jax.tree.map(jnp.copy, params) for r in ema_rates},
     opt_state=tx.init(params),
     history=history,
-    teacher=teacher,
+    teacher=jax.tree.map(jnp.copy, teacher),
   )
 
 

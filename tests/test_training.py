@@ -272,6 +272,18 @@ def test_clipping_leaves_a_gradient_of_zeros():
   chex.assert_trees_all_equal(clipped, tree)
 
 
+@pytest.mark.parametrize("name", dj.optimizers.NAMES)
+def test_a_state_can_be_donated(name):
+  params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+  state = state_lib.create(
+    params, optimizer(lr=0.1, name=name), (0.9,), teacher=params
+  )
+  step = jax.jit(
+    lambda state: jax.tree.map(jnp.add, state, state), donate_argnums=0
+  )
+  assert step(state).teacher["bias"][0] == 2
+
+
 def test_a_step_is_traced_once():
   state, batch, tx = make()
 
