@@ -79,7 +79,7 @@ def bound(variance: str = "fixed_large") -> Weight:
       var = beta
     else:
       var = jnp.exp(process.posterior_log_var(schedule, t, s))
-    # 1 - beta_t is (alpha_t / alpha_s)^2.
+    # Times alpha_t^2, with (alpha_t / alpha_s)^2 for 1 - beta_t.
     at, to = schedule.at(t), schedule.at(s)
     return beta**2 * to.alpha**2 / (2 * var * at.sigma**2)
 
