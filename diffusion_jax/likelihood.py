@@ -213,7 +213,7 @@ def probability_flow(
 
   def size(t):
     at = schedule.at(t)
-    return jnp.hypot(at.alpha, at.sigma)
+    return jnp.hypot(at.alpha, at.sigma).astype(x.dtype)
 
   def flow(z, t):
     """v_hat / r and its divergence by z."""
@@ -231,6 +231,7 @@ def probability_flow(
     t, s = pair
     at, to = schedule.at(t), schedule.at(s)
     h = jnp.arctan2(to.sigma, to.alpha) - jnp.arctan2(at.sigma, at.alpha)
+    h = h.astype(x.dtype)
     v_ahead, div_ahead = flow(z + h * v, s)
     z += 0.5 * h * (v + v_ahead)
     stretch += 0.5 * h * (div + div_ahead)

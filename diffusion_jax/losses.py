@@ -99,10 +99,12 @@ def weighted_mse(
   p = predict(process.q_sample(schedule, x0, t, eps), t)
   mse = mean_per_example((p.target.of(schedule, x0, t, eps) - p.output) ** 2)
   if weight is not None:
-    return weights.of_error(weight, p.target, schedule, t) * mse
-  if space is not None:
-    return targets.error_ratio(space, p.target, schedule, t) * mse
-  return mse
+    ratio = weights.of_error(weight, p.target, schedule, t)
+  elif space is not None:
+    ratio = targets.error_ratio(space, p.target, schedule, t)
+  else:
+    return mse
+  return process.per_example(ratio, mse) * mse
 
 
 def vlb(

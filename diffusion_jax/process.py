@@ -31,8 +31,13 @@ class Posterior(NamedTuple):
 def per_example(
   values: Shaped[ArrayLike, "..."], like: Batch
 ) -> Shaped[Array, "..."]:
-  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left."""
+  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left.
+
+  A schedule in float64 does not make images of float32 wider.
+  """
   values = jnp.asarray(values)
+  if values.dtype == jnp.float64 and like.dtype == jnp.float32:
+    values = values.astype(like.dtype)
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 

@@ -284,7 +284,7 @@ def sample(
   def body(carry, pair):
     x_t, memory, kept = carry
     t, s = pair
-    eps = noise(key, s, images, shape[1:])
+    eps = noise(key, s, images, shape[1:]).astype(x_t.dtype)
     x_s, x0_hat, memory = solver.step(predict, schedule, x_t, t, s, eps, memory)
     if keep:
       # A step that is not kept has slot len(keep), which mode="drop" ignores.
