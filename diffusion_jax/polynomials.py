@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax import spacing
 from diffusion_jax.levels import first_if_clean
-from diffusion_jax.process import Batch
+from diffusion_jax.process import Batch, check_descends
 from diffusion_jax.schedules import Schedule
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
@@ -102,6 +102,7 @@ def drift(
   sigma_s/sigma_t e^{-eta h} x_t + alpha_s (1 - e^{-(1 + eta) h}) x0_hat with
   h = lambda_s - lambda_t; exactly x0_hat at s = 0, where h is infinite.
   """
+  check_descends(t, s)
   at, to = schedule.at(t), schedule.at(s)
   h = (to.log_snr - at.log_snr) / 2
   keep = to.sigma / at.sigma

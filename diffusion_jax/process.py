@@ -84,8 +84,8 @@ def _check_times(t: Time, x: Batch) -> None:
     )
 
 
-def _check_descends(t: Time, s: Time) -> None:
-  """Refuses a time s above t, which gives negative variances."""
+def check_descends(t: Time, s: Time) -> None:
+  """Raises ValueError for a time s above t: variances would be negative."""
   start, end = concrete.known(t), concrete.known(s)
   if start is None or end is None or not (wrong := end > start).any():
     return
@@ -142,7 +142,7 @@ def q_step(
   """
   _check_noise(eps, x_s)
   start = before(schedule, t) if s is None else s
-  _check_descends(t, start)
+  check_descends(t, start)
   ratio = per_example(schedule.at(t).alpha / schedule.at(start).alpha, x_s)
   std = per_example(jnp.sqrt(beta(schedule, t, start)), x_s)
   return ratio * x_s + std * eps
@@ -226,7 +226,7 @@ def q_posterior(
   Raises:
     ValueError: If s is above t.
   """
-  _check_descends(t, s)
+  check_descends(t, s)
   c_0, c_t = (
     per_example(c, x0) for c in posterior_coefficients(schedule, t, s)
   )
