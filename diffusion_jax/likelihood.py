@@ -202,8 +202,10 @@ def probability_flow(
     [B], bits per dimension.
 
   Raises:
-    ValueError: If the visited steps do not ascend from 1, or ``first``, to T.
+    ValueError: If the visited steps do not ascend from 1, or ``first``, to T,
+      or x are integers.
   """
+  process.check_floats(x, "x")
   if visited is None:
     visited = timesteps.every(schedule.T)[::-1, 0]
   visited = np.asarray(visited)

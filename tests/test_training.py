@@ -302,10 +302,13 @@ def test_unconditional_networks_are_told_nothing():
   np.testing.assert_array_equal(new.params["class"], 0)
 
 
-@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2, "0.999"])
 def test_bad_ema_rates_are_refused(rate):
-  with pytest.raises(ValueError, match=rf"EMA rate {rate} must be in \[0, 1\)"):
+  message = rf"EMA rate {rate!r} must be in \[0, 1\), a number, or a width"
+  with pytest.raises(ValueError, match=message):
     make(rates=(rate,))
+  with pytest.raises(ValueError, match="average 'stdx' must be a width as"):
+    make(rates=("stdx",))
 
 
 @pytest.mark.parametrize(("size", "micro"), [(7, 1), (12, 8), (0, 1)])
