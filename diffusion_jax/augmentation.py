@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.conditions import AUGMENT
 from diffusion_jax.objectives import Objective
-from diffusion_jax.process import Batch
+from diffusion_jax.process import Batch, check_floats
 
 NUM_LABELS = 9
 # Standard deviations: of the powers of 2 that scale and stretch, and of a shift
@@ -111,7 +111,11 @@ def moved(images: Batch, motion: Motion) -> Batch:
 
   Returns:
     [B, H, W, C].
+
+  Raises:
+    ValueError: If the images are integers, such as bytes.
   """
+  check_floats(images, "image")
 
   def where(happens, a, b):
     return jnp.where(happens.reshape(-1, 1, 1, 1), a, b)

@@ -52,10 +52,19 @@ def name(std: float) -> str:
 
 
 def std_in(name: str) -> float | None:
-  """The width in an average's name; None for averages without one."""
+  """The width in an average's name; None for averages without one.
+
+  Raises:
+    ValueError: If what follows "std" is no number.
+  """
   if not name.startswith(PREFIX):
     return None
-  return float(name.removeprefix(PREFIX))
+  try:
+    return float(name.removeprefix(PREFIX))
+  except ValueError:
+    raise ValueError(
+      f"average {name!r} must be a width as '{PREFIX}0.1'"
+    ) from None
 
 
 def exponent(std: float) -> float:

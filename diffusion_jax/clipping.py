@@ -47,6 +47,6 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
   def update(updates, state, params=None):
     del params
     scale = jnp.minimum(1, most / global_norm(updates))
-    return jax.tree.map(lambda g: g * scale, updates), state
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)

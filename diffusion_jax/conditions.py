@@ -19,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import concrete, parts, process, samplers, upsampling
+from diffusion_jax import (
+  concrete,
+  parts,
+  process,
+  samplers,
+  shapes,
+  upsampling,
+)
 from diffusion_jax.parts import (
   Plane as Plane,
   Vector as Vector,
@@ -61,6 +68,13 @@ class Conditions:
   vectors: tuple[Vector, ...] = ()
   planes: tuple[Plane, ...] = ()
 
+  def __post_init__(self):
+    if self.label_dropout and self.num_classes is None:
+      raise ValueError(
+        f"label_dropout={self.label_dropout} hides labels, but num_classes="
+        "None: vectors and planes have a dropout of their own"
+      )
+
   def draw(self, batch: Any, key: Key[Array, ""], step: Any) -> Cond:
     """The condition of a batch in training.
 
@@ -68,8 +82,8 @@ class Conditions:
     change it.
 
     Args:
-      batch: "image" and "label", and each vector and plane by its name;
-        "augment", if images are augmented.
+      batch: "image", and "label" if the model has classes; each vector and
+        plane by its name; "augment", if images are augmented.
       key: The run's training key.
       step: Number of updates so far.
 
@@ -90,7 +104,7 @@ class Conditions:
         f"the batch has no {', '.join(missing)}; data with these are needed, "
         "see data.vectors.attach and data.beside.attach"
       )
-    cond = self.of(batch["image"], batch["label"], batch)
+    cond = self.of(batch["image"], batch.get("label"), batch)
     if "augment" in batch:
       cond = {**(cond or {}), "augment": batch["augment"]}
     if cond is None:
@@ -116,6 +130,7 @@ class Conditions:
     numbers: Mapping[str, Any] | None = None,
   ) -> Cond:
     """The condition of clean images, without dropout and without noise."""
+    process.check_floats(x0, "image")
     low_res = None
     if self.low_res is not None:
       low_res = upsampling.shrink(x0, self.low_res)
@@ -148,7 +163,8 @@ class Conditions:
 
     Raises:
       ValueError: If a class is missing or out of range, there is no part of a
-        name, a vector has a wrong width, or the count is not known.
+        name, a part has a wrong shape, values are not finite, images are
+        integers, or the count is not known.
     """
     cond: dict[str, Any] = {}
     names = self._part_names()
@@ -160,6 +176,7 @@ class Conditions:
       concrete.check_range("class y", y, 0, last)
       cond["y"] = y if hasattr(y, "shape") else np.asarray(y)
     if low_res is not None:
+      self._check_low_res(low_res)
       cond["low_res"] = low_res
       if self.noise:
         cond["low_res_t"] = jnp.zeros(len(low_res), jnp.int32)
@@ -177,6 +194,16 @@ class Conditions:
         self.planes, numbers or {}, count or 0, size
       )
     return cond or None
+
+  def _check_low_res(self, low_res: Any) -> None:
+    """Refuses bytes, and images of another size than training has."""
+    process.check_floats(low_res, "low_res")
+    size = low_res.shape[1:-1]
+    if self.low_res is not None and size != tuple(self.low_res):
+      raise ValueError(
+        f"low_res is of {shapes.by(size)}, and must be of "
+        f"{shapes.by(self.low_res)}"
+      )
 
   @property
   def hideable(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.levels import first_if_clean
 from diffusion_jax.prediction import Predict
-from diffusion_jax.process import Batch
+from diffusion_jax.process import Batch, check_descends
 from diffusion_jax.samplers import trapezoid
 from diffusion_jax.schedules import Schedule, Time
 
@@ -88,7 +88,11 @@ def sde_step(
 
   Returns:
     x_s and the predicted clean data x0_hat.
+
+  Raises:
+    ValueError: If s is above t.
   """
+  check_descends(t, s)
   (size, tau), (size_s, tau_s) = _straight(schedule, t), _straight(schedule, s)
   p = predict(x_t, t)
   h = tau - tau_s

@@ -184,8 +184,10 @@ def project(
   least = jnp.finfo(strong.dtype).tiny
   carried = strong - weak + momentum * carried
   norm = jnp.sqrt(jnp.maximum(dot(carried, carried), least))
-  d = carried * jnp.minimum(1, radius / norm)
-  parallel = dot(d, strong) / jnp.maximum(dot(strong, strong), least) * strong
+  # Not times radius / norm, whose derivative is NaN where it is infinite.
+  d = carried / jnp.maximum(1, norm / radius)
+  square = dot(strong, strong)
+  parallel = dot(d, strong) / jnp.where(square > least, square, 1) * strong
   update = d - parallel + eta * parallel
   return strong + (scale - 1) * update, carried
 
@@ -257,16 +259,19 @@ def _extrapolate(
     inside = per_example((low <= t) & (t <= high), x_t)
     scale = jnp.where(inside, scale, 1.0)
   guided = output + scale * (strong.output - output)
-  axes = tuple(range(1, x_t.ndim))
-  spread = jnp.std(guided, axis=axes, keepdims=True)
-  shrunk = jnp.std(strong.output, axis=axes, keepdims=True) / jnp.maximum(
-    spread, jnp.finfo(spread.dtype).tiny
-  )
-  guided = guided * (1 + rescale * (shrunk - 1))
+  if not (isinstance(rescale, int | float) and rescale == 0):
+    shrunk = _spread(strong.output) / _spread(guided)
+    guided = guided * (1 + rescale * (shrunk - 1))
   return read(
     schedule, x_t, t, guided, strong.raw, target=strong.target,
     variance=strong.variance,
   )  # fmt: skip
+
+
+def _spread(x: Batch) -> Batch:
+  """The standard deviation of each example; that of a constant has a slope."""
+  var = jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+  return jnp.sqrt(jnp.maximum(var, jnp.finfo(x.dtype).tiny))
 
 
 __getattr__ = moved(

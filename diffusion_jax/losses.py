@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax import bound, process, targets, timesteps
+from diffusion_jax import bound, process, targets, timesteps, weights
 from diffusion_jax.levels import before
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import Batch
@@ -85,16 +85,26 @@ def weighted_mse(
       own (JiT predicts x_0 and minimises the error of v, Li and He 2025).
 
   Returns:
-    [B], the mean over all axes but the first.
+    [B], the mean over all axes but the first. Infinite where the weighted error
+    is, as that of eps with a weight that grows without end as the signal fades.
+
+  Raises:
+    ValueError: If there are both a weight and a space.
   """
+  if weight is not None and space is not None:
+    raise ValueError(
+      "weight and space exclude each other: a weight already says which error "
+      "counts how much, that of the noise"
+    )
   p = predict(process.q_sample(schedule, x0, t, eps), t)
   mse = mean_per_example((p.target.of(schedule, x0, t, eps) - p.output) ** 2)
   if weight is not None:
-    ratio = targets.error_ratio(targets.eps, p.target, schedule, t)
-    return weight(schedule, t) * ratio * mse
-  if space is not None:
-    return targets.error_ratio(space, p.target, schedule, t) * mse
-  return mse
+    ratio = weights.of_error(weight, p.target, schedule, t)
+  elif space is not None:
+    ratio = targets.error_ratio(space, p.target, schedule, t)
+  else:
+    return mse
+  return process.per_example(ratio, mse) * mse
 
 
 def vlb(

@@ -35,7 +35,12 @@ class Mixture(NamedTuple):
 
 
 def around(means: Float[Array, "K *image"], std: float) -> Mixture:
-  """Gaussians of equal width and weight around these points."""
+  """Gaussians of equal width and weight around these points.
+
+  Raises:
+    ValueError: If the points are integers, such as bytes.
+  """
+  process.check_floats(means, "means")
   K = len(means)
   return Mixture(jnp.asarray(means), jnp.full(K, std), jnp.full(K, 1 / K))
 

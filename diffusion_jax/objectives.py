@@ -188,6 +188,7 @@ def noising(schedule: Schedule, draw, condition):
 
   def drawn(key, state, batch):
     x0 = batch["image"]
+    process.check_floats(x0, "image")
     key_t, key_eps, _ = jax.random.split(jax.random.fold_in(key, state.step), 3)
     if state.history is None:
       t, scale = draw(key_t, len(x0), schedule.T), jnp.ones(len(x0))

@@ -44,6 +44,8 @@ def _check_image(what: str, shape: Sequence[int], x: Batch) -> None:
 def blurring(width: float) -> Observe:
   """A Gaussian blur along each axis of the size, reflected at the borders.
 
+  As wide as the image or wider, too: pixels are then reflected more than once.
+
   Args:
     width: Standard deviation in pixels.
 
@@ -58,7 +60,7 @@ def blurring(width: float) -> Observe:
 
   def blur(x, axis):
     n = x.shape[axis]
-    reach = min(math.ceil(3 * width), n - 1)
+    reach = math.ceil(3 * width)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     pad = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
     padded, blurred = jnp.pad(x, pad, mode="reflect"), 0 * x

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from diffusion_jax import concrete
+from diffusion_jax import concrete, process
 
 
 class Vector(NamedTuple):
@@ -124,9 +124,7 @@ def vector(
     if given is None:
       row.append(jnp.zeros((count, n + 1)))
       continue
-    known = concrete.known(given)
-    if known is not None and not np.isfinite(known).all():
-      raise ValueError(f"{part.name} has values that are NaN or infinite")
+    _check_finite(part.name, given)
     given = jnp.asarray(given, jnp.float32)
     if given.shape in ((), (count,)) and n == 1:
       given = given[..., None]
@@ -139,6 +137,12 @@ def vector(
     scaled = (given - jnp.array([part.mean])) / jnp.array([part.std])
     row.append(jnp.concatenate([scaled, jnp.ones((count, 1))], axis=1))
   return jnp.concatenate(row, axis=1)
+
+
+def _check_finite(name: str, values: Any) -> None:
+  known = concrete.known(values)
+  if known is not None and not np.isfinite(known).all():
+    raise ValueError(f"{name} has values that are NaN or infinite")
 
 
 def planes(
@@ -162,8 +166,8 @@ def planes(
     The channels of each example.
 
   Raises:
-    ValueError: If an image has a wrong shape, or there is neither a size nor an
-      image.
+    ValueError: If an image has a wrong shape, integers or values that are not
+      finite, or there is neither a size nor an image.
   """
   known = [pictures[p.name] for p in parts if pictures.get(p.name) is not None]
   if size is None and not known:
@@ -179,13 +183,15 @@ def planes(
     if given is None:
       row.append(jnp.zeros((*shape[:3], part.width)))
       continue
-    given = jnp.asarray(given, jnp.float32)
+    given = jnp.asarray(given)
+    process.check_floats(given, part.name)
+    _check_finite(part.name, given)
     if given.shape not in (shape, shape[1:]):
       raise ValueError(
         f"{part.name} is {list(given.shape)}: must be {list(shape)}, or"
         f" {list(shape[1:])} for all alike"
       )
-    given = jnp.broadcast_to(given, shape)
+    given = jnp.broadcast_to(given.astype(jnp.float32), shape)
     row.append(jnp.concatenate([given, jnp.ones((*shape[:3], 1))], axis=-1))
   return jnp.concatenate(row, axis=-1)
 

@@ -10,6 +10,7 @@ with output_0 the newest. A ``Rule`` computes the weights, for one kind of
 output (x0_hat or eps_hat) and one variable.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax import spacing
 from diffusion_jax.levels import first_if_clean
-from diffusion_jax.process import Batch
+from diffusion_jax.process import Batch, check_descends
 from diffusion_jax.schedules import Schedule
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
@@ -80,7 +81,7 @@ def weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
 def corrected(x: Batch, outputs, weights) -> Batch:
   """The corrected sample x + sum_j w_j (output_j - output_0)."""
   change = (outputs[1:] - outputs[:1]).astype(x.dtype)
-  return x + jnp.tensordot(weights[1:], change, axes=1)
+  return x + jnp.tensordot(weights[1:].astype(x.dtype), change, axes=1)
 
 
 def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
@@ -90,7 +91,7 @@ def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:
   alpha = 1e6: a polynomial needs a finite node for each output.
   """
   half = schedule.at(first_if_clean(schedule, t)).log_snr / 2
-  return jnp.where(jnp.isneginf(half), -np.log(1e6), half)
+  return jnp.where(jnp.isneginf(half), -math.log(1e6), half)
 
 
 def drift(
@@ -101,6 +102,7 @@ def drift(
   sigma_s/sigma_t e^{-eta h} x_t + alpha_s (1 - e^{-(1 + eta) h}) x0_hat with
   h = lambda_s - lambda_t; exactly x0_hat at s = 0, where h is infinite.
   """
+  check_descends(t, s)
   at, to = schedule.at(t), schedule.at(s)
   h = (to.log_snr - at.log_snr) / 2
   keep = to.sigma / at.sigma

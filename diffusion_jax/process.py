@@ -31,8 +31,13 @@ class Posterior(NamedTuple):
 def per_example(
   values: Shaped[ArrayLike, "..."], like: Batch
 ) -> Shaped[Array, "..."]:
-  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left."""
+  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left.
+
+  A schedule in float64 does not make images of float32 wider.
+  """
   values = jnp.asarray(values)
+  if values.dtype == jnp.float64 and like.dtype == jnp.float32:
+    values = values.astype(like.dtype)
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
@@ -55,10 +60,10 @@ def snr(schedule: Schedule, t: Time) -> Float[Array, "..."]:
 # ---------------------------------------------------------------- forward
 
 
-def check_floats(x0: Batch) -> None:
+def check_floats(x0: Batch, name: str = "x0") -> None:
   """Raises ValueError for integers, such as bytes not scaled to [-1, 1]."""
   if not jnp.issubdtype(kind := jnp.result_type(x0), jnp.inexact):
-    raise ValueError(f"x0 is {kind}; pass floats, see images.from_uint8")
+    raise ValueError(f"{name} is {kind}; pass floats, see images.from_uint8")
 
 
 def _check_noise(eps: Batch, x: Batch) -> None:
@@ -79,8 +84,8 @@ def _check_times(t: Time, x: Batch) -> None:
     )
 
 
-def _check_descends(t: Time, s: Time) -> None:
-  """Refuses a time s above t, which gives negative variances."""
+def check_descends(t: Time, s: Time) -> None:
+  """Raises ValueError for a time s above t: variances would be negative."""
   start, end = concrete.known(t), concrete.known(s)
   if start is None or end is None or not (wrong := end > start).any():
     return
@@ -137,7 +142,7 @@ def q_step(
   """
   _check_noise(eps, x_s)
   start = before(schedule, t) if s is None else s
-  _check_descends(t, start)
+  check_descends(t, start)
   ratio = per_example(schedule.at(t).alpha / schedule.at(start).alpha, x_s)
   std = per_example(jnp.sqrt(beta(schedule, t, start)), x_s)
   return ratio * x_s + std * eps
@@ -221,7 +226,7 @@ def q_posterior(
   Raises:
     ValueError: If s is above t.
   """
-  _check_descends(t, s)
+  check_descends(t, s)
   c_0, c_t = (
     per_example(c, x0) for c in posterior_coefficients(schedule, t, s)
   )

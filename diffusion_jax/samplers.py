@@ -24,6 +24,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.prediction import Predict, p_mean_variance
 from diffusion_jax.process import (
   Batch,
+  check_descends,
   per_example,
   posterior_var,
   rates,
@@ -131,9 +132,10 @@ def ddim_step(
     x_s and the predicted clean data x0_hat.
 
   Raises:
-    ValueError: If eta is not in [0, 1].
+    ValueError: If eta is not in [0, 1], or s is above t.
   """
   check_eta(eta, 1.0)
+  check_descends(t, s)
   p = predict(x_t, t)
   alpha_s, _ = rates(schedule, s, x_t)
   var = per_example(eta**2 * posterior_var(schedule, t, s), x_t)
@@ -284,7 +286,7 @@ def sample(
   def body(carry, pair):
     x_t, memory, kept = carry
     t, s = pair
-    eps = noise(key, s, images, shape[1:])
+    eps = noise(key, s, images, shape[1:]).astype(x_t.dtype)
     x_s, x0_hat, memory = solver.step(predict, schedule, x_t, t, s, eps, memory)
     if keep:
       # A step that is not kept has slot len(keep), which mode="drop" ignores.

@@ -26,7 +26,7 @@ from diffusion_jax import polynomials, timesteps
 from diffusion_jax.levels import first_if_clean
 from diffusion_jax.polynomials import AXES as AXES
 from diffusion_jax.prediction import Predict
-from diffusion_jax.process import Batch, per_example, rates
+from diffusion_jax.process import Batch, check_floats, per_example, rates
 from diffusion_jax.samplers import Solver, check_eta, check_walk, ddim_step
 from diffusion_jax.schedules import Schedule, Time
 
@@ -341,10 +341,10 @@ def encode(
   Returns:
     x_T, the shape of x0.
   """
+  check_floats(x0)
   check_walk(pairs, schedule.T)
 
   def body(x_s, pair):
-    t, s = pair
-    return ddim_encode_step(predict, schedule, x_s, s, t), None
+    return ddim_encode_step(predict, schedule, x_s, pair[1], pair[0]), None
 
   return jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1])[0]

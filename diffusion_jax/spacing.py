@@ -115,7 +115,6 @@ def named(
   if spec in NAMES:
     if num is None:
       raise ValueError(f"spacing {spec!r} needs a number of steps")
-    timesteps.check_count(num, T)
     return NAMES[spec](schedule, num)
   pairs = _published(T, spec)
   if num is not None and num != len(pairs):
@@ -230,11 +229,12 @@ def _nearest(T: int, targets) -> Pairs:
 
 
 def _of_any_time(place: Callable[..., Pairs]) -> Callable[..., Any]:
-  """In continuous time, the spacing of the same name there."""
+  """Checks the number; in continuous time, the spacing of the same name."""
 
   @functools.wraps(place)
   def placed(schedule: Schedule, num: int, **settings: Any):
     if isinstance(schedule, Table):
+      timesteps.check_count(num, schedule.T)
       return place(schedule, num, **settings)
     return _real(schedule, place.__name__, num, **settings)
 

@@ -49,13 +49,18 @@ def create(
 
   With another start, an EMA of rate 0.9999 would still consist of it by 37 %
   after 10,000 steps.
+
+  Raises:
+    ValueError: If a rate is neither a number in [0, 1) nor a width.
   """
   for rate in ema_rates:
     std = averages.std_in(rate) if isinstance(rate, str) else None
     if std is not None:
       averages.exponent(std)
     elif not isinstance(rate, int | float) or not 0 <= rate < 1:
-      raise ValueError(f"EMA rate {rate} must be in [0, 1)")
+      raise ValueError(
+        f"EMA rate {rate!r} must be in [0, 1), a number, or a width as 'std0.1'"
+      )
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -63,7 +68,7 @@ def create(
     ema={str(r): jax.tree.map(jnp.copy, params) for r in ema_rates},
     opt_state=tx.init(params),
     history=history,
-    teacher=teacher,
+    teacher=jax.tree.map(jnp.copy, teacher),
   )
 
 

@@ -1,4 +1,9 @@
-"""Weights of ||eps - eps_hat||^2 at step t, for ``losses``."""
+"""Weights of ||eps - eps_hat||^2 at step t, for ``losses``.
+
+Where no signal is left, alpha = 0, the noise says nothing of the data, and a
+weight may be infinite although the weighted error of x_0 or v is finite. Such
+weights are ``PerSignal``, from which ``of_error`` takes the product.
+"""
 
 import dataclasses
 import math
@@ -9,10 +14,46 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax import process
+from diffusion_jax import process, targets
 from diffusion_jax.levels import Level, Schedule, Time, before
 
 Weight = Callable[[Schedule, Time], Float[Array, " B"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PerSignal:
+  """A weight written as a number over alpha^2, infinite where alpha is 0.
+
+  Attributes:
+    times_signal: ``(schedule, t) -> alpha^2 weight``, finite everywhere.
+  """
+
+  times_signal: Weight
+
+  def __call__(self, schedule: Schedule, t: Time) -> Float[Array, " B"]:
+    """The weight."""
+    return self.times_signal(schedule, t) / schedule.at(t).alpha ** 2
+
+
+def of_error(
+  weight: Weight, target: targets.Target, schedule: Schedule, t: Time
+) -> Any:
+  """The weight of the target's error that a weight of the noise's means.
+
+  Args:
+    weight: The weight of the noise's error.
+    target: The target.
+    schedule: The noise schedule.
+    t: Steps, 1..T.
+
+  Returns:
+    The shape of t. Infinite where the target is the noise and the weight is;
+    NaN where a weight that is not ``PerSignal`` is infinite and alpha is 0.
+  """
+  if isinstance(weight, PerSignal):
+    return weight.times_signal(schedule, t) / target.det(schedule, t) ** 2
+  ratio = targets.error_ratio(targets.eps, target, schedule, t)
+  return weight(schedule, t) * ratio
 
 
 def bound(variance: str = "fixed_large") -> Weight:
@@ -38,11 +79,11 @@ def bound(variance: str = "fixed_large") -> Weight:
       var = beta
     else:
       var = jnp.exp(process.posterior_log_var(schedule, t, s))
-    at = schedule.at(t)
-    single_step = (at.alpha / schedule.at(s).alpha) ** 2  # 1 - beta_t
-    return beta**2 / (2 * var * single_step * at.sigma**2)
+    # Times alpha_t^2, with (alpha_t / alpha_s)^2 for 1 - beta_t.
+    at, to = schedule.at(t), schedule.at(s)
+    return beta**2 * to.alpha**2 / (2 * var * at.sigma**2)
 
-  return weight
+  return PerSignal(weight)
 
 
 def _check_range(**numbers: tuple[float, bool]) -> None:
@@ -59,6 +100,12 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     ValueError: If the weight would be negative, 0 or NaN.
   """
   _check_range(gamma=(gamma, gamma >= 0), k=(k, k >= 0))
+  if k == 0:
+    return PerSignal(
+      lambda schedule, t: (
+        schedule.at(t).sigma ** 2 * process.snr(schedule, t) ** (1 - gamma)
+      )
+    )
   return lambda schedule, t: (k + process.snr(schedule, t)) ** -gamma
 
 
@@ -77,7 +124,12 @@ def min_snr(gamma: float = 5.0) -> Weight:
 
 def truncated_snr() -> Weight:
   """max(SNR, 1) / SNR (Salimans and Ho 2022, section 4)."""
-  return lambda schedule, t: jnp.maximum(1 / process.snr(schedule, t), 1)
+
+  def weight(schedule, t):
+    at = schedule.at(t)
+    return jnp.maximum(at.sigma, at.alpha) ** 2
+
+  return PerSignal(weight)
 
 
 def edm(sigma_data: float = 0.5) -> Weight:
@@ -89,7 +141,12 @@ def edm(sigma_data: float = 0.5) -> Weight:
     ValueError: If sigma_data is not above 0.
   """
   _check_range(sigma_data=(sigma_data, sigma_data > 0))
-  return lambda schedule, t: 1 + 1 / (process.snr(schedule, t) * sigma_data**2)
+
+  def weight(schedule, t):
+    at = schedule.at(t)
+    return at.alpha**2 + (at.sigma / sigma_data) ** 2
+
+  return PerSignal(weight)
 
 
 def sigmoid(bias: float = 2.0) -> Weight:
@@ -120,19 +177,22 @@ def shifted(weight: Weight, k: float) -> Weight:
   if not 0 < k < math.inf:
     raise ValueError(f"{k=} must be above 0 and finite; 1 is no shift")
 
-  def moved(schedule, t):
-    cleaner: Any = _Cleaner(schedule, 2 * math.log(k))
-    return weight(cleaner, t)
+  signal = isinstance(weight, PerSignal)
+  inner = weight.times_signal if signal else weight
 
-  return moved
+  def moved(schedule, t):
+    cleaner: Any = _Cleaner(schedule, k)
+    return inner(cleaner, t)
+
+  return PerSignal(moved) if signal else moved
 
 
 @dataclasses.dataclass(frozen=True)
 class _Cleaner:
-  """A schedule with a constant added to its log-SNR."""
+  """A schedule with 1 / k of the noise beside the same signal."""
 
   schedule: Any
-  more: float
+  k: float
 
   @property
   def T(self) -> int | float:
@@ -146,6 +206,7 @@ class _Cleaner:
     )
 
   def at(self, t: Time) -> Level:
-    """The level at t, with the raised log-SNR."""
+    """The level at t, with less noise."""
     at = self.schedule.at(t)
-    return at._replace(log_snr=at.log_snr + self.more)
+    log_snr = at.log_snr + 2 * math.log(self.k)
+    return at._replace(sigma=at.sigma / self.k, log_snr=log_snr)

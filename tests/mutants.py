@@ -377,9 +377,9 @@ MUTANTS = {
     "tests/test_losses.py",
   ),
   "a weight the wrong way round": _library(
-    "losses",
-    "targets.error_ratio(targets.eps, p.target, schedule, t)",
-    "targets.error_ratio(p.target, targets.eps, schedule, t)",
+    "weights",
+    "targets.error_ratio(targets.eps, target, schedule, t)",
+    "targets.error_ratio(target, targets.eps, schedule, t)",
     "tests/test_losses.py",
   ),
   "max for min-SNR": _library(

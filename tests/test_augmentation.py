@@ -145,5 +145,8 @@ def test_an_objective_sees_what_was_done():
   np.testing.assert_array_equal(cond["augment"], drawn["augment"])
   later = made.draw(jax.random.key(0), types.SimpleNamespace(step=4), batch)
   assert (later["augment"] != drawn["augment"]).any()
+  raw = {"image": jnp.ones((8, 4, 4, 1), jnp.uint8)}
+  with pytest.raises(ValueError, match="image is uint8; pass floats"):
+    made.draw(jax.random.key(0), state, raw)
   with pytest.raises(ValueError, match=r"augment=1.5 must be in \[0, 1\]"):
     augmentation.augmented(objective, 1.5)

@@ -285,6 +285,26 @@ def test_conditions_that_say_nothing_are_refused(made, y, numbers, message):
     made.given(y, None, numbers)
 
 
+def test_small_pictures_that_do_not_fit_are_refused():
+  made = conditions.Conditions(SCHEDULE, low_res=(2, 2))
+  for refused, message in (
+    (lambda: made.of(np.ones((1, 4, 4, 1), np.uint8), None), "image is uint8"),
+    (lambda: made.given(None, np.ones((1, 2, 2, 1), int)), "low_res is int32"),
+    (lambda: made.given(None, np.ones((1, 4, 4, 1))), "4 x 4, .* of 2 x 2"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      refused()
+
+
+def test_labels_are_asked_for_where_a_model_has_classes():
+  image, draw = {"image": jnp.ones((2, 3))}, jax.random.key(0)
+  with pytest.raises(ValueError, match="label_dropout=0.1 .* num_classes=None"):
+    conditions.Conditions(SCHEDULE, label_dropout=0.1, vectors=PARTS)
+  with pytest.raises(ValueError, match="y=None: pass a class, 0..2"):
+    conditions.Conditions(SCHEDULE, num_classes=3).draw(image, draw, 0)
+  assert conditions.Conditions(SCHEDULE).draw(image, draw, 0) is None
+
+
 @pytest.mark.parametrize("numbers", [[1.0, 2.0], [[1.0], [np.nan]]])
 def test_numbers_that_have_no_mean_are_refused(numbers):
   with pytest.raises(ValueError, match=r"a is \[2.*must be \[N, n\], and all"):

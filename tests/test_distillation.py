@@ -63,6 +63,40 @@ def test_the_exact_map_alone_costs_nothing(path, weight):
     assert min(losses[1:]) > 1e-7
 
 
+@pytest.mark.parametrize(
+  "schedule",
+  [
+    dj.continuous.cosine(), dj.continuous.flow(),
+    dj.schedules.cosine(100, zero_terminal=True),
+  ],
+)  # fmt: skip
+def test_the_loss_of_the_paper_is_finite_where_sampling_starts(schedule):
+  made = distillation.progressive(
+    lambda params, x_t, t, cond, key: params * x_t, schedule,
+    lambda state: dj.predictor(
+      lambda x, t: 0.3 * x, schedule, target=targets.v
+    ),
+    dj.spacing.even(schedule, 2), target=targets.v,
+    loss_at=functools.partial(
+      dj.losses.weighted_mse, weight=dj.weights.truncated_snr()
+    ),
+  )  # fmt: skip
+  state = dj.state.TrainState(jnp.int32(0), (), {}, ())
+  batch = {"image": jnp.ones((2, 3))}
+
+  @jax.jit
+  def both():
+    drawn = made.draw(jax.random.key(0), state, batch)
+    return drawn.examples.t, jax.value_and_grad(
+      lambda a: made.loss(a, drawn.examples, jax.random.key(0)).mean()
+    )(0.1)
+
+  t, (loss, slope) = both()
+  assert (t == schedule.T).all()
+  assert 0 < loss < 10
+  assert 0 < abs(slope) < 10
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_denoiser_of_a_point_is_a_fixed_point(path):
   # All of a point mass is on straight ways: any step is exact.

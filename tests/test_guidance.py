@@ -143,6 +143,45 @@ def test_rescaled_guidance_has_the_unguided_spread():
   np.testing.assert_array_equal(output(4.0, rescale=0.0), output(4.0))
 
 
+@pytest.mark.parametrize(
+  "options",
+  [
+    {}, {"rescale": 0.0}, {"rescale": 0.7}, {"eta": 0.3},
+    {"eta": 0.3, "radius": 2.0},
+  ],
+)  # fmt: skip
+def test_guidance_has_a_slope_where_an_output_is_constant(options):
+  schedule, (x_t, t) = schedules.cosine(1000), batch()
+  predict = prediction.predictor(
+    lambda x, t, scale: process.per_example(scale, x) * x, schedule,
+    target=TARGETS["x0"],
+  )  # fmt: skip
+  guide = guidance.projected if "eta" in options else guidance.classifier_free
+  guided = guide(predict, schedule, lambda scale: 0.5 * scale, 3.0, **options)
+
+  def end(scale):
+    cond = jnp.full(8, scale)
+    return guided(x_t.at[0].set(0.3), t, cond).x0_hat.sum()
+
+  for scale in (0.0, 0.1):
+    assert jnp.isfinite(jax.grad(end)(scale))
+
+
+def test_the_momentum_of_apg_has_a_slope():
+  schedule, (x_t, _) = schedules.cosine(1000), batch()
+
+  def end(scale):
+    predict = prediction.predictor(lambda x, t: scale * x, schedule)
+    weak = prediction.predictor(lambda x, t: 0.5 * scale * x, schedule)
+    solver = apg.solver(samplers.ddim_step, weak, 2.5)
+    return samplers.sample(
+      solver, predict, schedule, x_t.shape, jax.random.key(0),
+      pairs=timesteps.spaced(1000, 3), x_T=x_t,
+    )[0].sum()  # fmt: skip
+
+  assert jnp.isfinite(jax.grad(end)(0.1))
+
+
 def test_another_scale_does_not_trace_again():
   x_t, t = batch()
   traces = []

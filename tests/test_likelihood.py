@@ -18,6 +18,7 @@ from diffusion_jax import (
   process,
   schedules,
   spacing,
+  targets,
   timesteps,
 )
 
@@ -235,6 +236,46 @@ def test_a_flow_that_does_not_ascend_is_refused(visited):
       lambda x, t: x, schedules.cosine(20), x, jax.random.key(0),
       visited=visited,
     )  # fmt: skip
+
+
+FLOW, EDM = continuous.flow(), continuous.edm()
+
+
+@pytest.mark.parametrize(
+  ("schedule", "ends"),
+  [
+    (FLOW, (1e-3, 0.5)), (FLOW, (0.5, 0.9999)), (FLOW, (1e-3, 0.9)),
+    (EDM, (0.002, 1)), (EDM, (0.01, 80)), (continuous.cosine(), (1e-3, 0.9)),
+  ],
+)  # fmt: skip
+def test_a_flow_that_leaves_out_an_end_is_refused(schedule, ends):
+  x, T = jnp.zeros((1, 2)), schedule.T
+  with pytest.raises(ValueError, match=f"{schedule.first} to T={T}"):
+    likelihood.probability_flow(
+      lambda x, t: x, schedule, x, jax.random.key(0),
+      visited=np.geomspace(*ends, 20),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("schedule", "visited"),
+  [
+    (FLOW, np.linspace(1e-3, 0.9999, 400)), (FLOW, np.linspace(5e-4, 1, 400)),
+    (EDM, np.geomspace(0.002, 75, 400)),
+    (EDM, spacing.karras(EDM, 200)[::-1, 0]),
+    (continuous.cosine(), np.linspace(1e-3, 0.995, 400)),
+  ],
+)  # fmt: skip
+def test_what_a_flow_may_leave_out_is_negligible(schedule, visited):
+  x = jnp.array([[0.1], [1.2], [-0.7]])
+  bits = jax.jit(
+    lambda x: likelihood.probability_flow(
+      GAUSSIAN.predictor(schedule, targets.v), schedule, x, jax.random.key(0),
+      visited=visited,
+    )
+  )(x)  # fmt: skip
+  want = -jax.scipy.stats.norm.logpdf(x[:, 0], 0.3, 0.5) / np.log(2)
+  np.testing.assert_allclose(bits, want, atol=0.03)
 
 
 @pytest.mark.parametrize("path", [continuous.ve, continuous.straight])

@@ -220,6 +220,15 @@ def test_weights_that_would_turn_learning_round_are_refused(make, named):
     make()
 
 
+def test_a_weight_excludes_the_space_of_another_target():
+  schedule, x0, t, eps = setup(n=2)
+  predict = prediction.predictor(lambda x, t: x, schedule)
+  with pytest.raises(ValueError, match="weight and space exclude each other"):
+    losses.weighted_mse(
+      predict, schedule, x0, t, eps, weight=weights.p2(), space=TARGETS["v"]
+    )
+
+
 def test_a_shifted_weight_of_the_bound_is_refused():
   with pytest.raises(ValueError, match="do not shift it"):
     weights.shifted(weights.bound(), 2.0)(schedules.cosine(10), jnp.array([3]))

@@ -330,6 +330,12 @@ def test_files_that_are_no_reference_are_refused(tmp_path, arrays, message):
     metrics.read_reference(tmp_path / "a.npz")
 
 
+def test_features_without_a_place_in_a_file_are_refused(tmp_path):
+  gaussian = moments.Gaussian(np.zeros(2), np.eye(2))
+  with pytest.raises(ValueError, match="'pixels' is not one of 2048, spatial"):
+    metrics.write_reference(tmp_path / "a.npz", {"pixels": gaussian})
+
+
 def test_a_damaged_reference_is_refused(tmp_path):
   (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 torn")
   with pytest.raises(ValueError, match="damaged or no .npz"):

@@ -37,6 +37,11 @@ def test_the_denoiser_is_the_score(t):
   )
 
 
+def test_bytes_are_no_centres():
+  with pytest.raises(ValueError, match="means is int32; pass floats"):
+    mixtures.around(np.ones((2, 3), np.int32), 0.1)
+
+
 def test_density_is_that_of_scipy():
   from scipy import stats
 

@@ -206,6 +206,10 @@ def test_pictures_that_do_not_fit_are_refused():
     ValueError, match=r"mask is \[2, 3, 2\]: must be \[2, 2, "
   ):
     given({"mask": np.ones((*SIZE, 2))})
+  with pytest.raises(ValueError, match="mask is uint8; pass floats"):
+    given({"mask": np.ones((*SIZE, 1), np.uint8)})
+  with pytest.raises(ValueError, match="mask has values that are NaN"):
+    given({"mask": np.full((*SIZE, 1), np.nan)})
   with pytest.raises(ValueError, match="the batch has no sketch"):
     CONDITIONS.draw(
       {k: v for k, v in batch(2).items() if k != "sketch"},

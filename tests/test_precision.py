@@ -1,4 +1,7 @@
-"""float32 is enough: every solver on every schedule, spacing and step count."""
+"""float32 is enough: every solver on every schedule, spacing and step count.
+
+And it stays float32 where JAX has been told to know float64.
+"""
 
 import functools
 import itertools
@@ -24,6 +27,7 @@ SCHEDULES = {
   "cosine": schedules.cosine,
   "sigmoid": schedules.sigmoid,
 }
+CONTINUOUS = dj.continuous.flow()
 CASES = list(itertools.product(SCHEDULES, spacing.NAMES))
 STEPS = (2, 5, 20)
 SOLVERS = {
@@ -118,3 +122,118 @@ def test_points_too_close_for_a_step_are_not_used():
   )  # fmt: skip
   exact = GAUSSIAN.mean + GAUSSIAN.std * x_T
   assert np.sqrt(np.mean((x - exact) ** 2)) < 0.25  # 1.8 if they were
+
+
+@pytest.fixture
+def wide():
+  with jax.enable_x64(True):
+    yield
+
+
+def floats(tree) -> set[str]:
+  """The dtypes of all arrays that are not integers."""
+  kinds = {x.dtype for x in jax.tree.leaves(tree)}
+  return {kind.name for kind in kinds if jnp.issubdtype(kind, jnp.inexact)}
+
+
+NETWORKS = {
+  "unet": {}, "unet fourier": {"embedding": "fourier"}, "edm2": {},
+  "dit": {}, "jit": {"class_tokens": 2, "class_start": 1, "num_classes": 3},
+  "classifier": {"num_labels": 3},
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_in_float32_stays_so(name):
+  kind, options = dj.models.named.NETWORKS[name.split()[0]], NETWORKS[name]
+  small = (
+    {"channels": 16, "multipliers": (1,), "num_blocks": 1,
+     "attention_levels": (0,), "head_channels": 8}
+    if hasattr(kind, "channels")
+    else {"patch": 4, "width": 16, "depth": 2, "heads": 2}
+  )  # fmt: skip
+  net, more = kind(**small, **options), {}
+  if "num_classes" in options:
+    more = {"cond": {"y": jnp.zeros(2, jnp.int32)}}
+  x, t = jnp.zeros((2, 8, 8, 1), jnp.float32), jnp.ones(2, jnp.float32)
+  out, params = jax.eval_shape(
+    lambda: net.init_with_output(jax.random.key(0), x, t, **more)
+  )
+  assert floats(params) == floats(out) == {"float32"}
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", dj.optimizers.NAMES)
+def test_training_in_float32_stays_so(name):
+  # The loop of a block is one only if no dtype changes.
+  params = {
+    "kernel": jnp.ones((3, 3), jnp.float32), "bias": jnp.ones(3, jnp.float32),
+  }  # fmt: skip
+  schedule = schedules.cosine(20)
+  objective = dj.objectives.diffusion(
+    lambda p, x, t, cond, key: x @ p["kernel"] + p["bias"][None], schedule,
+    loss_at=functools.partial(
+      dj.losses.weighted_mse, weight=dj.weights.truncated_snr()
+    ),
+  )  # fmt: skip
+  tx = dj.optimizers.optimizer(
+    lr=1e-3, name=name, clip=1.0, warmup_steps=2, decay_steps=9
+  )
+  history = dj.importance.history(20)
+  state = dj.state.create(params, tx, (0.9, "std0.1"), history)
+  step = functools.partial(
+    dj.training.train_step, objective=objective, tx=tx, ema_warmup=True
+  )
+  batches = {"image": jnp.ones((2, 4, 3), jnp.float32)}
+  new, _ = jax.eval_shape(
+    lambda: dj.training.train_block(step, state, batches, jax.random.key(0))
+  )
+  assert floats((new.params, new.ema)) == {"float32"}
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("name", [*SOLVERS, "flow", "edm", "apg"])
+def test_samples_in_float32_stay_so(name):
+  schedule = schedules.cosine(20, dtype=jnp.float32)
+  predict = dj.predictor(lambda x, t: 0.3 * x, schedule)
+  more = {
+    "flow": dj.flow.sde_step, "edm": dj.edm.heun(4),
+    "apg": dj.apg.solver(dj.ddim_step, predict, 2.0),
+  }  # fmt: skip
+  x_T = jnp.ones((2, 3), jnp.float32)
+  x, trajectory = jax.eval_shape(
+    lambda: dj.sample(
+      (SOLVERS | more)[name], predict, schedule, x_T.shape, jax.random.key(0),
+      pairs=spacing.even(schedule, 4), x_T=x_T, keep=(1,),
+    )
+  )  # fmt: skip
+  assert floats((x, trajectory.x)) == {"float32"}
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("schedule", ["cosine", "flow"])
+def test_images_in_float32_stay_so_on_a_schedule_of_float64(schedule):
+  schedule = schedules.cosine(20) if schedule == "cosine" else CONTINUOUS
+  pairs = spacing.even(schedule, 4)
+  predict = dj.predictor(lambda x, t: 0.3 * x, schedule, target=dj.targets.v)
+  x, t = jnp.ones((2, 4, 4, 1), jnp.float32), pairs[1, 0]
+  observe = dj.restoration.downsampling((2, 2))
+  visited = None if schedule.T == 20 else np.linspace(1e-3, 1, 9)
+
+  def results():
+    yield dj.q_sample(schedule, x, t, x)
+    yield predict(x, t)
+    yield dj.solvers.encode(predict, schedule, x, pairs)
+    for given in (
+      dj.restoration.pigdm, dj.restoration.tmpd, dj.restoration.dps
+    ):  # fmt: skip
+      yield given(predict, schedule, observe, observe(x), std=0.1)(x, t)
+
+  assert floats(jax.eval_shape(lambda: list(results()))) == {"float32"}
+  bits = jax.eval_shape(
+    lambda: dj.likelihood.probability_flow(
+      predict, schedule, x, jax.random.key(0), visited=visited
+    )
+  )
+  assert bits.shape == (2,)

@@ -6,7 +6,14 @@ import pytest
 import reference
 from reference import load
 
-from diffusion_jax import prediction, process, schedules
+from diffusion_jax import (
+  likelihood,
+  prediction,
+  process,
+  schedules,
+  solvers,
+  timesteps,
+)
 from diffusion_jax.targets import TARGETS
 
 NAMES = {"linear": schedules.linear, "cosine": schedules.cosine}
@@ -366,6 +373,11 @@ def test_bytes_for_images_are_refused():
   x0 = jnp.zeros((1, 2, 2, 1), jnp.uint8)
   with pytest.raises(ValueError, match="x0 is uint8; pass floats"):
     process.q_sample(schedules.cosine(10), x0, 3, x0)
+  predict, schedule = (lambda x, t: x), schedules.cosine(10)
+  with pytest.raises(ValueError, match="x0 is uint8; pass floats"):
+    solvers.encode(predict, schedule, x0, timesteps.every(10))
+  with pytest.raises(ValueError, match="x is uint8; pass floats"):
+    likelihood.probability_flow(predict, schedule, x0, jax.random.key(0))
 
 
 def test_noise_and_outputs_that_would_be_shared_are_refused():

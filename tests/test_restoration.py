@@ -1,11 +1,13 @@
 """Restoration of Gaussians, whose posteriors are known."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 from oracles import GAUSSIAN, Mixture
 
 import diffusion_jax as dj
@@ -72,6 +74,16 @@ def test_a_blur_keeps_a_constant_and_spreads_a_point():
   spread = blur(point)[0, :, 10, 0]
   np.testing.assert_allclose(spread[10] / spread[11], np.exp(0.5), rtol=1e-5)
   np.testing.assert_allclose(blur(point).sum(), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [0.7, 3.0, 6.0, 20.0])
+def test_a_blur_is_reflected_however_wide_it_is(width):
+  x = np.random.default_rng(0).normal(size=(1, 8, 8, 1)).astype(np.float32)
+  want = scipy.ndimage.gaussian_filter(
+    x[0, ..., 0], width, mode="mirror", radius=math.ceil(3 * width)
+  )
+  got = jax.jit(restoration.blurring(width))(x)[0, ..., 0]
+  np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", [1, 60, 140, 199])

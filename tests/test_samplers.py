@@ -369,6 +369,21 @@ def test_a_walk_starts_from_numbers_of_any_precision(dtype):
   np.testing.assert_array_equal(x, run(shape=x_T.shape, x_T=x_T)[0])
 
 
+STOCHASTIC = {
+  "ddim": functools.partial(dj.ddim_step, eta=0.5), "sde": dj.flow.sde_step,
+  "dpm": dj.solvers.dpm(2, eta=1.0), "ancestral": dj.ancestral_step,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_step_upwards_is_refused(name):
+  schedule, x = schedules.cosine(100), jnp.ones((2, 3))
+  solver = samplers.as_solver(STOCHASTIC[name])
+  predict = GAUSSIAN.predictor(schedule)
+  with pytest.raises(ValueError, match="s=50 is above t=20; s must be the cl"):
+    solver.step(predict, schedule, x, 20, 50, x, solver.init(x, 20))
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
 def test_etas_that_mean_nothing_are_refused(eta):
   step = functools.partial(dj.ddim_step, eta=eta)

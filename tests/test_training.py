@@ -272,6 +272,18 @@ def test_clipping_leaves_a_gradient_of_zeros():
   chex.assert_trees_all_equal(clipped, tree)
 
 
+@pytest.mark.parametrize("name", dj.optimizers.NAMES)
+def test_a_state_can_be_donated(name):
+  params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+  state = state_lib.create(
+    params, optimizer(lr=0.1, name=name), (0.9,), teacher=params
+  )
+  step = jax.jit(
+    lambda state: jax.tree.map(jnp.add, state, state), donate_argnums=0
+  )
+  assert step(state).teacher["bias"][0] == 2
+
+
 def test_a_step_is_traced_once():
   state, batch, tx = make()
 
@@ -290,10 +302,13 @@ def test_unconditional_networks_are_told_nothing():
   np.testing.assert_array_equal(new.params["class"], 0)
 
 
-@pytest.mark.parametrize("rate", [1.0, -0.1, 2])
+@pytest.mark.parametrize("rate", [1.0, -0.1, 2, "0.999"])
 def test_bad_ema_rates_are_refused(rate):
-  with pytest.raises(ValueError, match=rf"EMA rate {rate} must be in \[0, 1\)"):
+  message = rf"EMA rate {rate!r} must be in \[0, 1\), a number, or a width"
+  with pytest.raises(ValueError, match=message):
     make(rates=(rate,))
+  with pytest.raises(ValueError, match="average 'stdx' must be a width as"):
+    make(rates=("stdx",))
 
 
 @pytest.mark.parametrize(("size", "micro"), [(7, 1), (12, 8), (0, 1)])

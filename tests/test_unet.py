@@ -299,6 +299,9 @@ def test_classes_missing_or_unexpected_are_refused():
   x, t = inputs((8, 8, 1))
   with pytest.raises(ValueError, match="num_classes=10 was called with no"):
     UNet(**SMALL, num_classes=10).init(jax.random.key(0), x, t)
+  with pytest.raises(ValueError, match=r"y have shape \(\d, 1\): pass one num"):
+    column = jnp.zeros((len(x), 1), jnp.int32)
+    UNet(**SMALL, num_classes=10).init(jax.random.key(0), x, t, {"y": column})
   with pytest.raises(ValueError, match="num_classes=None was called with cl"):
     UNet(**SMALL).init(jax.random.key(0), x, t, {"y": t})
   with pytest.raises(ValueError, match="condition is a .*; pass a dict of y"):

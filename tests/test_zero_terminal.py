@@ -9,6 +9,7 @@ from oracles import GAUSSIAN
 
 import diffusion_jax as dj
 from diffusion_jax import (
+  continuous,
   samplers,
   schedules,
   solvers,
@@ -108,14 +109,54 @@ def test_the_loss_is_finite_at_the_end(weight):
     np.testing.assert_allclose(loss[0], 0.25)
 
 
+@pytest.mark.parametrize("target", ["x0", "v", "flow", "edm"])
+def test_the_weighted_error_is_the_true_one_where_no_signal_is_left(target):
+  # There only x_0 is predicted: all errors are that of x_0 times a number.
+  x0, eps = jnp.full((1, 4), 0.5), jnp.ones((1, 4))
+  small = schedules.linear(50, zero_terminal=True)
+  for schedule, weight, of_x0 in (
+    (TABLE, weights.truncated_snr(), 1.0),
+    (continuous.cosine(), weights.truncated_snr(), 1.0),
+    (continuous.flow(), weights.shifted(weights.truncated_snr(), 2.0), 0.25),
+    (TABLE, weights.edm(), 4.0),
+    (continuous.flow(), weights.edm(1.0), 1.0),
+    (small, weights.p2(k=0.0), 1.0),
+    (small, weights.bound("fixed_large"), small.at(49).alpha ** 2 / 2),
+    (
+      small,
+      weights.bound("fixed_small"),
+      small.at(49).alpha ** 2 / small.at(49).sigma ** 2 / 2,
+    ),
+  ):
+    T = jnp.array([schedule.T])
+    goal = targets.TARGETS[target]
+
+    def loss(x0_hat, schedule=schedule, weight=weight, T=T, goal=goal):
+      F = goal.of(schedule, x0_hat * x0, T, eps)
+      predict = dj.predictor(lambda x, t: F, schedule, target=goal)
+      return dj.losses.weighted_mse(
+        predict, schedule, x0, T, eps, weight=weight
+      )[0]
+
+    value, slope = jax.value_and_grad(loss)(3.0)
+    np.testing.assert_allclose(value, of_x0, rtol=1e-4)
+    np.testing.assert_allclose(slope, of_x0, rtol=1e-4)
+    predict = dj.predictor(lambda x, t: 0 * x, schedule)
+    of_eps = dj.losses.weighted_mse(
+      predict, schedule, x0, T, eps, weight=weight
+    )
+    assert jnp.isposinf(of_eps)
+
+
 def test_a_noise_that_says_nothing_is_no_target():
   schedule = {"name": "linear", "zero_terminal": True}
-  for changes in ({}, {"target": "v", "loss": {"weight": "edm"}}):
+  for changes in ({}, {"target": "v", "loss": {"name": "vlb"}}):
     config = common.make(schedule=schedule, **changes)
     with pytest.raises(ValueError, match="zero_terminal leaves no signal"):
       checks.check(config, processes.schedule(config))
-  config = common.make(schedule=schedule, target="v")
-  checks.check(config, processes.schedule(config))
+  for weight in processes.WEIGHTS:
+    config = common.make(schedule=schedule, target="v", loss={"weight": weight})
+    checks.check(config, processes.schedule(config))
   with pytest.raises(ValueError, match="at least 2 betas"):
     schedules.from_betas([0.1], zero_terminal=True)
 
@@ -132,7 +173,14 @@ def test_weights_by_the_log_snr():
 
 
 @pytest.mark.parametrize(
-  "make", [weights.p2, weights.min_snr, weights.sigmoid, weights.edm]
+  "make",
+  [
+    weights.p2,
+    weights.min_snr,
+    weights.sigmoid,
+    weights.edm,
+    weights.truncated_snr,
+  ],
 )
 def test_a_shifted_weight_is_that_of_the_cleaner_schedule(make):
   # The schedule shifted by k, weighted by the shifted weight, is as before.

@@ -86,7 +86,12 @@ def write_reference(
   Args:
     path: The file.
     gaussians: Mean and covariance by feature name, see ``KEYS``.
+
+  Raises:
+    ValueError: If a feature is not one of Inception's.
   """
+  if unknown := sorted(set(gaussians) - set(KEYS)):
+    raise ValueError(f"feature {unknown[0]!r} is not one of {', '.join(KEYS)}")
   arrays = {}
   for feature, gaussian in gaussians.items():
     arrays |= dict(zip(KEYS[feature], gaussian, strict=True))

@@ -88,6 +88,10 @@ def check_classes(net: Any, y: Any) -> None:
       f"a network with num_classes={net.num_classes} was called with "
       f"{'no classes' if y is None else 'classes'}"
     )
+  if y is not None and jnp.ndim(y) != 1:
+    raise ValueError(
+      f"classes y have shape {jnp.shape(y)}: pass one number for each example"
+    )
   concrete.check_range("class y", y, 0, (net.num_classes or 0) - 1)
 
 

@@ -104,9 +104,8 @@ class AttentionPool(nn.Module):
     b, *_, c = x.shape
     x = x.reshape(b, -1, c)
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-    x += self.param("positions", nn.initializers.normal(c**-0.5), x.shape[1:])[
-      None
-    ]
+    positions = nn.initializers.normal(c**-0.5, jnp.float32)
+    x += self.param("positions", positions, x.shape[1:])[None]
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(x)
     heads = num_heads(c, self.heads, self.head_channels)
     q, k, v = split_qkv(qkv, heads, "qkv")

@@ -19,7 +19,7 @@ from diffusion_jax.models.layers import INIT, ZERO, Images, sinusoid
 from diffusion_jax.models.settings import check_activations
 
 SINES = 256  # of the time
-SMALL = nn.initializers.normal(0.02)
+SMALL = nn.initializers.normal(0.02, jnp.float32)
 
 
 class DiT(nn.Module):

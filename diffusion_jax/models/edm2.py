@@ -117,8 +117,10 @@ class Fourier(nn.Module):
   def __call__(self, x: Num[Array, " B"]) -> Float[Array, "B D"]:
     """The features."""
     shape = (self.channels,)
-    freqs = self.param("freqs", nn.initializers.normal(1.0), shape)
-    phases = self.param("phases", nn.initializers.uniform(1.0), shape)
+    freqs = self.param("freqs", nn.initializers.normal(1.0, jnp.float32), shape)
+    phases = self.param(
+      "phases", nn.initializers.uniform(1.0, jnp.float32), shape
+    )
     return mp_fourier(x, *jax.lax.stop_gradient((freqs, phases)))
 
 
@@ -138,7 +140,9 @@ class Conv(nn.Module):
     """Runs the layer; ``gain`` multiplies the output."""
     rank = 0 if self.size == 1 else x.ndim - 2
     shape = (*(self.size,) * rank, x.shape[-1], self.features)
-    weight = unit(self.param(WEIGHT, nn.initializers.normal(1.0), shape))
+    weight = unit(
+      self.param(WEIGHT, nn.initializers.normal(1.0, jnp.float32), shape)
+    )
     fan_in = math.prod(shape[:-1])
     weight = (weight * (gain / math.sqrt(fan_in))).astype(x.dtype)
     if self.size == 1:
@@ -181,7 +185,7 @@ class Block(nn.Module):
     if not self.decodes:
       x = normalised(skip()(x) if wider else x, axis=-1)
     h = Conv(self.features, 3, name="conv1")(mp_silu(x))
-    gain = self.param("gain", nn.initializers.zeros_init(), ())
+    gain = self.param("gain", nn.initializers.zeros_init(), (), jnp.float32)
     c = 1 + Conv(self.features, name="emb")(emb, gain)
     h = mp_silu(h * everywhere(c, h).astype(h.dtype))
     h = nn.Dropout(self.dropout)(h, deterministic=not train)
@@ -322,7 +326,7 @@ class EDM2(nn.Module):
       for k in range(self.num_blocks + 1):
         h = mp_cat(h, skips.pop(), self.skip_balance)
         h = decode(level, f"dec{level}_{k}")(h, emb, train)
-    gain = self.param("gain", nn.initializers.zeros_init(), ())
+    gain = self.param("gain", nn.initializers.zeros_init(), (), jnp.float32)
     out = Conv(self.out_channels or x_t.shape[-1], 3, name="out")(h, gain)
     return out.astype(jnp.float32)
 

@@ -143,8 +143,12 @@ class GroupNorm(nn.Module):
   def __call__(self, x: Images) -> Float[Array, "B *size C"]:
     """Normalises; the result is float32."""
     channels = x.shape[-1:]
-    scale = self.param("scale", nn.initializers.ones_init(), channels)
-    bias = self.param("bias", nn.initializers.zeros_init(), channels)
+    scale = self.param(
+      "scale", nn.initializers.ones_init(), channels, jnp.float32
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), channels, jnp.float32
+    )
     return group_norm(x, scale, bias, groups=self.groups, epsilon=self.epsilon)
 
 

@@ -137,7 +137,7 @@ class Encoder(nn.Module):
     if self.embedding != "fourier":
       return sinusoid(time, self.channels, self.embedding)
     freqs = self.param(
-      "frequencies", nn.initializers.normal(16.0), (self.channels,)
+      "frequencies", nn.initializers.normal(16.0, jnp.float32), (self.channels,)
     )
     angles = jnp.outer(time, 2 * jnp.pi * jax.lax.stop_gradient(freqs))
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -26,13 +26,11 @@ def _check_process(config: Config) -> None:
       )
   if not config.schedule.get("zero_terminal", False):
     return
-  ends = config.loss.get("weight") in ("bound", "truncated_snr", "edm")
-  if config.target == "eps" or ends or config.loss.name in ("vlb", "hybrid"):
+  if config.target == "eps" or config.loss.name in ("vlb", "hybrid"):
     raise ValueError(
       f"schedule.zero_terminal leaves no signal at t = T, where target="
-      f"{config.target}, loss.name={config.loss.name} and loss.weight="
-      f"{config.loss.get('weight')} are not all finite: use target=v or x0 and "
-      "the simple loss, its weight none, p2, min_snr or sigmoid"
+      f"{config.target} and loss.name={config.loss.name} are not both finite: "
+      "use target=v or x0 and the simple loss"
     )
 
 
