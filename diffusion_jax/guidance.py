@@ -268,7 +268,7 @@ def _extrapolate(
   )  # fmt: skip
 
 
-def _spread(x: Batch) -> Batch:
+def _spread(x: Batch) -> Float[Array, "B *ones"]:
   """The standard deviation of each example; that of a constant has a slope."""
   var = jnp.var(x, axis=tuple(range(1, x.ndim)), keepdims=True)
   return jnp.sqrt(jnp.maximum(var, jnp.finfo(x.dtype).tiny))

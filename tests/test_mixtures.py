@@ -37,7 +37,7 @@ def test_the_denoiser_is_the_score(t):
   )
 
 
-def test_bytes_are_no_centres():
+def test_bytes_as_centres_are_refused():
   with pytest.raises(ValueError, match="means is int32; pass floats"):
     mixtures.around(np.ones((2, 3), np.int32), 0.1)
 
