@@ -215,7 +215,7 @@ def probability_flow(
 
   def size(t):
     at = schedule.at(t)
-    return jnp.hypot(at.alpha, at.sigma).astype(x.dtype)
+    return process.beside(jnp.hypot(at.alpha, at.sigma), x)
 
   def flow(z, t):
     """v_hat / r and its divergence by z."""
@@ -233,7 +233,7 @@ def probability_flow(
     t, s = pair
     at, to = schedule.at(t), schedule.at(s)
     h = jnp.arctan2(to.sigma, to.alpha) - jnp.arctan2(at.sigma, at.alpha)
-    h = h.astype(x.dtype)
+    h = process.beside(h, x)
     v_ahead, div_ahead = flow(z + h * v, s)
     z += 0.5 * h * (v + v_ahead)
     stretch += 0.5 * h * (div + div_ahead)

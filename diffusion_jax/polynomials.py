@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax import spacing
 from diffusion_jax.levels import first_if_clean
-from diffusion_jax.process import Batch, check_descends
+from diffusion_jax.process import Batch, beside, check_descends
 from diffusion_jax.schedules import Schedule
 
 # 16 points integrate exp(h) times a polynomial to 1e-12 up to h = 20, without
@@ -81,7 +81,7 @@ def weights(rule: Rule, nodes, filled, reach) -> Float[Array, " K"]:
 def corrected(x: Batch, outputs, weights) -> Batch:
   """The corrected sample x + sum_j w_j (output_j - output_0)."""
   change = (outputs[1:] - outputs[:1]).astype(x.dtype)
-  return x + jnp.tensordot(weights[1:].astype(x.dtype), change, axes=1)
+  return x + jnp.tensordot(beside(weights[1:], x), change, axes=1)
 
 
 def half_log_snr(schedule: Schedule, t) -> Float[Array, "..."]:

@@ -28,16 +28,24 @@ class Posterior(NamedTuple):
   var: Float[Array, "..."]
 
 
-def per_example(
-  values: Shaped[ArrayLike, "..."], like: Batch
-) -> Shaped[Array, "..."]:
-  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left.
+def beside(
+  values: Shaped[ArrayLike, "*any"], like: Batch
+) -> Shaped[Array, "*any"]:
+  """Values in float32 beside images in float32, if the schedule is in float64.
 
-  A schedule in float64 does not make images of float32 wider.
+  They would make the images wider.
   """
   values = jnp.asarray(values)
   if values.dtype == jnp.float64 and like.dtype == jnp.float32:
-    values = values.astype(like.dtype)
+    return values.astype(like.dtype)
+  return values
+
+
+def per_example(
+  values: Shaped[ArrayLike, "..."], like: Batch
+) -> Shaped[Array, "..."]:
+  """Reshapes [B] (or []) so that it broadcasts over [B, ...] on the left."""
+  values = beside(values, like)
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 

@@ -344,7 +344,7 @@ def encode(
   check_floats(x0)
   check_walk(pairs, schedule.T)
 
-  def body(x_s, pair):
-    return ddim_encode_step(predict, schedule, x_s, pair[1], pair[0]), None
+  def body(x_s, move):
+    return ddim_encode_step(predict, schedule, x_s, *move), None
 
-  return jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1])[0]
+  return jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1, ::-1])[0]  # s to t

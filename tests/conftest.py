@@ -34,8 +34,6 @@ def known(flag: str) -> bool:
 chosen = os.environ.get("XLA_FLAGS")
 if chosen is None:
   os.environ["XLA_FLAGS"] = " ".join(filter(known, QUICK))
-elif not chosen:
-  del os.environ["XLA_FLAGS"]
 # Processes and commands under test compile the same small programs again.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
@@ -50,7 +48,8 @@ import pytest  # noqa: E402
 if chosen == "":
   from experiments.cli import devices
 
-  devices.tune_cpu(effort=1)
+  del os.environ["XLA_FLAGS"]
+  devices.tune_cpu()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -286,8 +286,8 @@ MUTANTS = {
   ),
   "encoding walks down": _library(
     "solvers",
-    "jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1])[0]",
-    "jax.lax.scan(body, x0, jnp.asarray(pairs))[0]",
+    "jax.lax.scan(body, x0, jnp.asarray(pairs)[::-1, ::-1])[0]",
+    "jax.lax.scan(body, x0, jnp.asarray(pairs)[:, ::-1])[0]",
     "tests/test_solvers.py",
   ),
   # ------------------------------------------------- guidance and editing
