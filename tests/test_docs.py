@@ -101,25 +101,31 @@ def roughness(x):
   return np.diff(x.astype(float), axis=1).std() / x.std()
 
 
-def follow(page, run, names):
+def follow(page, run, names, steps):
   """Runs a page's Python, but for what opens another run than this one.
 
-  Of its commands those of this run.
+  Of its commands those of this run; it trains for ``steps``, without previews.
   """
+  length = ("num_steps", "optim.decay_steps")
+  fewer = [f"--config.{key}={steps}" for key in length]
   for kind, block in parts(page):
     if kind == "python" and ("runs.open" not in block or run in block):
       exec(block, names)
     for module, given in commands(block) if kind == "sh" else ():
       if f"--workdir={run}" in given:
+        if module.endswith("train"):
+          given = [*given, *fewer, "--config.preview.num=0"]
         importlib.import_module(module).main([module, *given])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["signals", "volumes", "fields"])
-def test_arrays_are_like_the_data(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("name", "steps"), [("signals", 400), ("volumes", 150), ("fields", 400)]
+)
+def test_arrays_are_like_the_data(name, steps, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   names = {}
-  follow(ROOT / "docs" / "any-rank.md", f"runs/{name}", names)
+  follow(ROOT / "docs" / "any-rank.md", f"runs/{name}", names, steps)
   data, drawn = np.load(f"{name}.npy"), np.load(f"new-{name}.npy")
   assert drawn.dtype == data.dtype
   assert roughness(drawn) < (roughness(data) + 2**0.5) / 2

@@ -768,7 +768,7 @@ def test_half_a_pod_is_refused(settings, message, monkeypatch, capsys):
 def test_a_soak_ends_with_the_same_bits(tmp_path):
   told = []
   wrong = soak.soak(
-    tmp_path / "soak", kills=4, steps=200, seed=1, tell=told.append
+    tmp_path / "soak", kills=2, steps=150, seed=1, tell=told.append
   )
   assert not wrong, told
 
