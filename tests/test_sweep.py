@@ -117,8 +117,15 @@ def test_one_checkpoint_is_not_all(run, capsys):
   assert_one_error(stop, capsys, "--checkpoint=4 is one, and --curve")
 
 
-@pytest.mark.parametrize("flag", ["--curve", "--ema=sweep", "--checkpoint=4"])
-def test_given_samples_have_no_checkpoints(flag, capsys):
+@pytest.mark.parametrize(
+  "flag",
+  [
+    "--curve", "--ema=sweep", "--checkpoint=4", "--guidance=2", "--steps=9",
+    "--quantise=floor", "--cond=angle=1",
+  ],
+)  # fmt: skip
+def test_given_samples_are_not_drawn(flag, capsys):
   with pytest.raises(SystemExit) as stop:
     command(evaluate, "--samples=digits", "--reference=digits", flag)
-  assert_one_error(stop, capsys, "are of what a --workdir draws")
+  name = flag.partition("=")[0]
+  assert_one_error(stop, capsys, f"{name}: of what a --workdir draws")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 import diffusion_jax as dj
 from diffusion_jax.runs.evaluation import features, scores, sweep
 from diffusion_jax.runs.options import PathLike, SamplingOptions, option
@@ -53,3 +55,14 @@ class EvaluationOptions(SamplingOptions):
   curve: bool = option(
     False, "measure every checkpoint that was kept, not only the newest"
   )
+
+  def of_drawing(self) -> list[str]:
+    """The names of the options that were chosen and are of drawing alone."""
+    drawing = {field.name for field in dataclasses.fields(SamplingOptions)}
+    drawing = drawing - {"num", "seed", "batch"} | {"curve", "keep_samples"}
+    return [
+      field.name
+      for field in dataclasses.fields(self)
+      if field.name in drawing
+      and np.any(getattr(self, field.name) != field.default)
+    ]

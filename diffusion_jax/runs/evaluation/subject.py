@@ -194,10 +194,10 @@ def _spread_out(subject: Subject, options: EvaluationOptions) -> Subject:
       steps=sweep.steps(plan) if options.curve else [plan.step],
       averages=sweep.averages(plan, ema),
     )
-  if options.curve or sweep.asked(ema) or options.checkpoint is not None:
+  if named := options.of_drawing():
     raise ValueError(
-      f"`curve`, `checkpoint` and `ema={sweep.SWEEP}` are of what a `workdir` "
-      "draws: leave `samples` out, and name a metric of samples"
+      f"{', '.join(f'`{name}`' for name in named)}: of what a `workdir` draws; "
+      "leave `samples` out, and name a metric of samples"
     )
   return subject
 
