@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import refused
 
 from diffusion_jax.models import EDM2, Classifier, DiT, JiT, UNet
+from experiments import train
 
 UNETS = {
   "channels": 8, "multipliers": (1, 2), "num_blocks": 1,
@@ -126,3 +128,10 @@ def test_edm2_counts_its_classes_too():
 def test_a_classifier_takes_no_condition():
   with pytest.raises(ValueError, match="'y' is not one of .*it takes none"):
     shape(make("classifier"), {"y": np.zeros(3, int)})
+
+
+def test_a_command_checks_the_settings_of_any_network(capsys):
+  edm2 = ("--config=configs/digits.py:edm", "--config.model.name=edm2")
+  wrong = "--config.model.attention_levels=(5,)"
+  line = refused(capsys, train, *edm2, wrong, "--dry_run")
+  assert "attention_levels has 5; the levels are 0..3" in line

@@ -80,11 +80,12 @@ def parts(
       f"the condition {unknown[0]!r} is not one of "
       + (", ".join(takes) or "those of this network, it takes none")
     )
-  for name, value in cond.items():
-    count, *_ = (*jnp.shape(value), None)
-    if x_t is not None and value is not None and count != len(x_t):
+  batch = () if x_t is None else x_t.shape[:1]
+  for name, value in cond.items() if batch else ():
+    count = () if value is None else jnp.shape(value)[:1]
+    if count not in ((), batch):
       raise ValueError(
-        f"cond[{name!r}] has {count} examples, the batch has {len(x_t)}"
+        f"cond[{name!r}] has {count[0]} examples, the batch has {batch[0]}"
       )
   return tuple(cond.get(name) for name in takes)
 
