@@ -217,10 +217,10 @@ def dps_step(
 
   def distance(x):
     p = predict(x, t)
-    rest = _unexplained(observe, y, p.x0_hat)
-    square = (rest**2).sum(axis=tuple(range(1, rest.ndim)))
+    squares = _unexplained(observe, y, p.x0_hat) ** 2
+    square = squares.sum(axis=tuple(range(1, y.ndim)))
     # The root has no gradient at 0, but there is nothing to correct there.
-    return jnp.sqrt(jnp.maximum(square, jnp.finfo(rest.dtype).tiny)).sum(), p
+    return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny)).sum(), p
 
   gradient, p = jax.grad(distance, has_aux=True)(x_t)
   x_s, x0_hat = step(lambda *_: p, schedule, x_t, t, s, eps)

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import concrete, shapes
 
@@ -80,12 +81,10 @@ def parts(
       f"the condition {unknown[0]!r} is not one of "
       + (", ".join(takes) or "those of this network, it takes none")
     )
-  batch = () if x_t is None else x_t.shape[:1]
-  for name, value in cond.items() if batch else ():
-    count = () if value is None else jnp.shape(value)[:1]
-    if count not in ((), batch):
+  for name, value in cond.items():
+    if x_t is not None and np.ndim(value) and len(value) != len(x_t):
       raise ValueError(
-        f"cond[{name!r}] has {count[0]} examples, the batch has {batch[0]}"
+        f"cond[{name!r}] has {len(value)} examples, the batch has {len(x_t)}"
       )
   return tuple(cond.get(name) for name in takes)
 
@@ -101,9 +100,9 @@ def check_classes(net: Any, y: Any) -> None:
       f"a network with num_classes={net.num_classes} was called with "
       f"{'no classes' if y is None else 'classes'}"
     )
-  if y is not None and jnp.ndim(y) != 1:
+  if y is not None and np.ndim(y) != 1:
     raise ValueError(
-      f"classes y have shape {jnp.shape(y)}: pass one number for each example"
+      f"classes y have shape {np.shape(y)}: pass one number for each example"
     )
   concrete.check_range("class y", y, 0, (net.num_classes or 0) - 1)
 
