@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.conditions import AUGMENT
 from diffusion_jax.objectives import Objective
-from diffusion_jax.process import Batch, check_floats
+from diffusion_jax.process import Batch, beside, check_floats
 
 NUM_LABELS = 9
 # Standard deviations: of the powers of 2 that scale and stretch, and of a shift
@@ -110,7 +110,7 @@ def moved(images: Batch, motion: Motion) -> Batch:
     motion: The motion of each.
 
   Returns:
-    [B, H, W, C].
+    [B, H, W, C], of the same dtype.
 
   Raises:
     ValueError: If the images are integers, such as bytes.
@@ -127,7 +127,8 @@ def moved(images: Batch, motion: Motion) -> Batch:
   warps = jnp.any(jnp.stack(still) != 0, axis=0)
   # Unlike activations, pixels and their positions must not be rounded.
   with jax.default_matmul_precision("highest"):
-    return where(warps, _warped(images, motion), images)
+    warped = _warped(images, motion).astype(images.dtype)
+  return where(warps, warped, images)
 
 
 def _warped(images, motion):
@@ -211,8 +212,9 @@ def augmented(objective: Objective, p: float) -> Objective:
     own = jax.random.fold_in(jax.random.fold_in(key, AUGMENT), state.step)
     motion = draw(own, len(batch["image"]), p)
     images = moved(batch["image"], motion)
+    augment = beside(labels(motion), images)
     return objective.draw(
-      key, state, {**batch, "image": images, "augment": labels(motion)}
+      key, state, {**batch, "image": images, "augment": augment}
     )
 
   return objective._replace(draw=drawn)

@@ -117,9 +117,14 @@ def coefficients(
     The coefficients.
 
   Raises:
-    ValueError: If there are no averages, two are the same, one is of step 0 or
-      before, or the step is not in 1..the last saved.
+    ValueError: If there are no averages, two are the same, one has no width or
+      no step above 0, or the step is not in 1..the last saved.
   """
+  if len(steps) != len(stds):
+    raise ValueError(
+      f"{len(steps)} steps and {len(stds)} widths: pass one of each for every "
+      "average"
+    )
   kept = list(zip(steps, stds, strict=True))
   if not kept or len(set(kept)) < len(kept):
     raise ValueError(f"the averages kept, {kept}, must be some, and distinct")
@@ -151,7 +156,14 @@ def combined(
   """The linear combination of parameters, summed in float64.
 
   Its dtype is the widest among them, and at least float32.
+
+  Raises:
+    ValueError: If there are not as many coefficients as parameters, or none.
   """
+  if len(trees) != len(coefs) or not trees:
+    raise ValueError(
+      f"{len(trees)} averages and {len(coefs)} coefficients: pass one for each"
+    )
 
   def add(*leaves):
     pairs = zip(coefs, leaves, strict=True)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax import checksums
+from diffusion_jax import checksums, concrete
 from diffusion_jax.averages import Snapshot, snapshot
 from diffusion_jax.damage import (
   UNREADABLE,
@@ -183,11 +183,12 @@ class Checkpoints:
       The state.
 
     Raises:
-      ValueError: If there is none of this step, none can be read, or it holds
-        other arrays than ``like``; nothing is renamed.
+      ValueError: If there is none of this step, none can be read, it holds
+        other arrays than ``like``, or JAX is tracing; nothing is renamed.
       OSError: If the system does not let a checkpoint be read, which does not
         mean that it is damaged.
     """
+    concrete.check_outside("the restoring of a checkpoint")
     steps = sorted(self._manager.all_steps(), reverse=True)
     if not steps:
       raise ValueError(f"no checkpoint in {self._directory}; train first")
@@ -204,7 +205,8 @@ class Checkpoints:
         state = self._restore(candidate, like)
       except Damaged as error:
         if tell is None:
-          raise
+          place = f"checkpoint {candidate} in {self._directory}"
+          raise Damaged(f"{place} is damaged: {error}") from error
         tell(f"checkpoint {candidate} is passed over: {error}")
         damaged.append(candidate)
       else:

@@ -1,4 +1,4 @@
-"""Checks of indices that are known before tracing.
+"""Checks of what is known before tracing, and that nothing is traced.
 
 JAX does not report an index beyond its table: it takes the nearest end, counts
 from the last, or returns NaN.
@@ -7,6 +7,7 @@ from the last, or returns NaN.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -18,6 +19,24 @@ def known(value: Any) -> np.ndarray | None:
   if isinstance(value, jax.Array) and not value.is_fully_addressable:
     return None
   return np.asarray(value)
+
+
+def check_outside(what: str, *values: Any) -> None:
+  """Checks that what works on files is not called while JAX traces.
+
+  Args:
+    what: Its name in the message.
+    *values: Its arguments.
+
+  Raises:
+    ValueError: If it is called inside ``jax.jit`` or the like, or with an array
+      that is traced.
+  """
+  if any(isinstance(x, Tracer) for x in (jnp.zeros(()), *values)):
+    raise ValueError(
+      f"{what} works on files, which JAX cannot trace: call it outside, and "
+      "pass in what it returns"
+    )
 
 
 def check_range(name: str, value: Any, least: int, most: int) -> None:

@@ -215,7 +215,12 @@ def save_gif(
     frames: The images, in order.
     seconds: How long to show each.
     pause: How long to show the last.
+
+  Raises:
+    ValueError: If there are no frames.
   """
+  if not len(frames):
+    raise ValueError("there are no frames to show; pass at least one")
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
   first, *rest = [_pillow().fromarray(f) for f in frames]
   durations = [int(1000 * seconds)] * len(rest) + [int(1000 * pause)]

@@ -245,7 +245,7 @@ def probability_flow(
   (z_T, stretch, *_), _ = jax.lax.scan(move, carry, pairs)
   T = steps[-1]
   log_prior = jax.scipy.stats.norm.logpdf(
-    size(T) * z_T, scale=schedule.noise_scale(T)
+    size(T) * z_T, scale=process.beside(schedule.noise_scale(T), x)
   ) + jnp.log(size(T) / size(steps[0]))
   nats = -log_prior.sum(axis=tuple(range(1, x.ndim))) - stretch
   return nats / (math.prod(x.shape[1:]) * bound.LN2)

@@ -259,7 +259,7 @@ def _learnt_guidance(guidance: Guidance, now, cond, v, t):
   """The guided velocity, for examples with a condition, within the interval."""
   null = guidance.null(cond)
   same = [
-    (a == b).reshape(len(t), -1).all(axis=1)
+    (a == b).all(axis=tuple(range(1, a.ndim)))
     for a, b in zip(jax.tree.leaves(cond), jax.tree.leaves(null), strict=True)
   ]
   plain = jnp.stack(same).all(axis=0)

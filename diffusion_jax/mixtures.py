@@ -96,8 +96,8 @@ def x0_given(
   Returns:
     The shape of x.
   """
-  flat = x.reshape(len(x), 1, -1)
   means = mixture.means.reshape(1, len(mixture.means), -1)
+  flat = x.reshape(len(x), 1, means.shape[-1])
   noise, scale = (xp.reshape(xp.asarray(a), (-1, 1)) for a in (sigma, alpha))
   var = (scale * mixture.stds[None]) ** 2 + noise**2
   away = flat - scale[..., None] * means
@@ -151,7 +151,8 @@ def log_density(mixture: Mixture, x: Batch) -> Float[Array, " B"]:
     [B], summed over all dimensions.
   """
   means = mixture.means.reshape(1, len(mixture.means), -1)
-  scaled = (x.reshape(len(x), 1, -1) - means) / mixture.stds[None, :, None]
+  x = x.reshape(len(x), 1, means.shape[-1])
+  scaled = (x - means) / mixture.stds[None, :, None]
   each = jax.scipy.stats.norm.logpdf(scaled).sum(axis=-1)
   each -= means.shape[-1] * jnp.log(mixture.stds)[None]
   return jax.nn.logsumexp(each + jnp.log(mixture.weights)[None], axis=1)

@@ -29,9 +29,13 @@ def inpainting(mask: np.ndarray) -> Observe:
   def observe(x):
     # Indices beyond the image would be clamped without an error.
     _check_image("the mask is", np.shape(mask), x)
-    return x.reshape(len(x), -1)[:, known]
+    return _flat(x)[:, known]
 
   return observe
+
+
+def _flat(x: Batch) -> Float[Array, "B D"]:
+  return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def _check_image(what: str, shape: Sequence[int], x: Batch) -> None:
@@ -96,7 +100,7 @@ def measuring(key: Key[Array, ""], shape: Sequence[int], count: int) -> Observe:
 
   def observe(x):
     _check_image("the matrix is of", shape, x)
-    return x.reshape(len(x), -1) @ A
+    return _flat(x) @ A
 
   return observe
 

@@ -169,11 +169,11 @@ def _given(
       return transposed(u)[0]
 
     def S(w):
-      back = transpose(observe, w, x_t)
+      back = transpose(observe, w, x0_hat)
       return observe(covariance(back, alpha, sigma, pull_back)) + std**2 * w
 
-    w = conjugate_gradients(S, y - observe(x0_hat), iterations)
-    push = pull_back(transpose(observe, w, x_t))
+    w = conjugate_gradients(S, _unexplained(observe, y, x0_hat), iterations)
+    push = pull_back(transpose(observe, w, x0_hat))
     x0_hat = x0_hat + sigma**2 / alpha * push
     return read(schedule, x_t, t, x0_hat, p.raw, variance=p.variance)
 
@@ -217,14 +217,20 @@ def dps_step(
 
   def distance(x):
     p = predict(x, t)
-    squares = (y - observe(p.x0_hat)) ** 2
+    squares = _unexplained(observe, y, p.x0_hat) ** 2
     square = squares.sum(axis=tuple(range(1, y.ndim)))
     # The root has no gradient at 0, but there is nothing to correct there.
-    return jnp.sqrt(jnp.maximum(square, jnp.finfo(y.dtype).tiny)).sum(), p
+    return jnp.sqrt(jnp.maximum(square, jnp.finfo(square.dtype).tiny)).sum(), p
 
   gradient, p = jax.grad(distance, has_aux=True)(x_t)
   x_s, x0_hat = step(lambda *_: p, schedule, x_t, t, s, eps)
   return x_s - zeta * gradient, x0_hat
+
+
+def _unexplained(observe: Observe, y: ArrayLike, x0_hat: Batch) -> Observed:
+  """What x0_hat leaves of y, in the images' precision: y - A x0_hat."""
+  seen = observe(x0_hat)
+  return jnp.subtract(y, seen).astype(seen.dtype)
 
 
 def _check_shape(observe: Observe, y: ArrayLike, x: Batch) -> None:

@@ -260,7 +260,7 @@ def sample(
       call before. A solver then continues as if there had been one call.
 
   Returns:
-    The samples, and the trajectory at the times in ``keep``.
+    The samples, float64 on a schedule of float64; the trajectory at ``keep``.
 
   Raises:
     ValueError: If pairs do not descend within 1..T, an entry of ``keep`` is not

@@ -66,6 +66,9 @@ def train_step(
 
   Returns:
     The next state, and metrics.
+
+  Raises:
+    ValueError: If micro_batches does not divide the batch.
   """
   drawn = objective.draw(key, state, batch)
   key_dropout = jax.random.split(jax.random.fold_in(key, state.step), 3)[2]
@@ -164,7 +167,7 @@ def _cut(x: Array, parts: int) -> Array:
   So each part takes an equal share of every device's examples, and nothing
   moves between devices.
   """
-  if x.shape[0] % parts:
+  if parts < 1 or x.shape[0] % parts:
     raise ValueError(
       f"micro_batches={parts} must divide the batch of {x.shape[0]} examples"
     )

@@ -174,6 +174,10 @@ def test_names():
     restoring.average(common.make(), "std:0.1")
   with pytest.raises(ValueError, match="width 0.3 must be in"):
     state.create({}, dj.training.optimizer(lr=1), ("std0.3",))
+  with pytest.raises(ValueError, match="2 steps and 1 widths: .* one of each"):
+    averages.coefficients([10, 20], [0.1], 20, 0.1)
+  with pytest.raises(ValueError, match="2 averages and 1 coefficients"):
+    averages.combined([{"a": np.ones(2)}, {"a": np.ones(2)}], [1.0])
   with pytest.raises(ValueError, match="must be some, and distinct"):
     averages.coefficients([1, 1], [0.1, 0.1], 1, 0.05)
 

@@ -5,6 +5,7 @@ import math
 import pathlib
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -609,6 +610,9 @@ def test_weights_of_other_networks_are_refused():
     learned = tensors["pos_embed"] + 1
     dj.pretrained.from_dit({**tensors, "pos_embed": learned}, NETWORKS["dit"])
   with pytest.raises(ValueError, match="pos_embed .* not the sines"):
+    near = tensors["pos_embed"][..., ::-1]
+    dj.pretrained.from_dit({**tensors, "pos_embed": near}, NETWORKS["dit"])
+  with pytest.raises(ValueError, match="pos_embed .* not the sines"):
     flat = {**tensors, "pos_embed": tensors["pos_embed"].ravel()}
     dj.pretrained.from_dit(flat, NETWORKS["dit"])
   wider = NETWORKS["dit"].clone(width=2 * NETWORKS["dit"].width)
@@ -623,3 +627,19 @@ def test_weights_of_other_networks_are_refused():
     ValueError, match="16 x 32; in DiT's code they are square"
   ):
     dj.pretrained.to_dit({}, NETWORKS["dit"], (16, 32))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.torch
+def test_weights_in_half_precision_are_imported(dtype, suffix, tmp_path):
+  pytest.importorskip("safetensors" if suffix == ".safetensors" else "torch")
+  net = DiT(width=64, depth=1, heads=2)
+  params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), jnp.ones(1))
+  tensors = dj.pretrained.to_dit(params["params"], net, (32, 32))
+  halves = {k: np.asarray(v, jnp.dtype(dtype)) for k, v in tensors.items()}
+  dj.pretrained.write(tmp_path / f"a{suffix}", halves)
+  back = dj.pretrained.from_dit(
+    dj.pretrained.read(tmp_path / f"a{suffix}"), net
+  )
+  chex.assert_trees_all_close(back, params["params"], atol=1e-2)

@@ -86,3 +86,8 @@ def test_gifs_hold_every_frame(tmp_path):
 def test_no_images_are_no_grid():
   with pytest.raises(ValueError, match="no images to tile"):
     images.grid(np.zeros((0, 8, 8, 1)))
+
+
+def test_no_frames_are_no_animation(tmp_path):
+  with pytest.raises(ValueError, match="no frames"):
+    images.save_gif(tmp_path / "a.gif", [])

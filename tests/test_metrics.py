@@ -1,3 +1,5 @@
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -328,6 +330,30 @@ def test_files_that_are_no_reference_are_refused(tmp_path, arrays, message):
   np.savez(tmp_path / "a.npz", **arrays)
   with pytest.raises(ValueError, match=message):
     metrics.read_reference(tmp_path / "a.npz")
+
+
+def test_a_reference_has_the_name_it_is_given(tmp_path):
+  gaussian = moments.Gaussian(np.zeros(2), np.eye(2))
+  metrics.write_reference(tmp_path / "stats", {"2048": gaussian})
+  assert [path.name for path in tmp_path.iterdir()] == ["stats"]
+  assert list(metrics.read_reference(tmp_path / "stats").gaussians) == ["2048"]
+
+
+def test_a_batch_is_no_larger_for_several_devices():
+  four = types.SimpleNamespace(size=4)
+  found = metrics.extract(
+    lambda x: x, [np.zeros(2), np.zeros(3)], batch_size=2, mesh=four, jit=False
+  )
+  assert next(found).shape == (2,)
+  with pytest.raises(
+    ValueError, match="a batch of 3 pictures must have 1..batch_size=2"
+  ):
+    next(found)
+
+
+def test_features_of_other_lengths_are_no_stream():
+  with pytest.raises(ValueError, match="features of 3 numbers after some of 2"):
+    moments.stream([np.zeros((2, 2)), np.zeros((2, 3))])
 
 
 def test_features_without_a_place_in_a_file_are_refused(tmp_path):

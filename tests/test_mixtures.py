@@ -121,3 +121,10 @@ def test_pure_noise_says_nothing_about_the_data(schedule):
   np.testing.assert_allclose(
     x0_hat, np.broadcast_to(mean, x_t.shape), rtol=1e-4, atol=1e-5
   )
+
+
+def test_no_points_have_no_denoiser():
+  mixture = mixtures.around(jnp.zeros((2, 3)), 0.5)
+  x = jnp.zeros((0, 3))
+  assert mixtures.x0_given(mixture, x, 1.0).shape == (0, 3)
+  assert mixtures.log_density(mixture, x).shape == (0,)

@@ -178,6 +178,11 @@ def test_panels_of_one_sign_share_a_scale():
       lambda: plots.pictures(PICTURES, titles="ab"),
       "2 titles for 3 of them",
     ),
+    (
+      lambda: plots.paths(np.zeros((0, 5, 2))),
+      r"paths have shape \(0, 5, 2\); .* draw samples with keep=",
+    ),
+    (lambda: plots.paths(np.zeros((5, 2))), r"\(5, 2\); pass \[K, B, 2\]"),
   ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message):

@@ -5,6 +5,7 @@ And it stays float32 where JAX has been told to know float64.
 
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -236,4 +237,19 @@ def test_images_in_float32_stay_so_on_a_schedule_of_float64(schedule):
       predict, schedule, x, jax.random.key(0), visited=visited
     )
   )
-  assert bits.shape == (2,)
+  assert bits.shape == (2,) and floats(bits) == {"float32"}
+
+
+@pytest.mark.usefixtures("wide")
+def test_augmented_images_in_float32_stay_so():
+  augmentation = dj.augmentation
+  batch = {"image": jnp.ones((2, 4, 4, 1), jnp.float32)}
+
+  def drawn():
+    given = dj.objectives.Objective(lambda key, state, batch: batch, None, 1)
+    state = types.SimpleNamespace(step=0)
+    return augmentation.augmented(given, 0.5).draw(
+      jax.random.key(0), state, batch
+    )
+
+  assert floats(jax.eval_shape(drawn)) == {"float32"}

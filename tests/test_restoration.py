@@ -251,6 +251,38 @@ def test_no_restored_image_depends_on_its_batch():
   np.testing.assert_allclose(both[0][:1], both[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["dps", "pigdm", "tmpd", "dps_step"])
+@pytest.mark.parametrize(
+  ("of_y", "of_x"),
+  [("float64", "float32"), ("float32", "bfloat16"), ("int32", "float32")],
+)
+def test_an_observation_is_taken_in_the_precision_of_the_images(
+  name, of_y, of_x
+):
+  observe, call = OBSERVATIONS["blurring"], getattr(restoration, name)
+  schedule = dj.schedules.linear(1000, dtype=jnp.float32)
+  predict = dj.predictor(lambda x, t: 0.5 * x, schedule)
+
+  def restored(dtype):
+    x_t = jnp.full((2, *SHAPE), 0.25, of_x)
+    y = jnp.ones((2, *SHAPE), dtype)
+    if name == "dps_step":
+      how = {"observe": observe, "y": y, "zeta": 0.3}
+      return call(predict, schedule, x_t, 90, 80, 0 * x_t, **how)[0]
+    return call(predict, schedule, observe, y, std=0.1)(x_t, 90).x0_hat
+
+  with jax.enable_x64(True):
+    got, want = restored(of_y), restored(of_x)
+  assert got.dtype == want.dtype
+  np.testing.assert_array_equal(got, want)
+
+
+def test_no_pictures_are_observed_as_none():
+  for observe in OBSERVATIONS.values():
+    seen = observe(jnp.ones((1, *SHAPE))).shape[1:]
+    assert observe(jnp.ones((0, *SHAPE))).shape == (0, *seen)
+
+
 def test_impossible_restorations_are_refused():
   x = jnp.zeros((2, *SHAPE))
   observe = OBSERVATIONS["downsampling"]

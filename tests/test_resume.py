@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from commands import BLIND, TINY, assert_one_error, command, params_of
+from commands import BLIND, TINY, assert_one_error, command, params_of, refused
 
 import diffusion_jax as dj
 from diffusion_jax.runs import checks, datasets, directory, processes
@@ -28,7 +28,7 @@ from diffusion_jax.runs.training import (
   setup,
   stepping,
 )
-from experiments import train
+from experiments import sample, train
 from experiments.cli import devices
 from experiments.configs import digits
 from experiments.tools import soak
@@ -245,9 +245,29 @@ def test_a_damaged_checkpoint_asked_for_by_its_step_is_an_error(
   copy = shutil.copytree(folder, tmp_path / "c")
   flip(largest(copy / "2"))
   with dj.checkpoint.Checkpoints(copy, read_only=True) as checkpoints:
-    with pytest.raises(dj.checkpoint.Damaged, match="has changed since"):
+    message = r"checkpoint 2 in .*c is damaged: .* has changed since"
+    with pytest.raises(dj.checkpoint.Damaged, match=message):
       checkpoints.restore(state, step=2)
     assert int(checkpoints.restore(state, step=1).step) == 1
+
+
+def test_a_damaged_checkpoint_that_an_option_names_can_be_left_out(
+  whole, tmp_path, capsys
+):
+  workdir = shutil.copytree(whole, tmp_path / "run")
+  flip(largest(workdir / "checkpoints" / "4"))
+  line = refused(capsys, sample, f"--workdir={workdir}", "--checkpoint=4")
+  assert f"checkpoint 4 in {workdir}" in line and "has changed" in line
+  assert line.endswith("leave out --checkpoint to take the newest whole one")
+
+
+def test_checkpoints_are_read_outside_of_traces(saved):
+  folder, state = saved
+  with (
+    dj.checkpoint.Checkpoints(folder, read_only=True) as checkpoints,
+    pytest.raises(ValueError, match="a checkpoint .* outside, and"),
+  ):
+    jax.jit(lambda: checkpoints.restore(state).params)()
 
 
 def names_in(folder):

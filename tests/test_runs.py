@@ -458,3 +458,30 @@ def test_numbers_beside_the_data_are_read_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir("/")
   read = directory.changeable(tmp_path)
   assert read.data.cond == str(tmp_path / "angles.csv")
+
+
+@pytest.mark.parametrize("name", ["params", "predict", "sample"])
+@pytest.mark.parametrize("way", [jax.jit, jax.vmap])
+def test_what_reads_files_is_called_outside_of_traces(way, name, copy):
+  run, keys = copy("few"), jax.random.split(jax.random.key(0), 1)
+  asked = {
+    "params": lambda key: run.params()["a"],
+    "predict": lambda key: run.predict()(jnp.zeros((1, 8, 8, 1)), 1).x0_hat,
+    "sample": lambda key: run.sample(1, steps=1, key=key),
+  }[name]
+  if way is jax.vmap and name != "sample":
+    return  # no argument of theirs is traced
+  with pytest.raises(ValueError, match=rf"^run.{name}.* outside, and ") as one:
+    way(asked)(keys)
+  assert "damaged" not in str(one.value) and "\n" not in str(one.value)
+  assert run.params()
+
+
+def test_a_target_that_is_none_is_one_line(copy):
+  run = copy("few")
+  path = run.workdir / "config.json"
+  path.write_text(json.dumps({**json.loads(path.read_text()), "target": "x"}))
+  run = dj.runs.open(run.workdir)
+  for call in (run.predict, lambda: run.sample(1, steps=1)):
+    with pytest.raises(ValueError, match="target 'x' is not one of eps, "):
+      call()

@@ -102,6 +102,9 @@ def test_micro_batches_that_do_not_divide_a_batch_are_refused():
   state, batch, tx = make()
   with pytest.raises(ValueError, match="micro_batches=3 must divide the batch"):
     step(state, batch, tx, micro_batches=3)
+  for none in (0, -2):
+    with pytest.raises(ValueError, match=f"micro_batches={none} must divide"):
+      step(state, batch, tx, micro_batches=none)
 
 
 def test_every_step_draws_anew_and_the_same_step_the_same():

@@ -3,14 +3,17 @@
 Each package is asked for where it is needed; CI runs all of them.
 """
 
+import errno
 import json
 import os
 import pathlib
 import pickle
+import re
 import sys
 import zipfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -116,12 +119,89 @@ def test_a_file_that_finds_no_room_is_an_error_of_the_system(
   assert not list(tmp_path.iterdir())
 
 
-def test_bfloat16_is_read_exactly(tmp_path):
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
+@pytest.mark.torch
+def test_bfloat16_is_written_and_read_exactly(suffix, tmp_path):
   torch = pytest.importorskip("torch")
-  tensor = torch.tensor([1.5, -3.0], dtype=torch.bfloat16)
-  torch.save({"a": tensor}, tmp_path / "half.pt")
-  read = files.read(tmp_path / "half.pt")["a"]
-  np.testing.assert_array_equal(read, np.array([1.5, -3.0], np.float32))
+  path = tmp_path / f"half{suffix}"
+  files.write(path, {"a": np.array([1.5, -3.0], jnp.bfloat16)})
+  if suffix == ".pt":
+    assert torch.load(path)["a"].dtype == torch.bfloat16
+  read = files.read(path)["a"]
+  assert read.dtype == np.float32 and read.tolist() == [1.5, -3.0]
+
+
+def kinds(torch):
+  eye = torch.eye(2)
+  return {
+    "sparse": eye.to_sparse(), "float8_e4m3fn": eye.to(torch.float8_e4m3fn),
+    "conj": torch.view_as_complex(eye).conj(),
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sparse", "float8_e4m3fn", "conj"])
+@pytest.mark.torch
+def test_a_tensor_that_numpy_has_not_is_named(kind, tmp_path):
+  torch = pytest.importorskip("torch")
+  from safetensors.torch import save_file
+
+  state = {"fine": torch.ones(1), "odd": kinds(torch)[kind]}
+  saves = {".pt": torch.save}
+  if kind == "float8_e4m3fn":
+    saves[".safetensors"] = save_file
+  for suffix, save in saves.items():
+    save(state, tmp_path / f"a{suffix}")
+    with pytest.raises(ValueError, match=rf"a\{suffix} holds 'odd'") as one:
+      files.read(tmp_path / f"a{suffix}")
+    assert "dense arrays of float32" in str(one.value)
+    assert "\n" not in str(one.value)
+
+
+@pytest.mark.torch
+def test_an_array_that_a_file_cannot_hold_is_named(tmp_path):
+  for suffix, package in ((".pt", "torch"), (".safetensors", "safetensors")):
+    pytest.importorskip(package)
+    odd = {"odd": np.ones(1, jnp.float8_e4m3fn)}
+    with pytest.raises(ValueError, match=rf"a\{suffix} .*'odd'"):
+      files.write(tmp_path / f"a{suffix}", odd)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.torch
+def test_parameters_that_learn_are_tensors_too(tmp_path):
+  torch = pytest.importorskip("torch")
+  torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "a.pt")
+  assert files.read(tmp_path / "a.pt")["a"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.torch
+def test_a_pytorch_file_cut_anywhere_is_named(zipped, tmp_path):
+  torch = pytest.importorskip("torch")
+  path = tmp_path / "a.pt"
+  state = {"a": torch.ones(20), "b": torch.arange(3)}
+  torch.save(state, path, _use_new_zipfile_serialization=zipped)
+  whole = path.read_bytes()
+  for size in range(0, len(whole), 31):
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match=r"a\.pt is (truncated|damaged) .*\S$"):
+      files.read(path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.torch
+def test_what_the_system_refuses_is_no_truncated_file(
+  number, tmp_path, monkeypatch
+):
+  torch = pytest.importorskip("torch")
+
+  def load(path, **_):
+    raise OSError(number, os.strerror(number), str(path))
+
+  monkeypatch.setattr(torch, "load", load)
+  (tmp_path / "a.pt").touch()
+  with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+    files.read(tmp_path / "a.pt")
 
 
 class Hostile:

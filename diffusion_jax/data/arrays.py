@@ -34,11 +34,15 @@ def load(
 ) -> sources.Source:
   """A source from a .npz or .npy file, with the units of its numbers."""
   images, labels, others = _read_arrays(path)
+  if 0 in images.shape:
+    raise ValueError(
+      f"{path} holds no images: they are {images.dtype} {list(images.shape)}"
+    )
   if images.ndim == rank + 1:
     if rank == 2:
       _check_colour(path, images.shape)
     images = images[..., None]
-  if images.ndim != rank + 2 or 0 in images.shape:
+  if images.ndim != rank + 2:
     fitting = [n for n in _SIZES if n != rank and images.ndim in (n + 1, n + 2)]
     raise ValueError(
       f"{path} has images of {images.dtype} {list(images.shape)}: must be"

@@ -42,8 +42,8 @@ def extract(
     network: ``images -> features``.
     batches: Images of one shape, at most ``batch_size`` in a batch. Under
       ``jax.distributed`` every process passes the same.
-    batch_size: Images at a time, rounded up to a multiple of the devices.
-      Smaller batches are padded, so that one program serves all.
+    batch_size: Images at a time. Batches are padded to it, rounded up to a
+      multiple of the devices, so that one program serves all.
     mesh: The devices; by default all.
     jit: False for a network that JAX cannot trace, such as one in NumPy.
 
@@ -58,7 +58,7 @@ def extract(
   run = _compiled(network, size, mesh) if jit else network
   for images in batches:
     count = len(images)
-    if not 1 <= count <= size:
+    if not 1 <= count <= batch_size:
       raise ValueError(
         f"a batch of {count} pictures must have 1..{batch_size=}"
       )

@@ -83,7 +83,15 @@ def merge(a: Moments, b: Moments) -> Moments:
 
   With d = m_b - m_a: m = m_a + d n_b / n and
   S = S_a + S_b + d d^T n_a n_b / n, which cancels no digits.
+
+  Raises:
+    ValueError: If the vectors differ in length.
   """
+  if a.mean.shape != b.mean.shape:
+    raise ValueError(
+      f"features of {len(b.mean)} numbers after some of {len(a.mean)}: take "
+      "all of one network"
+    )
   n = a.n + b.n
   gap = b.mean - a.mean
   return Moments(
@@ -100,7 +108,7 @@ def stream(batches: Iterable[Float[np.ndarray, "B D"]]) -> Moments:
   array([3.])
 
   Raises:
-    ValueError: If there are no batches.
+    ValueError: If there are no batches, or vectors differ in length.
   """
   total = None
   for batch in batches:

@@ -96,4 +96,5 @@ def write_reference(
   for feature, gaussian in gaussians.items():
     arrays |= dict(zip(KEYS[feature], gaussian, strict=True))
   pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  np.savez(path, **arrays)
+  with open(path, "wb") as file:  # NumPy would add .npz to another name
+    np.savez(file, **arrays)

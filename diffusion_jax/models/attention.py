@@ -1,5 +1,7 @@
 """Self-attention: its layer, its heads, and which kernel computes it."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,8 +73,8 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Images:
     """Attends; the shape does not change."""
-    b, *_, c = x.shape
-    tokens = self.norm()(x).reshape(b, -1, c)
+    b, *size, c = x.shape
+    tokens = self.norm()(x).reshape(b, math.prod(size), c)
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=QKV_INIT, name="qkv")(
       tokens
     )

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import concrete, shapes
 
@@ -49,19 +50,24 @@ class Backbone(Protocol):
 
 
 def parts(
-  cond: Mapping[str, Any] | None, takes: Sequence[str] = PARTS
+  cond: Mapping[str, Any] | None,
+  takes: Sequence[str] = PARTS,
+  x_t: jax.Array | None = None,
 ) -> tuple[Any, ...]:
   """The parts of a condition, None where one is missing.
 
   Args:
     cond: The condition.
     takes: The parts that a network accepts.
+    x_t: The images, if each part is to be of as many: one of a single example
+      would be broadcast to them all.
 
   Returns:
     One for each of ``takes``.
 
   Raises:
-    ValueError: If the condition has another part, or is not a mapping.
+    ValueError: If the condition has another part, one of another number of
+      examples than x_t, or is not a mapping.
   """
   cond = {} if cond is None else cond
   if not isinstance(cond, Mapping):
@@ -72,8 +78,14 @@ def parts(
   unknown = [name for name in cond if name not in takes]
   if unknown:
     raise ValueError(
-      f"the condition {unknown[0]!r} is not one of {', '.join(takes)}"
+      f"the condition {unknown[0]!r} is not one of "
+      + (", ".join(takes) or "those of this network, it takes none")
     )
+  for name, value in cond.items():
+    if x_t is not None and np.ndim(value) and len(value) != len(x_t):
+      raise ValueError(
+        f"cond[{name!r}] has {len(value)} examples, the batch has {len(x_t)}"
+      )
   return tuple(cond.get(name) for name in takes)
 
 
@@ -88,9 +100,9 @@ def check_classes(net: Any, y: Any) -> None:
       f"a network with num_classes={net.num_classes} was called with "
       f"{'no classes' if y is None else 'classes'}"
     )
-  if y is not None and jnp.ndim(y) != 1:
+  if y is not None and np.ndim(y) != 1:
     raise ValueError(
-      f"classes y have shape {jnp.shape(y)}: pass one number for each example"
+      f"classes y have shape {np.shape(y)}: pass one number for each example"
     )
   concrete.check_range("class y", y, 0, (net.num_classes or 0) - 1)
 
@@ -143,12 +155,22 @@ def span(net: Any, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
 def beside(
   x_t: jax.Array, low_res: jax.Array | None, planes: jax.Array | None = None
 ) -> jax.Array:
-  """x_t and, in further channels, planes and upsampled small images."""
+  """x_t and, in further channels, planes and upsampled small images.
+
+  Raises:
+    ValueError: If planes are of another size than x_t.
+  """
   joined = [x_t]
   if low_res is not None:
     size = (*x_t.shape[:-1], low_res.shape[-1])
     joined.append(jax.image.resize(low_res, size, "linear"))
   if planes is not None:
+    size = x_t.shape[1:-1]
+    if planes.shape[1:-1] != size:
+      raise ValueError(
+        f"cond['planes'] are of {shapes.by(planes.shape[1:-1])}, the images of "
+        f"{shapes.by(size)}"
+      )
     joined.append(planes)
   return jnp.concatenate(joined, axis=-1) if joined[1:] else x_t
 

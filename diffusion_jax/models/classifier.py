@@ -1,5 +1,6 @@
 """A classifier of noisy images (Dhariwal and Nichol 2021, section 4)."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
+from diffusion_jax.models import backbone
 from diffusion_jax.models.attention import QKV_INIT, num_heads, split_qkv
 from diffusion_jax.models.layers import INIT, ZERO, Images
 from diffusion_jax.models.unet import Encoder
@@ -56,10 +58,10 @@ class Classifier(Encoder):
       Logits of p(y | x_t), float32.
 
     Raises:
-      ValueError: If the size cannot be halved often enough or a setting is
-        unknown.
+      ValueError: If the size cannot be halved often enough, a setting is
+        unknown, or there is a condition.
     """
-    del cond
+    backbone.parts(cond, self.takes)
     if self.pool not in POOLS:
       raise ValueError(f"pool={self.pool!r} is not one of {POOLS}")
     emb = self.embed(t, None)
@@ -101,8 +103,8 @@ class AttentionPool(nn.Module):
   @nn.compact
   def __call__(self, x: Images) -> Float[Array, "B features"]:
     """Pools."""
-    b, *_, c = x.shape
-    x = x.reshape(b, -1, c)
+    b, *size, c = x.shape
+    x = x.reshape(b, math.prod(size), c)
     x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
     positions = nn.initializers.normal(c**-0.5, jnp.float32)
     x += self.param("positions", positions, x.shape[1:])[None]

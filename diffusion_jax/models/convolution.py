@@ -181,7 +181,8 @@ def phases_of_two_taps(precision, x, kernel):
     ]
     return jnp.stack(phases, axis=axis + 2)
 
-  return joined(kernel, ()).reshape(b, *(2 * side for side in size), -1)
+  doubled = (2 * side for side in size)
+  return joined(kernel, ()).reshape(b, *doubled, kernel.shape[-1])
 
 
 def _taps_met(kernel, axis):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 from diffusion_jax import shapes
 from diffusion_jax.models import backbone, transformer
 from diffusion_jax.models.layers import INIT, ZERO, Images, sinusoid
-from diffusion_jax.models.settings import check_activations
+from diffusion_jax.models.settings import check_common
 
 SINES = 256  # of the time
 SMALL = nn.initializers.normal(0.02, jnp.float32)
@@ -141,7 +141,8 @@ class DiT(nn.Module):
     """
     size = x_t.shape[1:-1]
     self.check_size(size)
-    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
+    given = backbone.parts(cond, backbone.PARTS, x_t)
+    y, low_res, low_res_t, augment, s, vector, planes = given
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)
     backbone.check_vector(self, vector)
@@ -231,13 +232,15 @@ class DiT(nn.Module):
     return run(h, "blocks_with_class", start, self.depth, ahead)[:, ahead:]
 
   def _blocks(self, name: str, length: int) -> nn.Module:
-    hidden = int(self.width * self.mlp_ratio)
-    if self.mlp == "swiglu":
-      hidden = int(hidden * 2 / 3)
     return transformer.stack(transformer.Block, length, remat=self.remat)(
-      self.heads, hidden, self.mlp, self.norm, self.qk_norm, self.dtype,
+      self.heads, self._hidden(), self.mlp, self.norm, self.qk_norm, self.dtype,
       self.attention_kernel, name=name,
     )  # fmt: skip
+
+  def _hidden(self) -> int:
+    """Channels inside an MLP."""
+    hidden = int(self.width * self.mlp_ratio)
+    return int(hidden * 2 / 3) if self.mlp == "swiglu" else hidden
 
   def _patches(self, h, c, features: int):
     """The last normalisation, modulated, and the layer that predicts."""
@@ -271,17 +274,17 @@ class DiT(nn.Module):
         f"width={self.width} must be a multiple of 4 and of {unit}, for "
         f"heads={self.heads}{' with rope' if self.rope else ''}"
       )
-    if not int(self.width * self.mlp_ratio):
-      raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves the MLP no channels")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+    if self._hidden() < 1:
+      raise ValueError(
+        f"mlp_ratio={self.mlp_ratio} must be larger: the MLP has no channels"
+      )
     if self.class_tokens < 0:
       raise ValueError(f"class_tokens={self.class_tokens} must be at least 0")
     if not 0 <= self.class_start < self.depth:
       raise ValueError(
         f"class_start={self.class_start} must be a block, 0..{self.depth - 1}"
       )
-    check_activations(self)
+    check_common(self)
 
 
 def dropout_rates(depth: int, rate: float) -> np.ndarray:

@@ -22,15 +22,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.models import backbone
-from diffusion_jax.models.attention import (
-  attend,
-  num_heads,
-  split_qkv,
-)
+from diffusion_jax.models.attention import attend, num_heads, split_qkv
 from diffusion_jax.models.convolution import conv_general_dilated
 from diffusion_jax.models.layers import Images, everywhere
 from diffusion_jax.models.resampling import RESAMPLE
-from diffusion_jax.models.settings import check_activations
+from diffusion_jax.models.settings import check_levels
 
 WEIGHT = "unit_weight"  # the name of every parameter of unit magnitude
 Real = Float[Array, "..."]
@@ -199,9 +195,9 @@ class Block(nn.Module):
 
   def attend(self, x: Images) -> Images:
     """Cosine attention: q, k and v have unit magnitude."""
-    b, *_, c = x.shape
+    b, *size, c = x.shape
     heads = num_heads(c, 1, self.head_channels)
-    qkv = Conv(3 * c, name="qkv")(x).reshape(b, -1, 3 * c)
+    qkv = Conv(3 * c, name="qkv")(x).reshape(b, math.prod(size), 3 * c)
     q, k, v = (normalised(y, axis=-1) for y in split_qkv(qkv, heads, "qkv"))
     out = attend(q, k, v, self.kernel).reshape(x.shape)
     return Conv(c, name="proj")(out)
@@ -252,12 +248,16 @@ class EDM2(nn.Module):
     """
     backbone.check_halvings(size, len(self.multipliers))
 
+  def width(self, level: int) -> int:
+    """Channels of a level."""
+    return int(self.channels * self.multipliers[level])
+
   def embed(self, t, y):
     """The activated embedding of time and class."""
     backbone.check_classes(self, y)
-    dim = self.channels * max(self.multipliers)
-    width = self.channels * self.multipliers[0]
-    emb = Conv(dim, name="time")(Fourier(width, name="fourier")(t))
+    dim = max(map(self.width, range(len(self.multipliers))))
+    waves = Fourier(self.width(0), name="fourier")(t)
+    emb = Conv(dim, name="time")(waves)
     if self.num_classes is not None:
       one_hot = jax.nn.one_hot(y, self.num_classes) * self.num_classes**0.5
       emb = mp_sum(emb, Conv(dim, name="classes")(one_hot), self.label_balance)
@@ -268,7 +268,7 @@ class EDM2(nn.Module):
     make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
     attends = level in self.attention_levels if attention is None else attention
     return make(
-      self.channels * self.multipliers[level], decodes, resample,
+      self.width(level), decodes, resample,
       self.head_channels if attends else None, self.dropout,
       self.attention_kernel, name=name,
     )  # fmt: skip
@@ -295,15 +295,15 @@ class EDM2(nn.Module):
 
     Raises:
       ValueError: If the size cannot be halved often enough, classes are missing
-        or not expected, or there is another condition.
+        or not expected, there is another condition, or a setting is wrong.
     """
-    (y,) = backbone.parts(cond, self.takes)
-    check_activations(self)
+    (y,) = backbone.parts(cond, self.takes, x_t)
+    check_levels(self)
     self.check_size(x_t.shape[1:-1])
     emb = self.embed(t, y)
     ones = jnp.ones_like(x_t[..., :1])  # instead of biases
     h = jnp.concatenate([x_t, ones], axis=-1).astype(self.dtype)
-    h = Conv(self.channels * self.multipliers[0], 3, name="stem")(h)
+    h = Conv(self.width(0), 3, name="stem")(h)
     skips, last = [h], len(self.multipliers) - 1
     encode = functools.partial(self.block, decodes=False)
     decode = functools.partial(self.block, decodes=True)

@@ -1,5 +1,6 @@
 """The parts of a diffusion transformer."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,19 +31,21 @@ def patchify(x: Images, patch: int) -> Tokens:
   """Splits images into patches, row by row; each is (row, column, channel)."""
   b, *size, c = x.shape
   rank = len(size)
-  x = x.reshape(b, *(n for side in size for n in (side // patch, patch)), c)
+  grid = [side // patch for side in size]
+  x = x.reshape(b, *(n for side in grid for n in (side, patch)), c)
   where, within = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
   x = x.transpose(0, *where, *within, 2 * rank + 1)
-  return x.reshape(b, -1, patch**rank * c)
+  return x.reshape(b, math.prod(grid), patch**rank * c)
 
 
 def unpatchify(tokens: Tokens, patch: int, size: Sequence[int]) -> Images:
   """Assembles patches into images of this size."""
   b, rank = len(tokens), len(size)
+  c = tokens.shape[-1] // patch**rank
   grid = (side // patch for side in size)
-  x = tokens.reshape(b, *grid, *(patch for _ in size), -1)
+  x = tokens.reshape(b, *grid, *(patch for _ in size), c)
   axes = (n for axis in range(1, rank + 1) for n in (axis, axis + rank))
-  return x.transpose(0, *axes, 2 * rank + 1).reshape(b, *size, -1)
+  return x.transpose(0, *axes, 2 * rank + 1).reshape(b, *size, c)
 
 
 # --------------------------------------------------------------- positions

@@ -57,8 +57,7 @@ class Encoder(nn.Module):
       networks count steps from 0, and some expect them rescaled by 1000 / T.
     time_origin: 1 for discrete time, 0 for continuous time.
     embedding: Embedding of the time, see ``layers.sinusoid``.
-    groups: Groups of every normalisation; None chooses, see
-      ``layers.num_groups``.
+    groups: Groups of every normalisation; None is ``layers.num_groups``.
     epsilon: Epsilon of every normalisation.
     padding: Padding of the convolutions that halve the size: "same" pads below
       and to the right (TensorFlow), "symmetric" all around (PyTorch).
@@ -325,7 +324,8 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is unknown.
     """
-    y, low_res, low_res_t, augment, s, vector, planes = backbone.parts(cond)
+    given = backbone.parts(cond, backbone.PARTS, x_t)
+    y, low_res, low_res_t, augment, s, vector, planes = given
     backbone.check_low_res(self, low_res_t)
     span = backbone.span(self, t, s)
     out_channels = self.out_channels or x_t.shape[-1]

@@ -75,8 +75,17 @@ def paths(x: ArrayLike, *, points: ArrayLike | None = None, num: int = 40):
 
   Returns:
     The figure.
+
+  Raises:
+    ValueError: If x has another shape, or no steps.
   """
-  x = np.asarray(x)[:, :num]
+  x = np.asarray(x)
+  if x.ndim != 3 or x.shape[-1] != 2 or not len(x):
+    raise ValueError(
+      f"paths have shape {x.shape}; pass [K, B, 2], K at least 1: draw samples "
+      "with keep=, the steps to see"
+    )
+  x = x[:, :num]
   figure = blank(4.8, 5.0)
   axes = figure.subplots()
   if points is not None:

@@ -123,7 +123,7 @@ def from_dit(state_dict: Tensors, net: DiT) -> dict:
   # First, so that a network of another width is refused by its kernels.
   params = layout.read(tensors, net, list(_entries(net)), _image_shape)
   if positions is not None:
-    _check_positions(np.asarray(positions), net.width)
+    _check_positions(np.asarray(positions, np.float32), net.width)
   return params
 
 
@@ -134,7 +134,8 @@ def _check_positions(positions: np.ndarray, width: int) -> None:
   if (
     fixed is None
     or positions.shape != fixed.shape
-    or not np.allclose(positions, fixed, atol=1e-4)
+    # Half precision is off by up to 4e-3; other tables by far more than this.
+    or not np.allclose(positions, fixed, atol=1e-2)
   ):
     raise ValueError(
       f"{POSITIONS} in the weights are not the sines and cosines of a square "

@@ -4,12 +4,14 @@ Reading never runs code from a file: .safetensors holds only numbers, and from a
 pickle (.pt, .pth, .bin) only tensors are accepted.
 """
 
+import errno
 import functools
 import importlib
 import json
 import pathlib
 import pickle
 import re
+import struct
 import warnings
 from typing import Any
 
@@ -19,6 +21,10 @@ from diffusion_jax.pretrained.layout import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 WEIGHTS = "diffusion_pytorch_model"
+# What PyTorch raises for a damaged file, besides an invalid seek.
+DAMAGED = (RuntimeError, EOFError, ValueError, LookupError, struct.error)
+# Types of arrays that every format has.
+KINDS = "dense arrays of float32, float64, float16, bfloat16, integers or bool"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -33,7 +39,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: If the file is truncated, holds anything but one dictionary
-      of tensors, or a package is missing.
+      of tensors, or one that NumPy has not, or a package is missing.
     OSError: If there is no such file.
   """
   with path.open("rb"):  # the system's own error for a missing file
@@ -54,7 +60,8 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
   The file appears whole or not at all.
 
   Raises:
-    ValueError: If the suffix is unknown, or a package is missing.
+    ValueError: If the suffix is unknown, an array is of a type that the format
+      has not, or a package is missing.
     OSError: If it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +70,8 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
   if path.suffix == ".safetensors":
     module = _safetensors(path)
     refused = _safetensor_error()
+    for name, array in tensors.items():
+      _check_kind(path, name, np.asarray(array))
     # The entry that diffusers looks for.
     save = functools.partial(
       module.save_file, dict(tensors), new,
@@ -70,8 +79,10 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
     )  # fmt: skip
   elif path.suffix in TORCH_SUFFIXES:
     torch = _torch(path)
-    # Copies: torch wants to own writable memory.
-    state = {name: torch.tensor(array) for name, array in tensors.items()}
+    state = {
+      name: _tensor(torch, path, name, np.asarray(array))
+      for name, array in tensors.items()
+    }
     save = functools.partial(torch.save, state, new)
   else:
     raise ValueError(
@@ -85,12 +96,40 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
     raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
 
 
+def _check_kind(path: pathlib.Path, name: str, array: np.ndarray) -> None:
+  """Refuses what NumPy or PyTorch have no type for, such as float8."""
+  if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+    raise ValueError(
+      f"{path} cannot hold {name!r}, {array.dtype}; it holds {KINDS}"
+    )
+
+
+def _tensor(torch, path: pathlib.Path, name: str, array: np.ndarray) -> Any:
+  """A tensor of PyTorch: a copy, which wants to own writable memory."""
+  _check_kind(path, name, array)
+  if array.dtype.name == "bfloat16":
+    return torch.tensor(array.astype(np.float32)).bfloat16()
+  return torch.tensor(array)
+
+
 def _read_safetensors(path):
-  module = _safetensors(path)
+  _safetensors(path)
+  module, found = importlib.import_module("safetensors"), {}
   try:
-    return dict(module.load_file(path))
-  except (_safetensor_error(), KeyError, TypeError) as error:
+    with module.safe_open(path, framework="np") as file:
+      for name in file.keys():  # noqa: SIM118, it is no dictionary
+        try:
+          array = file.get_tensor(name)
+        except (AttributeError, KeyError, TypeError) as error:
+          kind = file.get_slice(name).get_dtype()
+          raise ValueError(
+            f"{path} holds {name!r}, {kind}; what is read are {KINDS}"
+          ) from error
+        half = array.dtype.name == "bfloat16"
+        found[name] = array.astype(np.float32) if half else array
+  except module.SafetensorError as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
+  return found
 
 
 def _read_torch(path):
@@ -105,7 +144,10 @@ def _read_torch(path):
       f"{path} is damaged or holds more than tensors, which could run code; "
       "it is not read"
     ) from error
-  except (RuntimeError, EOFError, ValueError, KeyError) as error:
+  except (*DAMAGED, OSError) as error:
+    # A seek before the start of a truncated file; all else is the system's.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+      raise
     raise ValueError(
       f"{path} is truncated or no PyTorch file: {_first_line(error)}"
     ) from error
@@ -117,15 +159,23 @@ def _read_torch(path):
         f"{path} holds {name!r}, a {type(tensor).__name__}; a published state "
         "dict holds tensors only"
       )
-  return {
-    # NumPy has no bfloat16.
-    str(name): (t.float() if t.dtype == torch.bfloat16 else t).numpy()
-    for name, t in state.items()
-  }
+  return {str(n): _array(torch, path, n, t) for n, t in state.items()}
+
+
+def _array(torch, path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
+  tensor = tensor.detach()
+  try:  # NumPy has no bfloat16.
+    half = tensor.dtype == torch.bfloat16
+    return (tensor.float() if half else tensor).numpy()
+  except (RuntimeError, TypeError) as error:
+    kind = f"{tensor.dtype}, {tensor.layout}".replace("torch.", "")
+    raise ValueError(
+      f"{path} holds {name!r}, {kind}; what is read are {KINDS}"
+    ) from error
 
 
 def _first_line(error: Exception) -> str:
-  return str(error).strip().split("\n")[0]
+  return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def package(name: str, needed_for: object, install: str) -> Any:

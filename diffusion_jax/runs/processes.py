@@ -168,6 +168,7 @@ def door(config: Config) -> dict[str, Any]:
       "scale": dj.edm.c_in(config.sigma_data),
       "clock": dj.edm.c_noise,
     }
+  choices.named("target", config.target, dj.targets.TARGETS)
   return read | {"target": dj.targets.TARGETS[config.target]}
 
 

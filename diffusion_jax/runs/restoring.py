@@ -56,7 +56,12 @@ def parameters(
   workdir, config, net, shape, ema: str, step: int | None = None
 ) -> tuple[Any, int]:
   """The parameters for `ema` in a checkpoint, see ``restore``, and its step."""
-  state = restore(workdir, config, net, shape, step)
+  try:
+    state = restore(workdir, config, net, shape, step)
+  except dj.checkpoint.Damaged as error:
+    raise ValueError(
+      f"{error}; leave out `checkpoint` to take the newest whole one"
+    ) from error
   (params,) = parameters_of(workdir, config, net, shape, state, [ema])
   return params, int(state.step)
 

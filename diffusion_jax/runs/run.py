@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import diffusion_jax as dj
-from diffusion_jax import shapes
+from diffusion_jax import concrete, shapes
 from diffusion_jax.runs import (
   console,
   datasets,
@@ -101,8 +101,10 @@ class Run:
       The parameters of ``net``.
 
     Raises:
-      ValueError: If there is no such checkpoint, or no such average.
+      ValueError: If there is no such checkpoint, or no such average, or JAX is
+        tracing.
     """
+    concrete.check_outside("run.params")
     name = restoring.average(self.config, None if ema is None else str(ema))
     params, _ = restoring.parameters(
       self.workdir, self.config, self.net, self.image_shape, name, checkpoint
@@ -133,8 +135,10 @@ class Run:
       for another rank or number of channels.
 
     Raises:
-      ValueError: If the run is a classifier, or has no such parameters.
+      ValueError: If the run is a classifier, or has no such parameters, or JAX
+        is tracing.
     """
+    concrete.check_outside("run.predict")
     networks.check_draws(self.config)
     params = self.params(ema, checkpoint=checkpoint)
     predict = processes.predictor(self.config, self.schedule, self.net, params)
@@ -174,8 +178,10 @@ class Run:
       [num, H, W, C], in [-1, 1] if clipped.
 
     Raises:
-      ValueError: If an option does not fit the run; the message names it.
+      ValueError: If an option does not fit the run; the message names it. Or if
+        JAX is tracing.
     """
+    concrete.check_outside("run.sample", key)
     if key is not None and options.get("seed") is not None:
       raise ValueError("`key` and `seed` both say the noise: pass one of them")
     asked = SamplingOptions.of(num=num, **options)

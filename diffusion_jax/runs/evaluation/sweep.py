@@ -87,7 +87,7 @@ def plans(
         plan.workdir, plan.config, plan.net, plan.image_shape, step
       )
     except dj.checkpoint.Damaged as error:
-      console.warn(f"checkpoint {step} is passed over: {error}")
+      console.warn(f"passed over: {error}")
       continue
     good += 1
     every = restoring.parameters_of(
