@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import os
+import re
 from collections.abc import Iterator
 
 # Errors of Orbax and tensorstore for a file that has changed.
@@ -31,6 +33,12 @@ def as_damage() -> Iterator[None]:
     if refused or "PERMISSION_DENIED" in str(error):
       raise OSError(f"a checkpoint cannot be read: {line}") from error
     raise Damaged(line) from error
+
+
+def reason(error: Exception) -> str:
+  """Why the system refuses something, which tensorstore says last of all."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else first_line(error)
 
 
 def first_line(error: Exception) -> str:

@@ -140,7 +140,8 @@ def _check_visited(schedule: Schedule, visited: np.ndarray) -> None:
   if is_discrete(schedule):
     whole = ends == [1, schedule.T]
   else:
-    inside = ends and 0 < ends[0] < ends[-1] <= schedule.T
+    # As numbers of Python, float32 times could be beyond a T that they are.
+    inside = ends and 0 < visited[0] < visited[-1] <= schedule.T
     whole = inside and _reach_both_ends(schedule, ends)
   if not whole or not (np.diff(visited) > 0).all():
     raise ValueError(

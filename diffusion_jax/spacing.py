@@ -155,6 +155,8 @@ def _times(schedule: Schedule, axis, back, num: int, *, to_zero=False):
     targets = np.linspace(axis(top), axis(fine), num)
   u = np.asarray([top, *back(targets[1:])])
   times = np.array(schedule.time(-2 * jnp.log(u)), float)
+  if num > 1 and not to_zero:  # in float32 ``time`` is no exact inverse
+    times[-1] = schedule.first
   times[0] = schedule.T if top == noisy else times[0]
   return times
 

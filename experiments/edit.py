@@ -203,14 +203,13 @@ EDITS: dict[str, Callable[..., list[jax.Array]]] = {
 }
 
 
-def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
-  """The model of the run, and the images to edit.
+def check(run: runs.Run) -> None:
+  """Checks that the model of a run can edit.
 
   Raises:
-    ValueError: If there is no such run or its model cannot edit.
+    ValueError: If not; says why.
   """
-  run = runs.open(options.workdir(values))
-  config, conditions = run.config, run.conditions
+  conditions = run.conditions
   if conditions.low_res is not None:
     raise ValueError(f"{run.workdir} enlarges pictures; it does not edit them")
   if conditions.num_classes is not None and not conditions.label_dropout:
@@ -225,6 +224,17 @@ def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
       f"which editing does not have; train with {always[0]} in cond_dropout"
     )
+
+
+def load(values: flags.FlagValues) -> tuple[Model, np.ndarray]:
+  """The model of the run, and the images to edit.
+
+  Raises:
+    ValueError: If there is no such run or its model cannot edit.
+  """
+  run = runs.open(options.workdir(values))
+  config, conditions = run.config, run.conditions
+  check(run)
   restoring.average(config, values.ema)  # raises if there is none
   pairs = dj.spacing.named(run.schedule, "even", values.steps)
   if values.edit == "inpaint" and len(pairs) % JUMP:
@@ -314,9 +324,7 @@ def main(argv: list[str]) -> None:
       values.workdir or "", "samples", f"{values.edit}.png"
     )
     out = pathlib.Path(values.out or default)
-    if out.suffix.lower() != ".png":
-      raise ValueError(f"--out={out} must end in .png")
-    cli.check_out(out)
+    cli.check_out(out, ".png")
     model, x0 = load(values)
   edit = EDITS[values.edit]
   asked = Request(jax.random.key(values.seed), values.region, values.operator)

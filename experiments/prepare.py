@@ -10,19 +10,21 @@ time. Run the same command again to continue it, or to check a complete cache.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import tqdm
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax.runs import datasets
+from diffusion_jax.runs import datasets, directory
 from diffusion_jax.runs.configuration import Config
 from experiments import cli
 
@@ -51,6 +53,20 @@ def opened(asked: dict[str, Any]) -> dj.data.Source:
 def _write(asked: dict[str, Any], out: pathlib.Path, index: int, count: int):
   """The share of one process of several."""
   dj.data.cache.write(opened(asked), out, index=index, count=count)
+
+
+@contextlib.contextmanager
+def alone(out: pathlib.Path) -> Iterator[None]:
+  """Keeps other commands from writing the same cache.
+
+  Raises:
+    ValueError: If another one writes it, or the folder holds something else.
+  """
+  dj.data.cache.check_place(out)
+  out.mkdir(parents=True, exist_ok=True)
+  otherwise = f"another process prepares {out}: wait for it, or name another"
+  with directory.lock(out, otherwise):
+    yield
 
 
 def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
@@ -107,7 +123,9 @@ def main(argv: list[str]) -> None:
       raise ValueError("--out is missing: the folder of the cache")
     out = pathlib.Path(os.path.expanduser(values.out))
     cli.check_out(out / dj.data.cache.NAME)
-    prepare(options(values.config), out, values.processes)
+    asked = options(values.config)
+    with alone(out):
+      prepare(asked, out, values.processes)
   cli.say(f"written to {out}: train with --config.data.name={out}")
 
 

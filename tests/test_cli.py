@@ -271,6 +271,22 @@ def test_an_output_that_cannot_be_written(name, message, tmp_path, monkeypatch):
   assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize("name", ["a.xyz", "a", "folder/a.npz"])
+def test_an_output_of_another_kind(name, tmp_path):
+  for out in (tmp_path / "a.PNG", tmp_path / "b.pdf"):
+    cli.check_out(out, ".png", ".pdf")
+  with pytest.raises(ValueError, match=r"--out=.* must end in \.png or \.pdf$"):
+    cli.check_out(tmp_path / name, ".png", ".pdf")
+
+
+def test_where_even_an_administrator_may_not_write():
+  there = pathlib.Path("/proc")
+  if not there.is_dir():
+    pytest.skip("a system without /proc")
+  with pytest.raises(ValueError, match="--workdir=/proc/x: /proc cannot be wr"):
+    cli.check_out(there / "x", flag="workdir")
+
+
 def test_the_suffix_of_an_output_may_be_in_capitals(tmp_path):
   images = np.zeros((2, 4, 4, 1), np.float32)
   for name in ("a.PNG", "a.NPZ"):

@@ -117,9 +117,17 @@ def test_the_mean_and_the_spread_are_over_seeds():
     ("--calls=5,0", "--calls: '0' must be a whole number above 0"),
     ("--variants=distilled", "--calls=5,10,20,50: distilled takes 32, 16, 8"),
     ("--calls=few", "--calls: 'few' must be a whole number above 0"),
+    (
+      "--calls=5,2000 --sampler=ddim",
+      "--calls=2000: ddpm: 2000 sampling steps must be in 1.",
+    ),
+    (
+      "--variants=flow,v,edm --calls=1001 --sampler=own",
+      "--calls=1001: v: 1001 sampling steps must be in 1..T=1000",
+    ),
     ("--seeds=0", "0 is not a positive integer"),
   ],
 )
 def test_a_wrong_flag_is_refused_before_training(flag, message, capsys):
-  asked = ("--workdir=/dev/null/none", flag)
+  asked = ("--workdir=/dev/null/none", *flag.split())
   assert message in refused(capsys, compare, *asked)

@@ -50,7 +50,20 @@ def test_what_cannot_be_made_is_one_line(flag, message, capsys):
   assert_one_error(stop, capsys, message)
 
 
-def test_a_run_that_cannot_draw_a_figure_is_refused(zoo):
+@pytest.mark.parametrize("name", ["upsampler", "few"])
+def test_a_run_that_edits_nothing_has_no_such_figure(name, zoo, few_numbers):
+  run = zoo.original(name)
+  edits = name == "few"
+  names = ["samples", "denoising", "editing"]
+  assert figures.wanted(None, run) == names[: None if edits else -1]
+  if edits:
+    assert figures.wanted("editing", run) == ["editing"]
+    return
+  with pytest.raises(ValueError, match="enlarges pictures; it does not edit"):
+    figures.wanted("editing", run)
+
+
+def test_a_run_that_cannot_draw_a_figure_is_refused(zoo, few_numbers):
   run = zoo.original("few")
   with pytest.raises(ValueError, match="=roll needs no run; leave out --work"):
     figures.wanted("roll", run)

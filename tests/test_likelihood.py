@@ -278,6 +278,21 @@ def test_what_a_flow_may_leave_out_is_negligible(schedule, visited):
   np.testing.assert_allclose(bits, want, atol=0.03)
 
 
+def test_a_flow_may_end_at_the_t_of_float32():
+  # Which is more than that of float64.
+  schedule, x = continuous.edm(sigma_max=0.1), jnp.zeros((1, 2))
+  ends = np.float32([schedule.first, schedule.T])
+  assert float(ends[1]) > schedule.T
+  predict = GAUSSIAN.predictor(schedule, targets.v)
+  bits = jax.eval_shape(
+    lambda x: likelihood.probability_flow(
+      predict, schedule, x, jax.random.key(0), visited=ends
+    ),
+    x,
+  )
+  assert bits.shape == (1,)
+
+
 @pytest.mark.parametrize("path", [continuous.ve, continuous.straight])
 def test_likelihoods_are_the_same_on_every_path(path):
   # One process in x / alpha. Two things are in units of x_1: its density, and

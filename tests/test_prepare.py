@@ -54,6 +54,16 @@ def test_where_nothing_can_be_written_no_data_are_opened(
   assert f"{tmp_path}/file is a file; name another place" in line
 
 
+def test_only_one_command_prepares_a_cache(pictures, tmp_path, capsys):
+  out = tmp_path / "cache"
+  with prepare.alone(out):
+    line = refused(capsys, prepare, *flags(pictures, f"--out={out}"))
+    assert f"another process prepares {out}: wait for it, or name" in line
+    assert {path.name for path in out.iterdir()} == {"lock"}
+  command(prepare, *flags(pictures, f"--out={out}"))
+  assert len(data.load(out)) == 5
+
+
 @pytest.mark.slow
 def test_several_processes_write_the_same(pictures, tmp_path):
   one, two = tmp_path / "one", tmp_path / "two"

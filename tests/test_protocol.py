@@ -85,6 +85,29 @@ def test_a_training_whose_time_is_not_known_is_refused(
   assert message in refused(capsys, protocol, *asked)
 
 
+@pytest.mark.parametrize(
+  ("stages", "there", "message"),
+  [
+    ("evaluate,page", [], "evaluate needs what --stages=train leaves"),
+    ("train,evaluate", [], "evaluate needs what --stages=peer leaves"),
+    ("evaluate", ["train"], "evaluate needs what --stages=peer leaves"),
+    ("peer", [], "peer needs what --stages=train leaves"),
+    ("peer,train", [], "peer needs what --stages=train leaves"),
+  ],
+)
+def test_a_stage_before_another_is_missed_at_once(
+  stages, there, message, tmp_path, capsys, monkeypatch
+):
+  def never(*_, **__):
+    raise AssertionError("began to work")
+
+  monkeypatch.setattr(subprocess, "Popen", never)
+  for name in there:
+    leave(tmp_path, name, seconds=1)
+  asked = (f"--stages={stages}", f"--workdir={tmp_path}")
+  assert f"--stages={message}" in refused(capsys, protocol, *asked)
+
+
 def test_a_file_is_no_place_for_results(tmp_path, capsys):
   (tmp_path / "file").touch()
   said = refused(capsys, protocol, f"--workdir={tmp_path / 'file'}")

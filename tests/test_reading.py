@@ -12,7 +12,8 @@ from experiments.tools import reading
 
 def test_made_pictures_are_read_as_training_reads(tmp_path, capsys):
   out = tmp_path / "made" / "cache"
-  flags = ("--num=9", "--size=6", "--batch=4", "--batches=3", f"--out={out}")
+  flags = ("--num=9", "--size=6", "--batch=4", "--batches=3", "--threads=1")
+  flags = (*flags, f"--out={out}")
   command(reading, *flags)
   assert "images/s of 108 bytes" in capsys.readouterr().out
   written = data.load(out)
@@ -50,6 +51,10 @@ def test_a_cost_is_of_one_picture(monkeypatch):
   [
     ([], "--out is missing"),
     ([f"--out={__file__}/a"], "is a file; name another place"),
+    (
+      ["--out=x", "--batches=7", "--num=9", "--size=6"],
+      "--batches=7 must be at least 8: so many are read ahead",
+    ),
     (
       ["--num=1000000000", "--size=1024", "--out=x"],
       "need 3145728.0 GB, .* has",

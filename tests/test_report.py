@@ -523,3 +523,17 @@ def test_pictures_that_cannot_be_read_are_none(tmp_path):
   assert picture(tmp_path / "no.png", "") is None
   (tmp_path / "text.png").write_text("no picture")
   assert picture(tmp_path / "text.png", "") is None
+
+
+@pytest.mark.parametrize("variant", ["edm", "flow"])
+def test_a_run_in_continuous_time_has_a_page(variant, tmp_path):
+  command(
+    train,
+    f"--config=configs/digits.py:{variant}",
+    *TINY[1:],
+    "--config.preview.num=0",
+    "--config.num_steps=2",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  page = shown(tmp_path / "run", "--num=4", "--steps=2")
+  assert not page.open

@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tarfile
+import types
 from collections import namedtuple
 
 import chex
@@ -348,6 +350,40 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     checkpoints.save(state.replace(step=jnp.int32(3)))
   with dj.checkpoint.Checkpoints(copy) as checkpoints:
     assert int(checkpoints.restore(state).step) == 2
+
+
+REFUSED = (
+  OSError(errno.ENOSPC, "No space left on device"),
+  ValueError(  # tensorstore's
+    f"RESOURCE_EXHAUSTED: Error writing {200 * 'x'}: Failed to write 9 bytes "
+    f"to file 13: No space left on device [os_error_code='{errno.ENOSPC}']"
+  ),
+)
+
+
+@pytest.mark.parametrize("error", REFUSED, ids=["system", "tensorstore"])
+def test_a_disk_that_fills_up_during_a_save_is_one_line(
+  error, few_numbers, tmp_path, capsys, caplog, monkeypatch
+):
+  def fails(_):
+    # As a write that fails after Orbax has given up, in a thread of C++.
+    closed = RuntimeError("Event loop is closed")
+    sys.unraisablehook(types.SimpleNamespace(exc_value=closed))
+    raise error
+
+  monkeypatch.setattr(dj.checkpoint.checksums, "write", fails)
+  monkeypatch.setattr(os, "_exit", sys.exit)
+  lost = []
+  monkeypatch.setattr(sys, "unraisablehook", lost.append)
+  with pytest.raises(SystemExit) as stop:
+    command(train, *BLIND, f"--workdir={tmp_path}/r", "--config.num_steps=4")
+  assert stop.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert re.search(
+    r"^error: a checkpoint could .*: .*No space left.* device; f", line
+  )
+  assert not caplog.records and not lost
+  assert sys.unraisablehook == lost.append
 
 
 def test_what_a_killed_save_left_is_cleared_by_the_next_writer_only(

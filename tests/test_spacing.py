@@ -124,6 +124,38 @@ def test_a_walk_in_continuous_time_is_known_inside_a_program():
     spacing.named(schedule, "7", 3)
 
 
+OF_REAL_TIME = {
+  "cosine": continuous.cosine(),
+  "linear": continuous.linear(),
+  "edm": continuous.edm(),
+  "flow": continuous.flow(),
+  "shifted": continuous.flow().shifted(3.0),
+  "noisy": continuous.flow(noise=2.0),
+  "tiny": continuous.edm(sigma_min=1e-5, sigma_max=0.7),
+}
+
+
+@pytest.mark.parametrize("num", [1, 2, 5, 24, 100])
+@pytest.mark.parametrize("name", spacing.CONTINUOUS)
+@pytest.mark.parametrize("schedule", OF_REAL_TIME)
+def test_a_walk_in_continuous_time_keeps_its_ends(schedule, name, num):
+  schedule = OF_REAL_TIME[schedule]
+  # These include ``first``; the others go on to 0.
+  least = schedule.first if name in ("log_snr", "karras") else 0
+  pairs = spacing.named(schedule, name, num)
+  assert len(pairs) == num and pairs[-1, 1] == 0
+  for times in (pairs[:, 0], np.float32(pairs[:, 0])):
+    assert (np.diff(times) < 0).all()
+    kind = times.dtype.type
+    assert ((times >= kind(least)) & (times <= kind(schedule.T))).all()
+    if least and num > 1:
+      assert times[-1] == kind(least)
+    if np.isfinite(schedule.at(schedule.T).log_snr) or name in (
+      "even", "quadratic",
+    ):  # fmt: skip
+      assert times[0] == kind(schedule.T)
+
+
 @pytest.mark.parametrize("name", spacing.NAMES)
 def test_each_name_is_a_function_of_any_kind_of_time(name):
   for schedule in (continuous.cosine(), continuous.edm(), LONG):

@@ -4,6 +4,7 @@
   CACHE/labels.npy   int32 [N]
   CACHE/cache.json   a description; when complete, a checksum of each part
   CACHE/part-00000   while it is written: the checksum of a finished part
+  CACHE/lock         of experiments.prepare, held by the one that writes
 
 Parts are written in any order and by any number of processes; finished ones are
 not written again. Read a cache with ``data.load(CACHE)``.
@@ -70,8 +71,7 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
     ValueError: If the folder holds something else.
     OSError: If there is no room for it.
   """
-  if sources.CONTROL.search(str(out)):
-    raise ValueError(f"{str(out)!r} has a control character: choose another")
+  check_place(out)
   plan = _plan(source, asked)
   if is_cache(out):
     if _identity(_read(out)["plan"]) != _identity(plan):
@@ -81,12 +81,6 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
       )
     return
   # Rewrites what a killed start has left.
-  if out.exists() and not {p.name for p in out.iterdir()} <= {
-    "images.npy",
-    "labels.npy",
-    f"{NAME}.new",
-  }:
-    raise ValueError(f"{out} holds something else: name a new folder")
   out.mkdir(parents=True, exist_ok=True)
   shape, n = source.image_shape, len(source)
   for name, dtype, whole in (
@@ -97,6 +91,20 @@ def begin(source: sources.Source, out: Path, *, asked: Any = None) -> None:
     np.lib.format.open_memmap(path, "w+", dtype, whole).flush()
     _reserve(path)
   _replace(out / NAME, json.dumps({"format": FORMAT, "plan": plan}, indent=1))
+
+
+def check_place(out: Path) -> None:
+  """Checks that a folder is new, empty, a cache, or what a killed start left.
+
+  Raises:
+    ValueError: If not.
+  """
+  if sources.CONTROL.search(str(out)):
+    raise ValueError(f"{str(out)!r} has a control character: choose another")
+  started = {"images.npy", "labels.npy", f"{NAME}.new", "lock"}
+  names = {path.name for path in out.iterdir()} if out.exists() else set()
+  if not (is_cache(out) or names <= started):
+    raise ValueError(f"{out} holds something else: name a new folder")
 
 
 def write(

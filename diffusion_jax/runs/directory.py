@@ -210,10 +210,19 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path, otherwise: str) -> Iterator[None]:
-  """Holds the lock of a folder.
+  """As ``lock``, which the first process of a command of several holds."""
+  if jax.process_index() > 0:
+    yield
+    return
+  with lock(folder, otherwise):
+    yield
 
-  The system releases the lock when the process ends, however it ends. If a
-  command has several processes, the first holds the lock.
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path, otherwise: str) -> Iterator[None]:
+  """Holds the lock of a folder, without starting JAX.
+
+  The system releases the lock when the process ends, however it ends.
 
   Args:
     folder: The folder.
@@ -222,18 +231,15 @@ def alone(folder: pathlib.Path, otherwise: str) -> Iterator[None]:
   Raises:
     ValueError: If another process holds it.
   """
-  if jax.process_index() > 0:
-    yield
-    return
-  lock = filelock.FileLock(folder / "lock")
+  held = filelock.FileLock(folder / "lock")
   try:
-    lock.acquire(timeout=0)
+    held.acquire(timeout=0)
   except filelock.Timeout:
     raise ValueError(otherwise) from None
   try:
     yield
   finally:
-    lock.release()
+    held.release()
 
 
 def load(workdir: pathlib.Path) -> tuple[Config, dict]:

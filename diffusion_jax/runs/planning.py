@@ -172,7 +172,7 @@ def _stage(
   shape = tuple(data["image_shape"])
   net = networks.model(config, shape, data["num_classes"])
   ema = restoring.average(config, None if enlarges else options.ema)
-  sampler, spacing, pairs = _walk(options, config)
+  sampler, spacing, pairs = walk(options, config)
   classifier = None
   if options.classifier is not None and not enlarges:
     classifier = guiding.guiding_classifier(
@@ -274,7 +274,7 @@ def _low_res(
   return source.floats(np.arange(count))
 
 
-def _walk(
+def walk(
   options: SamplingOptions, config: configuration.Config
 ) -> tuple[str, str | None, dj.timesteps.Pairs]:
   """The sampler, the spacing's name and the steps of these options."""

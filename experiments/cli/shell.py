@@ -2,14 +2,17 @@
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import re
 import shlex
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from diffusion_jax.data import sources
 from experiments.cli import signals, streams
@@ -86,24 +89,43 @@ def command(name: str, **values: object) -> str:
   return shlex.join(["python", "-m", f"experiments.{name}", *named])
 
 
-def check_out(out: pathlib.Path) -> None:
+def check_out(out: pathlib.Path, *suffixes: str, flag: str = "out") -> None:
   """Checks, before any work, that a file or folder can be written.
+
+  Args:
+    out: Its path.
+    suffixes: What a file may end in; by default in anything.
+    flag: The flag that names it.
 
   Raises:
     ValueError: If not; says why.
   """
+  if suffixes and out.suffix.lower() not in suffixes:
+    raise ValueError(f"--{flag}={out} must end in {' or '.join(suffixes)}")
   there = next(p for p in (out, *out.parents, pathlib.Path("/")) if p.exists())
   if sources.CONTROL.search(str(out)):
     raise ValueError(
-      f"--out={str(out)!r} has a control character; choose another"
+      f"--{flag}={str(out)!r} has a control character; choose another"
     )
   if out.suffix and out.is_dir():
-    raise ValueError(f"--out={out} is a folder; name a file")
+    raise ValueError(f"--{flag}={out} is a folder; name a file")
   if there != out and not there.is_dir():
-    raise ValueError(f"--out={out}: {there} is a file; name another place")
-  entered = os.W_OK | (os.X_OK if there.is_dir() else 0)
-  if not os.access(there, entered):
-    raise ValueError(f"--out={out}: {there} cannot be written; name another")
+    raise ValueError(f"--{flag}={out}: {there} is a file; name another place")
+  if not _writable(there):
+    raise ValueError(f"--{flag}={out}: {there} cannot be written; name another")
+
+
+def _writable(there: pathlib.Path) -> bool:
+  """Whether a file, or one in a folder, can be written."""
+  if not there.is_dir():
+    return os.access(there, os.W_OK)
+  if not os.access(there, os.W_OK | os.X_OK):
+    return False
+  try:  # an administrator may write everywhere, except where nobody can
+    tempfile.TemporaryFile(dir=there).close()
+  except OSError as error:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)  # it may be freed
+  return True
 
 
 @contextlib.contextmanager
@@ -124,6 +146,31 @@ def user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+  """Has Orbax say nothing of a failed save, which it raises as well.
+
+  Its threads log each failure with a traceback; writes of tensorstore that end
+  after the first failure find its event loop closed, and Python prints that.
+  """
+
+  def new(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+  def hook(lost: Any) -> None:
+    if str(lost.exc_value) != "Event loop is closed":
+      before(lost)
+
+  logger, before = logging.getLogger("absl"), sys.unraisablehook
+  logger.addFilter(new)
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    logger.removeFilter(new)
+    sys.unraisablehook = before
+
+
+@contextlib.contextmanager
 def system_errors() -> Iterator[None]:
   """Turns an error of the system, such as a full disk, into one line, status 1.
 
@@ -131,15 +178,16 @@ def system_errors() -> Iterator[None]:
   write what they hold, and fail with many lines. Images that are NaN are one
   line and status 1, too.
   """
-  try:
-    yield
-  except FloatingPointError as error:
-    raise fail(error, status=1) from error
-  except OSError as error:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
-      words in str(error) for words in ("No space left", "quota exceeded")
-    )
-    advice = "; free some space, the same command then goes on" if full else ""
-    fail(f"{error}{advice}", status=1)
-    sys.stdout.flush()
-    os._exit(1)
+  with _said_once():
+    try:
+      yield
+    except FloatingPointError as error:
+      raise fail(error, status=1) from error
+    except OSError as error:
+      full = error.errno in (errno.ENOSPC, errno.EDQUOT) or any(
+        words in str(error) for words in ("No space left", "quota exceeded")
+      )
+      then = "; free some space, the same command then goes on" if full else ""
+      fail(f"{error}{then}", status=1)
+      sys.stdout.flush()
+      os._exit(1)

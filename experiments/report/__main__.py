@@ -168,9 +168,7 @@ def main(argv: list[str]) -> None:
   with cli.user_errors():
     record = read(options.workdir(values))
     out = pathlib.Path(values.out or record.workdir / "report.html")
-    if out.suffix.lower() != ".html":
-      raise ValueError(f"--out={out} must end in .html")
-    cli.check_out(out)
+    cli.check_out(out, ".html")
     plan = None
     if not is_classifier(record.config):
       plan = plan_or_why_not(values, record)

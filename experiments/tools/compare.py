@@ -23,7 +23,8 @@ import numpy as np
 from absl import flags
 
 import diffusion_jax as dj
-from diffusion_jax.runs import choices, console, samplers
+from diffusion_jax.runs import choices, console, planning, samplers
+from diffusion_jax.runs.configuration import Config
 from diffusion_jax.runs.evaluation import evaluating
 from diffusion_jax.runs.evaluation.options import EvaluationOptions
 from experiments import cli
@@ -72,16 +73,34 @@ def distilled(folder: pathlib.Path, seed: int, steps: int) -> dj.runs.Run:
   return dj.runs.train(config, folder / f"{DISTILLED}-{steps}-{seed}")
 
 
+def asked(config: Config, calls: int, sampler: str) -> EvaluationOptions:
+  """How a run is evaluated with this many calls."""
+  name = config.sampling.sampler if sampler == OWN else sampler
+  return EvaluationOptions(
+    sampler=name, steps=samplers.steps_for(name, calls), seed=config.seed
+  )
+
+
+def check(names: Sequence[str], calls: Sequence[int], sampler: str) -> None:
+  """Checks, before any training, that every variant can take as many steps.
+
+  Raises:
+    ValueError: If one cannot.
+  """
+  for name in names:
+    config = digits.get_config("" if name == DDPM else name)
+    for n in calls:
+      try:
+        planning.walk(asked(config, n, sampler), config)
+      except ValueError as error:
+        raise ValueError(f"--calls={n}: {name}: {error}") from error
+
+
 def distance(run: dj.runs.Run, calls: int, sampler: str) -> float:
   """The Frechet distance with this many calls; it is not computed twice."""
-  name = run.config.sampling.sampler if sampler == OWN else sampler
-  asked = EvaluationOptions(
-    sampler=name,
-    steps=samplers.steps_for(name, calls),
-    seed=run.config.seed,
-  )
+  options = asked(run.config, calls, sampler)
   with console.quiet():
-    (row,) = evaluating.evaluate(run.workdir, asked, again=False)
+    (row,) = evaluating.evaluate(run.workdir, options, again=False)
   return row["frechet"]
 
 
@@ -144,6 +163,7 @@ def main(argv: list[str]) -> None:
         f"--calls={','.join(values.calls)}: {DISTILLED} takes "
         f"{', '.join(map(str, HALVINGS))}"
       )
+    check(values.variants, calls, values.sampler)
     folder = pathlib.Path(values.workdir).expanduser()
 
     def run_of(name: str, seed: int, calls: int) -> dj.runs.Run:

@@ -7,8 +7,9 @@
 
 Without --workdir, those that need no trained run: schedules, forward, roll,
 paths, maps and embedding, in docs/figures. With --workdir those that a run
-draws: samples, denoising and editing, or guided if the run has classes. The
-same command gives the same figure. The other figures of docs/ come from
+draws: samples, denoising and, if it can edit, editing; or guided if the run has
+classes. The same command gives the same figure. The other figures of docs/ come
+from
 
   digits.png   --workdir=runs/digits, figure "samples"
   editing.png  --workdir=runs/digits, figure "editing"
@@ -207,14 +208,6 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
       raise ValueError(f"--only={only} is drawn by a run; pass its --workdir")
     if only in FORMULAS and workdir is not None:
       raise ValueError(f"--only={only} needs no run; leave out --workdir")
-    if (
-      only == "guided"
-      and workdir is not None
-      and not networks.hides_labels(directory.load(workdir)[0])
-    ):
-      raise ValueError(
-        f"--only=guided needs a run with label_dropout, unlike {workdir}"
-      )
   if workdir is None:
     return [only] if only else list(FORMULAS)
   config, data = directory.load(workdir)
@@ -223,13 +216,24 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
       f"{workdir} is of {shapes.noun(data['image_shape'])}s, and figures are of"
       " pictures; samples of these are plotted by experiments.sample"
     )
+  if only == "guided" and not networks.hides_labels(config):
+    raise ValueError(
+      f"--only=guided needs a run with label_dropout, unlike {workdir}"
+    )
+  if only == "editing":
+    edit.check(dj.runs.open(workdir))
   if only is not None:
     return [only]
-  return (
-    ["guided"]
-    if networks.hides_labels(config)
-    else ["samples", "denoising", "editing"]
-  )
+  return ["guided"] if networks.hides_labels(config) else usual(workdir)
+
+
+def usual(workdir: pathlib.Path) -> list[str]:
+  """The names of the figures of a run without classes."""
+  try:
+    edit.check(dj.runs.open(workdir))
+  except ValueError:
+    return ["samples", "denoising"]
+  return ["samples", "denoising", "editing"]
 
 
 def save(path: pathlib.Path, figure: Any) -> None:

@@ -25,7 +25,9 @@ from absl import flags
 
 import diffusion_jax as dj
 from diffusion_jax.data import sources
-from experiments import cli
+from experiments import cli, prepare
+
+AHEAD = 2  # batches that a thread is ahead
 
 
 def made(num: int, size: int) -> dj.data.Source:
@@ -61,10 +63,11 @@ def write(out: pathlib.Path, num: int, size: int) -> None:
       f"--num={num} pictures need {needed / 1e9:.1f} GB, {out.parent} has"
       f" {free / 1e9:.1f} GB: ask for fewer, or name another disk by --out"
     )
-  dj.data.cache.begin(source, out)
-  with tqdm.tqdm(total=num, disable=not sys.stderr.isatty()) as bar:
-    dj.data.cache.write(source, out, progress=bar.update)
-  dj.data.cache.finish(out)
+  with prepare.alone(out):
+    dj.data.cache.begin(source, out)
+    with tqdm.tqdm(total=num, disable=not sys.stderr.isatty()) as bar:
+      dj.data.cache.write(source, out, progress=bar.update)
+    dj.data.cache.finish(out)
 
 
 def forget(path: pathlib.Path) -> None:
@@ -94,7 +97,7 @@ def cost(
     threads: How many threads read.
   """
   each = dj.data.batches(source, batch_size=batch, seed=0, flip=True)
-  ahead = 2 * threads
+  ahead = AHEAD * threads
   rows = dj.data.iterate(each, threads=threads, ahead=ahead)
 
   def now() -> np.ndarray:
@@ -132,6 +135,12 @@ def main(argv: list[str]) -> None:
     if values.out is None:
       raise ValueError("--out is missing: the folder of the cache")
     out = pathlib.Path(values.out).expanduser()
+    # Threads that began together end together: a few batches come at once.
+    if values.batches < (least := AHEAD * values.threads):
+      raise ValueError(
+        f"--batches={values.batches} must be at least {least}: so many are "
+        "read ahead"
+      )
     cli.check_out(out / "images.npy")
     if not dj.data.cache.is_cache(out):
       write(out, values.num, values.size)

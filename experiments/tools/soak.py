@@ -135,7 +135,7 @@ class Faults:
       self.survived["damaged checkpoint"] += 1
 
   def fill(self) -> None:
-    """Fills the disk: the last line of the run must say so."""
+    """Fills the disk: the run must say so in its last line, and no more."""
     filler = self._workdir.parent / "filler"
     life = self._start()
     wait_for_steps(life)
@@ -147,7 +147,8 @@ class Faults:
       status, text = finish(life)
     filler.unlink()
     last = text.strip().splitlines()[-1]
-    if status == 1 and "No space left" in last:
+    once = "Traceback" not in text and text.count("No space left") == 1
+    if status == 1 and once and "No space left" in last:
       self.survived["full disk"] += 1
 
 
@@ -246,12 +247,14 @@ def main(argv: list[str]) -> None:
   """The command."""
   devices.start()
   values = flags.FlagValues()
-  for name, usual, text in (
-    ("kills", 20, "how often to kill the run"),
-    ("steps", 600, "steps of the run"),
-    ("seed", 0, "decides the moments"),
+  for name, usual, least, text in (
+    ("kills", 20, 0, "how often to kill the run"),
+    ("steps", 600, 1, "steps of the run"),
+    ("seed", 0, 0, "decides the moments"),
   ):
-    flags.DEFINE_integer(name, usual, text, lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+      name, usual, text, lower_bound=least, flag_values=values
+    )
   flags.DEFINE_string(
     "workdir", None, "an empty directory for two runs", flag_values=values
   )
@@ -260,8 +263,8 @@ def main(argv: list[str]) -> None:
     if values.workdir is None:
       raise ValueError("--workdir is missing: an empty directory")
     workdir = pathlib.Path(values.workdir)
-    if workdir.is_file():
-      raise ValueError(f"{workdir} is a file; choose another --workdir")
+    directory.check_place(workdir / "whole")
+    cli.check_out(workdir, flag="workdir")
     if workdir.exists() and any(workdir.iterdir()):
       raise ValueError(f"{workdir} is not empty; choose another --workdir")
   wrong = soak(

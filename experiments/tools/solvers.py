@@ -190,7 +190,7 @@ def compare(values: flags.FlagValues) -> None:
   """Prints the table and draws it."""
   choices.named("--schedule", values.schedule, SCHEDULES)
   path = pathlib.Path(values.out)
-  cli.check_out(path)
+  cli.check_out(path, ".png", ".pdf", ".svg")
   schedule = getattr(dj.schedules, values.schedule)(1000)
   title = (
     f"{values.seeds} mixtures of {values.components} Gaussians in "

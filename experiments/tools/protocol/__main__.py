@@ -36,6 +36,7 @@ from experiments import cli
 from experiments.tools.protocol import page
 
 STAGES = ("train", "peer", "evaluate", "page")
+NEEDS = {"peer": ("train",), "evaluate": ("train", "peer")}
 METRICS = "fid,kid,pr"
 PARTS = 4  # of the time; diffusers' average is saved at the end of each
 DEFAULT_CONFIG = "configs/cifar.py:fast"
@@ -52,18 +53,13 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
   text, whole = flags.DEFINE_string, flags.DEFINE_integer
   define(text, "workdir", "runs/cifar-fast", "where everything is written")
   define(
-    flags.DEFINE_float,
-    "minutes",
-    10.0,
-    "training time of each",
+    flags.DEFINE_float, "minutes", 10.0, "training time of each",
     lower_bound=0.1,
-  )
+  )  # fmt: skip
   define(
-    flags.DEFINE_list,
-    "stages",
-    list(STAGES),
+    flags.DEFINE_list, "stages", list(STAGES),
     f"one or more of {', '.join(STAGES)}",
-  )
+  )  # fmt: skip
   define(
     text, "features", "experiments.tools.efficientnet:lite0",
     "feature network of the distances, as for experiments.evaluate",
@@ -107,6 +103,20 @@ class Protocol:
     self.ours = self.folder / "ours"
     directory.check_place(self.ours)
     self.folder.mkdir(parents=True, exist_ok=True)
+
+  def check(self, stages: list[str]) -> None:
+    """Checks that each stage will have what those before it leave.
+
+    Raises:
+      ValueError: If not, or there is no such stage.
+    """
+    for place, stage in enumerate(stages):
+      choices.named("--stages", stage, STAGES)
+      for need in NEEDS.get(stage, ()):
+        if need not in stages[:place] and self.result(need) is None:
+          raise ValueError(
+            f"--stages={stage} needs what --stages={need} leaves"
+          )
 
   def result(self, name: str) -> dict[str, Any] | None:
     """The result of a stage."""
@@ -169,8 +179,7 @@ class Protocol:
   def peer(self) -> None:
     """Trains diffusers', for as long as ours took."""
     ours = self.result("train")
-    if ours is None:
-      raise ValueError("--stages=peer needs what --stages=train leaves")
+    assert ours is not None  # see check
     begin = time.time()
     config, data = directory.load(self.ours)
     images = self.folder / "images.npy"
@@ -329,8 +338,7 @@ def main(argv: list[str]) -> None:
     config.insert(0, f"--config={DEFAULT_CONFIG}")
   with cli.user_errors():
     protocol = Protocol(values, config)
-    for stage in values.stages:
-      choices.named("--stages", stage, STAGES)
+    protocol.check(values.stages)
     for stage in values.stages:
       if stage in ("evaluate", "page") or protocol.result(stage) is None:
         getattr(protocol, stage)()
