@@ -83,29 +83,35 @@ def prepare(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
   what = {
     k: v for k, v in asked.items() if k not in ("name", "data_dir", "rank")
   }
-  dj.data.cache.begin(source, out, asked=what)
-  if processes == 1:
-    with tqdm.tqdm(
-      total=len(source), unit="image", disable=not sys.stderr.isatty()
-    ) as bar:
-      dj.data.cache.write(source, out, progress=bar.update)
-  else:
-    # Not forked: threads are running here.
-    context = multiprocessing.get_context("spawn")
-    share = functools.partial(_write, asked, out)
-    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-      # Ctrl-C reaches all processes at a terminal; this one ends the others.
-      before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-      shares = pool.map(share, range(processes), [processes] * processes)
-      signal.signal(signal.SIGINT, before)
-      try:
-        list(shares)
-      except KeyboardInterrupt:
-        for process in multiprocessing.active_children():
-          process.terminate()
-        raise
-  dj.data.cache.finish(out)
-  dj.data.cache.load(out, verify=True)
+  with alone(out):
+    dj.data.cache.begin(source, out, asked=what)
+    if processes == 1:
+      with tqdm.tqdm(
+        total=len(source), unit="image", disable=not sys.stderr.isatty()
+      ) as bar:
+        dj.data.cache.write(source, out, progress=bar.update)
+    else:
+      _share(asked, out, processes)
+    dj.data.cache.finish(out)
+    dj.data.cache.load(out, verify=True)
+
+
+def _share(asked: dict[str, Any], out: pathlib.Path, processes: int) -> None:
+  """Writes what is missing, with several processes."""
+  # Not forked: threads are running here.
+  context = multiprocessing.get_context("spawn")
+  share = functools.partial(_write, asked, out)
+  with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+    # Ctrl-C reaches all processes at a terminal; this one ends the others.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shares = pool.map(share, range(processes), [processes] * processes)
+    signal.signal(signal.SIGINT, before)
+    try:
+      list(shares)
+    except KeyboardInterrupt:
+      for process in multiprocessing.active_children():
+        process.terminate()
+      raise
 
 
 def main(argv: list[str]) -> None:
@@ -123,9 +129,7 @@ def main(argv: list[str]) -> None:
       raise ValueError("--out is missing: the folder of the cache")
     out = pathlib.Path(os.path.expanduser(values.out))
     cli.check_out(out / dj.data.cache.NAME)
-    asked = options(values.config)
-    with alone(out):
-      prepare(asked, out, values.processes)
+    prepare(options(values.config), out, values.processes)
   cli.say(f"written to {out}: train with --config.data.name={out}")
 
 

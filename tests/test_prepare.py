@@ -83,7 +83,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_requests_are_one_line(name, pictures, tmp_path, capsys):
+def test_bad_requests_are_one_line_and_leave_nothing(
+  name, pictures, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
   given, message = BAD[name]
   out = tmp_path / "cache"
   out.mkdir()
@@ -95,3 +98,4 @@ def test_bad_requests_are_one_line(name, pictures, tmp_path, capsys):
       prepare, *flags(pictures), *(f.format(out, pictures) for f in given)
     )
   assert_one_error(stop, capsys, message)
+  assert not (tmp_path / "a").exists()
