@@ -59,7 +59,7 @@ def check_finite(x: np.ndarray) -> None:
     raise FloatingPointError(
       f"{wrong:,} of the {x.size:,} values of pictures are NaN or infinite, so "
       "none are written; look at the scale of guidance first, then at the "
-      "parameters"
+      "parameters; a network of your own may not take all times"
     )
 
 

@@ -247,7 +247,7 @@ def sample(
     step: A step function, options bound with ``functools.partial``, or a
       solver.
     predict: The network, see ``prediction``.
-    schedule: The noise schedule.
+    schedule: The noise schedule, the one ``predict`` was made with.
     shape: The shape of the batch, (B, H, W, C).
     key: The root of all noise, x_T's included.
     pairs: The steps (t, s), see ``timesteps``; by default all T.

@@ -145,7 +145,10 @@ BAD = {
     ["--config.data.range=()", "--config.data.mean=9", "--config.data.std=2"],
     "--config.sampling.clip=False",
   ),
-  "range": (["--config.data.range=(0,100)"], "outside the range 0 to 100"),
+  "range": (
+    ["--config.data.range=(0,100)"],
+    ', by --config.data.range="(low,high)"',
+  ),
   "dropout": (
     ["--config.cond_dropout=(0.1,0.2)"],
     "each of angle, dose, mask",

@@ -114,7 +114,7 @@ class Values:
     slack = 0 if self.dtype in INTEGERS else 1e-6 * self.scale
     below, above = self.low - slack, self.high + slack
     if self.bounded and not below <= least <= most <= above:
-      raise ValueError(
+      raise WrongRange(
         f"{where} has values from {least:g} to {most:g}, outside the range "
         f"{self.low:g} to {self.high:g}: name a range that holds all, as "
         f"range=({least!r}, {most!r})"
@@ -157,7 +157,11 @@ class Values:
 BYTES = Values()
 
 
-class NoRange(ValueError):
+class WrongRange(ValueError):
+  """Numbers that need another range than is given."""
+
+
+class NoRange(WrongRange):
   """Numbers whose type has no range of its own, and none is given."""
 
 

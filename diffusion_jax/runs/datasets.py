@@ -34,6 +34,8 @@ def training_source(config: Config) -> dj.data.Source:
     data = source(config)
   except dj.data.Unfit as error:
     raise ValueError(f"{error}, or {REMEDIES[error.option]}") from error
+  except dj.data.values.WrongRange as error:
+    raise ValueError(f'{error}, by `config.data.range="(low,high)"`') from error
   console.say_first(f"data: {dj.data.summary(data)}")
   if not data.values.bounded and config.get("sampling", {}).get("clip"):
     raise ValueError(

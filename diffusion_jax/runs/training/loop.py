@@ -296,5 +296,6 @@ def _check_finite(window, step, workdir, checkpoints) -> None:
     raise Failed(
       f"step {bad} is not finite: loss {loss}, gradient norm {grad_norm}, "
       f"parameter norm {param_norm}; stopped, "
-      f"{kept}. Try a lower optim.lr or a longer optim.warmup_steps"
+      f"{kept}. Try a lower optim.lr or a longer optim.warmup_steps; a network "
+      "of your own may not take all times"
     )
