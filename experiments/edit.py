@@ -222,7 +222,8 @@ def check(run: runs.Run) -> None:
   if always:
     raise ValueError(
       f"{run.workdir} was trained with {', '.join(always)} of every picture, "
-      f"which editing does not have; train with {always[0]} in cond_dropout"
+      f"which editing does not have; train with {' and '.join(always)} in "
+      "cond_dropout"
     )
 
 

@@ -64,6 +64,16 @@ def test_discrete_time_has_no_times_of_continuous_time():
     processes.draw(config)
 
 
+@pytest.mark.parametrize("part", ["preview", "sampling"])
+def test_only_a_mean_flow_is_drawn_by_spans(part):
+  config = digits.get_config("meanflow")
+  checks.check(config, processes.schedule(config))
+  config = digits.get_config("flow")
+  config[part].sampler = "meanflow"
+  with pytest.raises(ValueError, match=f"{part}.sampler: meanflow needs a net"):
+    checks.check(config, processes.schedule(config))
+
+
 def test_a_shift_adds_noise():
   config = common.make(schedule={"name": "flow", "shift": 3.0})
   at = processes.schedule(config).at(0.5)

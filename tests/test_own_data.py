@@ -88,6 +88,8 @@ def test_samples_have_the_units_of_the_data(
   for asked in ("angle=x", "angle=1:2", "place=1"):
     line = refused(capsys, sample, *draw, f"--cond={asked}")
     assert "angle (1 numbers), dose (1 numbers)" in line
+  line = refused(capsys, sample, *draw, "--cond=angle=1,angle=2")
+  assert "--cond names angle more than once" in line
   line = refused(capsys, sample, f"--workdir={run}", f"--out={tmp_path / 'b'}")
   assert "no PNGs" in line
 

@@ -193,6 +193,7 @@ BAD = {
   "half": ({"steps": 2.5}, "`steps=2.5` must be a whole number"),
   "nan": ({"guidance": float("nan")}, "`guidance=nan` must be a finite numb"),
   "sampler": ({"sampler": "eular"}, "`sampler` 'eular' is not one of ancest"),
+  "spans": ({"sampler": "meanflow"}, "`sampler`: meanflow needs a network "),
   "average": ({"ema": "0.5"}, "`ema` '0.5' is not one of raw, 0.995"),
   "classes": ({"classes": [3]}, "`classes`: this run's network .* `classifi"),
   "guidance": ({"guidance": 2.0}, "`guidance` needs a network that can draw"),

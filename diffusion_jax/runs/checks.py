@@ -38,7 +38,7 @@ def _check_sampling(config: Config, noise: dj.schedules.Schedule) -> None:
   """Checks that samples of the run can be drawn."""
   for name in ("preview", "sampling"):
     sampling = config[name]
-    choices.named(f"{name}.sampler", sampling.sampler, samplers.SAMPLERS)
+    samplers.named(f"{name}.sampler", sampling.sampler, config)
     try:
       pairs = samplers.walk(
         noise, sampling.sampler, sampling.spacing, sampling.steps

@@ -250,7 +250,8 @@ def _rates(asked: tuple[Any, ...], names: list[str]) -> dict[str, float]:
   """
   wrong = ValueError(
     f"cond_dropout={asked} must be one number, or one for each of "
-    f"{', '.join(names) or 'no parts: name them by data.cond'}"
+    f"{', '.join(names) or 'no parts: name them by data.cond'}, in this order "
+    "or as NAME=NUMBER"
   )
   rates: dict[str, Any] = dict.fromkeys(names, 0.0)
   if asked and not names:

@@ -213,8 +213,14 @@ def numbers(config: Config, asked: Sequence[str]) -> dict[str, list[float]]:
   """The numbers of `cond=("angle=0.3", "place=1:2")`, by name.
 
   Raises:
-    ValueError: If the run has no numbers of that name, or not as many.
+    ValueError: If the run has no numbers of that name, or not as many; or if a
+      name comes twice.
   """
+  names = [one.partition("=")[0] for one in asked]
+  if twice := [name for name in names if names.count(name) > 1]:
+    raise ValueError(
+      f"`cond` names {twice[0]} more than once: all images are given the same"
+    )
   widths = {part.name: len(part.mean) for part in vectors(config)}
   numbers = {}
   for one in asked:

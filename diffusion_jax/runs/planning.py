@@ -284,9 +284,7 @@ def walk(
     usual = samplers.FEW_STEPS_SAMPLER
   if options.eta is not None and usual not in samplers.TAKE_ETA:
     usual = "ddim"
-  sampler = choices.named(
-    "`sampler`", options.sampler or usual, samplers.SAMPLERS
-  )
+  sampler = samplers.named("`sampler`", options.sampler or usual, config)
   if options.eta is not None and sampler not in samplers.TAKE_ETA:
     raise ValueError(
       f"`sampler={sampler}` has no eta; {', '.join(samplers.TAKE_ETA)} have"

@@ -57,6 +57,26 @@ def sampler(
   )
 
 
+def named(option: str, name: str, config: Config) -> str:
+  """The name of a sampler that can draw from this run's network.
+
+  Args:
+    option: What names it, for errors.
+    name: The name.
+    config: The run's configuration.
+
+  Raises:
+    ValueError: If there is no such sampler, or it needs another network.
+  """
+  choices.named(option, name, SAMPLERS)
+  if name == "meanflow" and config.objective.name != "meanflow":
+    raise ValueError(
+      f"{option}: meanflow needs a network that was trained with "
+      "objective.name=meanflow; any other sampler draws from this one"
+    )
+  return name
+
+
 def steps_for(name: str, calls: int) -> int:
   """The most steps of a sampler that call the network so often.
 
