@@ -113,3 +113,11 @@ PATHS = {
   "vp": (continuous.linear(), -0.4, 0.5),
   "ve": (continuous.edm(), 1.0, 0.2),
 }
+# Schedules in continuous time, of every kind.
+CONTINUOUS = {
+  "cosine": continuous.cosine(),
+  "linear": continuous.linear(),
+  "edm": continuous.edm(),
+  "flow": continuous.flow(),
+  "shifted": continuous.flow().shifted(3.0),
+}

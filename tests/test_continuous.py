@@ -5,18 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from oracles import GAUSSIAN
+from oracles import CONTINUOUS as SCHEDULES, GAUSSIAN
 
 import diffusion_jax as dj
 from diffusion_jax import continuous, samplers, solvers, targets, timesteps
 
-SCHEDULES = {
-  "cosine": continuous.cosine(),
-  "linear": continuous.linear(),
-  "edm": continuous.edm(),
-  "flow": continuous.flow(),
-  "shifted": continuous.flow().shifted(3.0),
-}
 ORDERS = {
   "ddim": (dj.ddim_step, 1),
   "heun": (solvers.heun_step, 2),

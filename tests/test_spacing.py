@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from oracles import CONTINUOUS
 from reference import notes
 
 from diffusion_jax import continuous, schedules, spacing, timesteps
@@ -124,12 +125,7 @@ def test_a_walk_in_continuous_time_is_known_inside_a_program():
     spacing.named(schedule, "7", 3)
 
 
-OF_REAL_TIME = {
-  "cosine": continuous.cosine(),
-  "linear": continuous.linear(),
-  "edm": continuous.edm(),
-  "flow": continuous.flow(),
-  "shifted": continuous.flow().shifted(3.0),
+OF_REAL_TIME = CONTINUOUS | {
   "noisy": continuous.flow(noise=2.0),
   "tiny": continuous.edm(sigma_min=1e-5, sigma_max=0.7),
 }
