@@ -69,7 +69,12 @@ def draw(key: Key[Array, ""], batch: int, p: float) -> Motion:
 
   Returns:
     The motions.
+
+  Raises:
+    ValueError: If p is not in [0, 1].
   """
+  if not 0 <= p <= 1:
+    raise ValueError(f"{p=} must be in [0, 1]")
   key_happens, key_normal, key_angle, key_coin = jax.random.split(key, 4)
   happens = jax.random.bernoulli(key_happens, p, (5, batch))
   coins = jax.random.bernoulli(key_coin, 0.5, (3, batch))

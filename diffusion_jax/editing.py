@@ -183,8 +183,13 @@ def slerp(
   Returns:
     One noise for each weight.
   """
-  norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-  cosine = (a * b).sum() / jnp.maximum(norms, jnp.finfo(a.dtype).tiny)
+
+  def unit(x):
+    """X / |x|, without the square of anything large or small."""
+    x = x / jnp.maximum(abs(x).max(), jnp.finfo(x.dtype).tiny)
+    return x / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
+
+  cosine = (unit(a) * unit(b)).sum()
   angle = jnp.arccos(jnp.clip(cosine, -1, 1))
 
   def share(w):

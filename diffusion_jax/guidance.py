@@ -16,6 +16,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax import concrete
 from diffusion_jax.classifier_guidance import (
   Gradient as Gradient,
   Scale as Scale,
@@ -176,7 +177,13 @@ def project(
 
   Returns:
     The guided clean data, and ``carried`` for the next step.
+
+  Raises:
+    ValueError: If the radius is known to be below 0.
   """
+  known = concrete.known(radius)
+  if known is not None and not (known >= 0).all():
+    raise ValueError(f"{radius=} must be at least 0")
 
   def dot(a, b):
     return (a * b).sum(axis=tuple(range(1, a.ndim)), keepdims=True)

@@ -150,3 +150,9 @@ def test_an_objective_sees_what_was_done():
     made.draw(jax.random.key(0), state, raw)
   with pytest.raises(ValueError, match=r"augment=1.5 must be in \[0, 1\]"):
     augmentation.augmented(objective, 1.5)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_a_probability_beyond_one_is_refused(p):
+  with pytest.raises(ValueError, match=r"p=.* must be in \[0, 1\]"):
+    augmentation.draw(jax.random.key(0), 4, p)

@@ -98,6 +98,14 @@ def test_slerp_keeps_noise_noise():
   assert float(straight.std()) < 0.8
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_slerp_does_not_depend_on_the_scale(scale):
+  a = jax.random.normal(jax.random.key(0), (8,))
+  want = editing.slerp(a, a[::-1], jnp.array([0.5]))
+  got = editing.slerp(scale * a, scale * a[::-1], jnp.array([0.5]))
+  np.testing.assert_allclose(got / scale, want, rtol=1e-5)
+
+
 def test_slerp_between_a_noise_and_itself_stays_there():
   a = jax.random.normal(jax.random.key(0), (8, 8, 3))
   weights = jnp.linspace(0, 1, 5)

@@ -405,6 +405,12 @@ def told(schedule):
   return prediction.predictor(apply, schedule, target=TARGETS["x0"])
 
 
+def test_a_radius_below_zero_is_refused():
+  x = jnp.ones((1, 2, 2, 1))
+  with pytest.raises(ValueError, match="radius=-1.0 must be at least 0"):
+    guidance.project(x, 0 * x, 2.0, radius=-1.0)
+
+
 def test_apg_without_projection_is_classifier_free_guidance():
   schedule = schedules.cosine(1000)
   (x_t, t), null = batch(), lambda mean: 0 * mean + 0.1

@@ -218,6 +218,7 @@ NAN = np.where(FLOATS.max() == FLOATS, np.nan, FLOATS)
 BAD = {
   "no range": (FLOATS, {}, "whose range is not known: name it as range="),
   "outside": (FLOATS, {"range": (-1, 1)}, "outside the range -1 to 1"),
+  "reversed": (FLOATS, {"range": (2, -2)}, "first must be below the second"),
   "nan": (NAN, {"range": (-2, 2)}, "1 values that are NaN or infinite"),
   "inf": (
     np.where(FLOATS > 1, np.inf, FLOATS),
@@ -232,7 +233,7 @@ BAD = {
   "both": (FLOATS, {"range": (-2, 2), "mean": 0, "std": 1}, "either the range"),
   "mean alone": (FLOATS, {"mean": 0}, "or mean and std"),
   "std 0": (FLOATS, {"mean": 0, "std": 0}, "the latter above 0"),
-  "empty": (FLOATS, {"range": (1, 1)}, "the latter above 0"),
+  "empty": (FLOATS, {"range": (1, 1)}, "must be below the second"),
   "three": (FLOATS, {"range": (0, 1, 2)}, "must be two numbers"),
   "halves": (
     np.zeros((2, 4, 4, 1), np.uint8),

@@ -236,6 +236,8 @@ def of(
   if len(range) != 2 or not all(isinstance(n, int | float) for n in range):
     raise ValueError(f"{range=} must be two numbers, (low, high)")
   low, high = map(float, range)
+  if not low < high:
+    raise ValueError(f"{range=}: the first must be below the second")
   if name in INTEGERS and (low % 1 or high % 1):
     raise ValueError(f"{range=} of {name} must be two integers")
   _check(name, (low + high) / 2, (high - low) / 2)
