@@ -59,6 +59,11 @@ class Motion(NamedTuple):
   shift_y: Float[Array, " B"]
 
 
+def _check_probability(name: str, p: float) -> None:
+  if not 0 <= p <= 1:
+    raise ValueError(f"{name}={p} must be in [0, 1], a probability")
+
+
 def draw(key: Key[Array, ""], batch: int, p: float) -> Motion:
   """Draws motions: each kind with probability p, but mirrors are fair coins.
 
@@ -73,8 +78,7 @@ def draw(key: Key[Array, ""], batch: int, p: float) -> Motion:
   Raises:
     ValueError: If p is not in [0, 1].
   """
-  if not 0 <= p <= 1:
-    raise ValueError(f"{p=} must be in [0, 1]")
+  _check_probability("p", p)
   key_happens, key_normal, key_angle, key_coin = jax.random.split(key, 4)
   happens = jax.random.bernoulli(key_happens, p, (5, batch))
   coins = jax.random.bernoulli(key_coin, 0.5, (3, batch))
@@ -210,8 +214,7 @@ def augmented(objective: Objective, p: float) -> Objective:
   Raises:
     ValueError: If p is not in [0, 1].
   """
-  if not 0 <= p <= 1:
-    raise ValueError(f"augment={p} must be in [0, 1], a probability")
+  _check_probability("augment", p)
 
   def drawn(key, state, batch):
     own = jax.random.fold_in(jax.random.fold_in(key, AUGMENT), state.step)

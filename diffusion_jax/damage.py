@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 # Errors of Orbax and tensorstore for a file that has changed.
 UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError)
+MOST = 200  # characters of a message of theirs
 # For these errors the file is to blame; for all others the system.
 _MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
@@ -27,7 +28,7 @@ def as_damage() -> Iterator[None]:
   try:
     yield
   except UNREADABLE as error:
-    line = first_line(error)
+    line = first_line(error)[:MOST]
     # tensorstore puts the system's refusals into words of its own.
     refused = isinstance(error, OSError) and error.errno not in _MISSING
     if refused or "PERMISSION_DENIED" in str(error):
@@ -38,10 +39,10 @@ def as_damage() -> Iterator[None]:
 def reason(error: Exception) -> str:
   """Why the system refuses something, which tensorstore says last of all."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else first_line(error)
+  return os.strerror(int(code[1])) if code else first_line(error)[:MOST]
 
 
 def first_line(error: Exception) -> str:
   """The message of an error, in one line."""
   lines = str(error).strip().splitlines()
-  return lines[0][:200] if lines else type(error).__name__
+  return lines[0] if lines else type(error).__name__

@@ -185,7 +185,7 @@ def slerp(
   """
 
   def unit(x):
-    """X / |x|, without the square of anything large or small."""
+    """Of norm 1, without the square of anything large or small."""
     x = x / jnp.maximum(abs(x).max(), jnp.finfo(x.dtype).tiny)
     return x / jnp.maximum(jnp.linalg.norm(x), jnp.finfo(x.dtype).tiny)
 

@@ -141,7 +141,7 @@ class DiT(nn.Module):
     """
     size = x_t.shape[1:-1]
     self.check_size(size)
-    given = backbone.parts(cond, backbone.PARTS, x_t)
+    given = backbone.parts(cond, x_t=x_t)
     y, low_res, low_res_t, augment, s, vector, planes = given
     backbone.check_classes(self, y)
     backbone.check_low_res(self, low_res_t)

@@ -324,7 +324,7 @@ class UNet(Encoder):
       ValueError: If the size cannot be halved often enough, classes are
         missing or not expected, or a setting is unknown.
     """
-    given = backbone.parts(cond, backbone.PARTS, x_t)
+    given = backbone.parts(cond, x_t=x_t)
     y, low_res, low_res_t, augment, s, vector, planes = given
     backbone.check_low_res(self, low_res_t)
     span = backbone.span(self, t, s)

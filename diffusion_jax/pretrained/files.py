@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.damage import first_line
 from diffusion_jax.pretrained.layout import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
@@ -93,7 +94,7 @@ def write(path: pathlib.Path, tensors: Tensors) -> None:
     new.replace(path)
   except (refused, OSError) as error:
     new.unlink(missing_ok=True)
-    raise OSError(f"{path} cannot be written: {_first_line(error)}") from error
+    raise OSError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def _check_kind(path: pathlib.Path, name: str, array: np.ndarray) -> None:
@@ -149,7 +150,7 @@ def _read_torch(path):
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
       raise
     raise ValueError(
-      f"{path} is truncated or no PyTorch file: {_first_line(error)}"
+      f"{path} is truncated or no PyTorch file: {first_line(error)}"
     ) from error
   if not isinstance(state, dict):
     raise ValueError(f"{path} holds a {type(state).__name__}, not tensors")
@@ -172,10 +173,6 @@ def _array(torch, path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
     raise ValueError(
       f"{path} holds {name!r}, {kind}; what is read are {KINDS}"
     ) from error
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def package(name: str, needed_for: object, install: str) -> Any:
@@ -255,7 +252,7 @@ def find(source: str) -> pathlib.Path:
   except (OSError, ValueError) as error:
     raise ValueError(
       f"{source} is neither on this disk nor in the cache, and the hub does "
-      f"not give it: {_first_line(error)}"
+      f"not give it: {first_line(error)}"
     ) from error
 
 

@@ -39,10 +39,15 @@ STARTS = {"consistency": "edm"}
 HALVINGS = {32: 300, 16: 300, 8: 400, 4: 500, 2: 500, 1: 500}
 
 
+def configuration(name: str) -> Config:
+  """The configuration of a variant."""
+  return digits.get_config("" if name == DDPM else name)
+
+
 @functools.cache
 def trained(folder: pathlib.Path, name: str, seed: int) -> dj.runs.Run:
   """The run of a variant, trained to its end, after the run it starts from."""
-  config = digits.get_config("" if name == DDPM else name)
+  config = configuration(name)
   config.seed = seed
   if name in STARTS:
     config.init.run = str(trained(folder, STARTS[name], seed).workdir)
@@ -88,7 +93,7 @@ def check(names: Sequence[str], calls: Sequence[int], sampler: str) -> None:
     ValueError: If one cannot.
   """
   for name in names:
-    config = digits.get_config("" if name == DDPM else name)
+    config = configuration(name)
     for n in calls:
       try:
         planning.walk(asked(config, n, sampler), config)

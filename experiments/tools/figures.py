@@ -7,9 +7,8 @@
 
 Without --workdir, those that need no trained run: schedules, forward, roll,
 paths, maps and embedding, in docs/figures. With --workdir those that a run
-draws: samples, denoising and, if it can edit, editing; or guided if the run has
-classes. The same command gives the same figure. The other figures of docs/ come
-from
+draws: samples, denoising and, if it can edit, editing; or guided if it has
+classes. The same command gives the same figure. Others of docs/ come from
 
   digits.png   --workdir=runs/digits, figure "samples"
   editing.png  --workdir=runs/digits, figure "editing"
@@ -210,27 +209,27 @@ def wanted(only: str | None, workdir: pathlib.Path | None) -> list[str]:
       raise ValueError(f"--only={only} needs no run; leave out --workdir")
   if workdir is None:
     return [only] if only else list(FORMULAS)
-  config, data = directory.load(workdir)
-  if len(data["image_shape"]) != 3:
+  run = dj.runs.open(workdir)
+  if len(run.image_shape) != 3:
     raise ValueError(
-      f"{workdir} is of {shapes.noun(data['image_shape'])}s, and figures are of"
-      " pictures; samples of these are plotted by experiments.sample"
+      f"{workdir} is of {shapes.noun(run.image_shape)}s, and figures are of "
+      "pictures; samples of these are plotted by experiments.sample"
     )
-  if only == "guided" and not networks.hides_labels(config):
+  if only == "guided" and not networks.hides_labels(run.config):
     raise ValueError(
       f"--only=guided needs a run with label_dropout, unlike {workdir}"
     )
   if only == "editing":
-    edit.check(dj.runs.open(workdir))
+    edit.check(run)
   if only is not None:
     return [only]
-  return ["guided"] if networks.hides_labels(config) else usual(workdir)
+  return ["guided"] if networks.hides_labels(run.config) else usual(run)
 
 
-def usual(workdir: pathlib.Path) -> list[str]:
+def usual(run: dj.runs.Run) -> list[str]:
   """The names of the figures of a run without classes."""
   try:
-    edit.check(dj.runs.open(workdir))
+    edit.check(run)
   except ValueError:
     return ["samples", "denoising"]
   return ["samples", "denoising", "editing"]
